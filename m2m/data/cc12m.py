@@ -1,0 +1,176 @@
+"""Captions of Conceptual 12M (Changpinyo et al., 2021), from the files in which it comes.
+
+The published ``cc12m.tsv`` has no header and two columns, address and caption, UTF-8; names of people stand as
+``<PERSON>``, which stays as it is. Mirrors offer Parquet files with a ``caption`` column. Either is read in a stream,
+twice: the first pass counts the bad lines and ranks the good ones, the second takes the chosen ones. Memory holds a few
+dozen bytes a line, so 12M lines are no burden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m2m.data.captions import ROWS, Caption, CaptionSource
+from m2m.errors import UserError
+from m2m.manifest import Split
+from m2m.params import Cc12mCaptions
+
+SOURCE = CaptionSource(
+    name="Conceptual 12M",
+    licence="the terms of Conceptual 12M (free for any purpose; acknowledge Google LLC as the source of the data)",
+)
+LONGEST_LINE = 1 << 16
+"""Bytes. A longer line is bad: no caption needs it, and a file without line ends must not fill the memory."""
+
+_EXAMPLES = 5
+_TSV = "lines of an address, a tab and a caption, in UTF-8"
+_OTHER_FORMATS = {b"PAR1": "a Parquet file", b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file", b"BZh": "a bzip2 file"}
+_SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that gives no caption, and why."""
+
+    fault: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which lines become captions of which split."""
+
+    choice: npt.NDArray[np.uint8]
+    """(lines,): 0 is not used; else 1 + the index of the split among train, test."""
+    bad: int
+    examples: tuple[str, ...]
+    """The first bad lines, as ``line 7: no caption``."""
+
+
+def select_lines(params: Cc12mCaptions) -> Selection:
+    """Ranks lines by a hash of seed and line number: the first are for the test, the next for training.
+
+    Training leaves out what the test has, word for word: CC12M repeats some captions many times.
+
+    Raises:
+        UserError: the file is missing or of another format, or has too many bad lines or too few captions.
+    """
+    good, ranks, texts = bytearray(), array("Q"), array("Q")
+    examples: list[str] = []
+    for number, line in enumerate(read_lines(params), start=1):
+        good.append(isinstance(line, str))
+        if isinstance(line, str):
+            ranks.append(_hash(f"{params.seed} {number}"))
+            texts.append(_hash(line))
+        elif len(examples) < _EXAMPLES:
+            examples.append(f"line {number}: {line.fault}")
+    bad = good.count(0)
+    if not good:
+        raise UserError(f"captions.path: {params.path} is empty; expected {_expected(params)}")
+    if bad > params.max_bad_fraction * len(good):
+        raise UserError(
+            f"captions.path: {params.path}: {bad} of {len(good)} lines are bad, more than captions.max_bad_fraction "
+            f"{params.max_bad_fraction:g} allows; expected {_expected(params)} ({'; '.join(examples)})"
+        )
+    lines = np.flatnonzero(np.frombuffer(good, np.uint8))
+    order = np.argsort(np.frombuffer(ranks, np.uint64), kind="stable")
+    words = np.frombuffer(texts, np.uint64)
+    test, rest = order[: params.test], order[params.test :]
+    train = rest[~np.isin(words[rest], words[test])][: params.train]
+    if len(train) < params.train:
+        raise UserError(
+            f"captions.path: {params.path} has {len(test) + len(train)} usable captions; captions.train + captions.test "
+            f"ask for {params.train + params.test}"
+        )
+    choice = np.zeros(len(good), np.uint8)
+    choice[lines[train]], choice[lines[test]] = 1, 2
+    return Selection(choice=choice, bad=bad, examples=tuple(examples))
+
+
+def selected_captions(params: Cc12mCaptions, selection: Selection) -> Iterator[Caption]:
+    """The chosen captions, in the order of the file; ids are line numbers.
+
+    Raises:
+        UserError: the file is not the one that `selection` was made from.
+    """
+    for number, (choice, line) in enumerate(zip(selection.choice, read_lines(params), strict=False), start=1):
+        if not choice:
+            continue
+        if isinstance(line, BadLine):
+            raise UserError(f"captions.path: {params.path} changed while it was read; run the stage again")
+        yield Caption(f"cc12m-{number:09}", line, _SPLITS[choice - 1])
+
+
+def read_lines(params: Cc12mCaptions) -> Iterator[str | BadLine]:
+    """Every line's caption, or what is wrong with it.
+
+    Raises:
+        UserError: the file cannot be read, or is of another format.
+    """
+    path = Path(params.path)
+    try:
+        yield from _read_tsv(path) if params.format == "tsv" else _read_parquet(path)
+    except OSError as error:
+        raise UserError(f"captions.path: cannot read {path}: {error.strerror or error}; expected {_expected(params)}") from error
+
+
+def _read_tsv(path: Path) -> Iterator[str | BadLine]:
+    with path.open("rb") as file:
+        start = file.peek(4)
+        for magic, name in _OTHER_FORMATS.items():
+            if start.startswith(magic):
+                raise UserError(f"captions.path: {path} is {name}, captions.format is tsv; expected {_TSV}")
+        while line := file.readline(LONGEST_LINE):
+            if line.endswith(b"\n") or len(line) < LONGEST_LINE:
+                yield _caption_of(line)
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE)
+            yield BadLine(f"longer than {LONGEST_LINE} bytes")
+
+
+def _caption_of(line: bytes) -> str | BadLine:
+    columns = line.rstrip(b"\r\n").split(b"\t")
+    if len(columns) != 2:
+        return BadLine(f"{len(columns)} columns instead of 2")
+    return _text_of(columns[1])
+
+
+def _text_of(raw: bytes | None) -> str | BadLine:
+    try:
+        text = (raw or b"").decode().strip()
+    except UnicodeDecodeError:
+        return BadLine("not UTF-8")
+    return text or BadLine("no caption")
+
+
+def _read_parquet(path: Path) -> Iterator[str | BadLine]:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if "caption" not in schema.names:
+                raise UserError(f"captions.path: {path} has no column caption; it has {', '.join(schema.names)}")
+            kind = schema.field("caption").type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"captions.path: {path}: the column caption holds {kind}; expected string")
+            for batch in file.iter_batches(batch_size=ROWS, columns=["caption"]):
+                # Arrow does not check that its strings are UTF-8: decode them here, where a fault can be named.
+                yield from map(_text_of, batch.column(0).cast(pa.large_binary()).to_pylist())
+    except pa.ArrowInvalid as error:
+        raise UserError(f"captions.path: {path} is no Parquet file, captions.format is parquet ({error})") from error
+
+
+def _expected(params: Cc12mCaptions) -> str:
+    return _TSV if params.format == "tsv" else "a Parquet file with a column caption"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,91 @@
+"""What the network learns: noise, targets and weights of denoising (Ho et al. 2020; Salimans & Ho 2022; Hang et al. 2023).
+
+With the cumulative products ᾱ_t of a scheduler, α_t = √ᾱ_t and σ_t = √(1 - ᾱ_t). Timesteps have the leading dimensions of what they
+belong to: (B, N) for a batch of sets. Nothing here draws from a global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, assert_never
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from m2m.errors import UserError
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+def alphas_cumprod(scheduler_config: Mapping[str, Any], prediction_type: PredictionType) -> Tensor:
+    """ᾱ_t of every training timestep, (T,) float32, for the betas of any diffusers scheduler's configuration.
+
+    Raises:
+        UserError: the last timestep is pure noise and ε is predicted: α_T = 0, so x = (z - σε) / α is infinite.
+    """
+    products: Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
+    if prediction_type == "epsilon" and products[-1] <= torch.finfo(products.dtype).eps:
+        raise UserError(
+            "the scheduler's betas end in pure noise (rescale_betas_zero_snr), from which epsilon cannot be told; "
+            "set prediction_type to v_prediction"
+        )
+    return products
+
+
+def add_noise(images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor) -> Tensor:
+    """z_t = α_t x + σ_t ε (Ho et al., eq. 4)."""
+    alpha, sigma = _alpha_sigma(timesteps, products, images)
+    return alpha * images + sigma * noise
+
+
+def add_context_noise(images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor) -> Tensor:
+    """z_τ of context images; at τ = 0 they stay exactly what they are."""
+    clean = _spread(timesteps == 0, images)
+    return torch.where(clean, images, add_noise(images, noise, timesteps, products))
+
+
+def target(images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor, prediction_type: PredictionType) -> Tensor:
+    """What is predicted: ε, or v = α_t ε - σ_t x (Salimans & Ho, appendix D)."""
+    match prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            alpha, sigma = _alpha_sigma(timesteps, products, images)
+            return alpha * noise - sigma * images
+        case _:
+            assert_never(prediction_type)
+
+
+def min_snr_weight(timesteps: Tensor, products: Tensor, *, gamma: float, prediction_type: PredictionType) -> Tensor:
+    """min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v, where SNR = α² / σ² (Hang et al., section 3.4); 1 where γ is 0."""
+    if gamma == 0:
+        return torch.ones(timesteps.shape, device=timesteps.device)
+    product = products.to(timesteps.device)[timesteps]
+    snr = product / (1 - product)
+    return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+
+
+def draw_context_timesteps(
+    shape: tuple[int, ...], *, probability: float, max_timestep: int, generator: torch.Generator
+) -> Tensor:
+    """How noisy each context image is: with `probability` a timestep from 1 to `max_timestep`, else 0. int64 on the generator's device."""
+    noised = torch.rand(shape, generator=generator, device=generator.device) < probability
+    timesteps = torch.randint(1, max_timestep + 1, shape, generator=generator, device=generator.device)
+    return timesteps * noised
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """w_t · mean (prediction - target)² over channels and pixels, in float32: (B, N, 4, h, w), same, (B, N) -> (B, N)."""
+    return weight * F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(weight.ndim).mean(dim=-1)
+
+
+def _alpha_sigma(timesteps: Tensor, products: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    product = _spread(products.to(images.device)[timesteps.to(images.device)], images)
+    return product.sqrt(), (1 - product).sqrt()
+
+
+def _spread(values: Tensor, images: Tensor) -> Tensor:
+    """Values for the leading dimensions of `images`, shaped to be multiplied with them."""
+    return values.to(images.device)[(...,) + (None,) * (images.ndim - values.ndim)]

@@ -1,0 +1,102 @@
+"""Stable Diffusion from its folder: captions and noise in, pictures and their latents out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError
+from torch import Tensor
+
+from m2m.diffusion.solvers import make_scheduler
+from m2m.errors import UserError
+from m2m.params import SolverName
+
+
+class StableDiffusion:
+    """The networks of a `StableDiffusionPipeline` folder in float32, and how to draw with them.
+
+    Rows of a batch do not influence each other, but rounding depends on a batch's shape: for the same bytes every time,
+    give batches of the same shape.
+
+    Args:
+        folder: a diffusers folder; only safetensors are read, and no network is asked.
+        device: where torch computes: ``cpu``, ``cuda`` …
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+
+    def __init__(
+        self, folder: Path, *, solver: SolverName, num_inference_steps: int, guidance_scale: float, device: str
+    ) -> None:
+        self._pipeline = _load(folder).to(device)
+        self._unet, self._vae = self._pipeline.unet, self._pipeline.vae
+        self._solver: SolverName = solver
+        self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
+        self._device = device
+        self._empty = self.embed([""])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(4, h, w) of one image."""
+        side = self._unet.config.sample_size
+        return (self._unet.config.in_channels, side, side)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a picture's side."""
+        return int(self._unet.config.sample_size * self._pipeline.vae_scale_factor)
+
+    @torch.inference_mode()
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """Text embeddings, on the device: B captions -> (B, L, D). What is longer than the text encoder takes is cut off."""
+        embeddings, _ = self._pipeline.encode_prompt(list(captions), self._device, 1, do_classifier_free_guidance=False)
+        return cast(Tensor, embeddings)
+
+    @torch.inference_mode()
+    def denoise(self, noise: Tensor, embeddings: Tensor) -> Tensor:
+        """Scaled latents from unit noise, with classifier-free guidance (Ho & Salimans, 2022) in one batch.
+
+        (B, 4, h, w), (B, L, D) -> (B, 4, h, w), on the device.
+        """
+        scheduler = make_scheduler(self._solver, self._pipeline.scheduler.config)
+        scheduler.set_timesteps(self._num_inference_steps, device=self._device)
+        guided = self._guidance_scale != 1
+        if guided:
+            embeddings = torch.cat([self._empty.expand_as(embeddings), embeddings])  # (2·B, L, D)
+        latents = noise.to(self._device) * scheduler.init_noise_sigma  # (B, 4, h, w)
+        for timestep in scheduler.timesteps:
+            sample = scheduler.scale_model_input(latents, timestep)
+            sample = torch.cat([sample, sample]) if guided else sample  # (2·B, 4, h, w)
+            prediction = self._unet(sample, timestep, encoder_hidden_states=embeddings).sample
+            if guided:
+                empty, captioned = prediction.chunk(2)
+                prediction = empty + self._guidance_scale * (captioned - empty)  # (B, 4, h, w)
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+        return latents
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of scaled latents: (B, 4, h, w) -> uint8 (B, H, W, 3), on the device. What is not finite becomes black."""
+        images = self._vae.decode(latents / self._vae.config.scaling_factor).sample  # (B, 3, H, W), -1 to 1
+        images = (images * 127.5 + 127.5).nan_to_num(0, 255, 0).clamp(0, 255)
+        return cast(Tensor, images.round().to(torch.uint8).permute(0, 2, 3, 1))
+
+
+def _load(folder: Path) -> StableDiffusionPipeline:
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{folder}: no Stable Diffusion folder (no model_index.json); run the foundation stage")
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, safety_checker=None
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        text = f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
+        raise UserError(text) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

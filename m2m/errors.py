@@ -1,0 +1,8 @@
+"""The one exception that is meant for people."""
+
+
+class UserError(Exception):
+    """One line for the person at the terminal: what is wrong, where, and what would be right.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

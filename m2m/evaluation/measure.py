@@ -1,0 +1,163 @@
+"""All that is measured on one lot of pictures: the same sets, the same positions, whoever drew them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m2m.evaluation.agreement import agreement
+from m2m.evaluation.diversity import feature_diversity, spreads
+from m2m.evaluation.networks import Networks
+from m2m.evaluation.scores import clip_image_image, fid, inception_score, joint_logits
+
+Batch = tuple[Sequence[str], NDArray[np.uint8]]
+"""Captions of some sets, and their pictures (sets, positions, H, W, 3)."""
+
+PICTURES_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the class network makes of a lot."""
+
+    features: Tensor
+    """(sets, positions, F)"""
+    logits: Mapping[str, Tensor]
+    """head to (sets, positions, classes)"""
+    geometry: Tensor
+    """(sets, positions, 5), or 0 where the network measures none"""
+
+    def at(self, positions: Sequence[int]) -> Readings:
+        """The readings of some positions, in this order, repeated if named twice."""
+        chosen = list(positions)
+        logits = {head: values[:, chosen] for head, values in self.logits.items()}
+        return Readings(self.features[:, chosen], logits, self.geometry[:, chosen])
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What both networks make of a lot."""
+
+    readings: Readings
+    embeddings: Tensor
+    """(sets, positions, D), unit length"""
+    text_image: Tensor
+    """(positions,), CLIPScore against the captions"""
+
+    def at(self, positions: Sequence[int]) -> Measurements:
+        """The measurements of some positions, in this order, repeated if named twice."""
+        chosen = list(positions)
+        return Measurements(self.readings.at(chosen), self.embeddings[:, chosen], self.text_image[chosen])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A lot's numbers, by position, and those that a position alone does not have."""
+
+    by_position: Mapping[str, Sequence[float]]
+    overall: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What every lot is compared with: the captions and pictures of held-out MIS sets, of which the first are given."""
+
+    captions: Sequence[str]
+    held_out: Measurements
+    """of all pictures of the sets, the given ones included"""
+    given: int
+
+    def reference(self, position: int) -> Tensor:
+        """Features (n, F) that FID compares a position with: of all held-out pictures but the given ones and those at it.
+
+        So the copy of a given picture and the held-out picture itself are judged by others than themselves, and n is fixed.
+        """
+        features = self.held_out.readings.features
+        others = [image for image in range(self.given, features.shape[1]) if image != self.given + position]
+        return features[:, others].flatten(0, 1)
+
+    def fid(self, readings: Readings) -> list[float]:
+        """FID of each position after the given pictures."""
+        features = readings.features
+        return [fid(features[:, position], self.reference(position)) for position in range(features.shape[1])]
+
+    def scores(self, lot: Measurements, networks: Networks) -> Scores:
+        """All metrics of a lot whose first position follows the given pictures."""
+        readings, attributes = lot.readings, networks.attributes
+        heads = [readings.logits[head] for head in attributes or readings.logits]
+        by_position = {
+            "fid": self.fid(readings),
+            "inception_score": [
+                inception_score(joint_logits([head[:, position] for head in heads]))
+                for position in range(readings.features.shape[1])
+            ],
+            "clip_text_image": lot.text_image.tolist(),
+            "clip_image_image": clip_image_image(lot.embeddings, self.held_out.embeddings[:, : self.given]).tolist(),
+            "diversity": feature_diversity(readings.features).tolist(),
+        }
+        for name, hits in agreements(readings, networks, self.captions).items():
+            by_position[f"{name}_agreement"] = hits.mean(dim=0).tolist()
+        spread = spreads(readings.geometry) if readings.geometry.shape[2] else {}
+        return Scores(by_position, {f"spread/{name}": value for name, value in spread.items()})
+
+
+def agreements(readings: Readings, networks: Networks, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Agreement (sets, positions) by attribute; nothing if the class network names no attributes."""
+    if not networks.attributes:
+        return {}
+    logits = {attribute: readings.logits[attribute] for attribute in networks.attributes}
+    return agreement(logits, networks.inception.classes, captions)
+
+
+@torch.no_grad()
+def read(batches: Iterable[Batch], networks: Networks) -> Readings:
+    """Show a lot to the class network alone."""
+    return _joined([_read(_on(networks.device, images), networks) for _, images in batches])
+
+
+@torch.no_grad()
+def measure(batches: Iterable[Batch], networks: Networks) -> Measurements:
+    """Show a lot to both networks, a batch at a time: only numbers stay in memory."""
+    readings, embeddings, text_image = [], [], []
+    for captions, images in batches:
+        pixels = _on(networks.device, images)
+        sets, positions = pixels.shape[:2]
+        text_image = text_image or [networks.clip.score().to(networks.device) for _ in range(positions)]
+        for position, metric in enumerate(text_image):
+            metric.update(pixels[:, position], list(captions))
+        readings.append(_read(pixels, networks))
+        embedded = torch.cat([networks.clip.embed(part) for part in pixels.flatten(0, 1).split(PICTURES_AT_ONCE)])
+        embeddings.append(embedded.unflatten(0, (sets, positions)).cpu())
+    scores = torch.stack([metric.compute().cpu() for metric in text_image])
+    return Measurements(_joined(readings), torch.cat(embeddings), scores)
+
+
+def _on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
+    """(sets, positions, 3, H, W) on the device."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 1, 4, 2, 3).contiguous()
+
+
+def _read(pixels: Tensor, networks: Networks) -> Readings:
+    parts = [networks.inception(part) for part in pixels.flatten(0, 1).split(PICTURES_AT_ONCE)]
+
+    def whole(values: Iterator[Tensor]) -> Tensor:
+        return torch.cat(list(values)).unflatten(0, (pixels.shape[0], pixels.shape[1])).cpu()
+
+    return Readings(
+        features=whole(part.features for part in parts),
+        logits={head: whole(part.logits[head] for part in parts) for head in parts[0].logits},
+        geometry=whole(part.geometry for part in parts),
+    )
+
+
+def _joined(parts: Sequence[Readings]) -> Readings:
+    return Readings(
+        features=torch.cat([part.features for part in parts]),
+        logits={head: torch.cat([part.logits[head] for part in parts]) for head in parts[0].logits},
+        geometry=torch.cat([part.geometry for part in parts]),
+    )

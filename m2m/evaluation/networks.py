@@ -1,0 +1,138 @@
+"""The networks that judge pictures: one for features, classes and attributes, one for text and image embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.multimodal import CLIPScore
+from transformers import CLIPModel, CLIPProcessor
+
+from m2m.errors import UserError
+from m2m.evaluation import inception_v3
+from m2m.evaluation.inception_v3 import InceptionV3
+from m2m.files import folder_digest
+from m2m.models import classifier
+from m2m.models.classifier import WorldClassifier
+
+ATTRIBUTES = ("noun", "colour", "style")
+"""What a caption of the embedded world names, and a head of its class network reads."""
+
+LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
+    classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
+    inception_v3.ARCHITECTURE: InceptionV3.from_pretrained,
+}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Both judges, and the names under which the numbers record them."""
+
+    inception: WorldClassifier | InceptionV3
+    clip: Clip
+    names: Mapping[str, str]
+    device: torch.device
+
+    @classmethod
+    def load(cls, foundation: Path, *, device: str) -> Self:
+        """Load ``inception/`` and ``clip/`` of a foundation folder.
+
+        Raises:
+            UserError: one of them is missing, incomplete, or of an unknown architecture.
+        """
+        where = torch.device(device)
+        inception, architecture = _load_inception(foundation / "inception")
+        clip = Clip.from_pretrained(foundation / "clip")
+        clip.towers.to(where)
+        names = {
+            "inception": f"{architecture}@{folder_digest(foundation / 'inception')[:12]}",
+            "clip": f"clip@{folder_digest(foundation / 'clip')[:12]}",
+        }
+        return cls(inception=inception.to(where), clip=clip, names=names, device=where)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes of a caption that the class network names; none if it is not of the embedded world."""
+        return tuple(attribute for attribute in ATTRIBUTES if attribute in self.inception.classes)
+
+
+class Clip:
+    """A CLIP folder: unit embeddings of pictures, and torchmetrics' score of pictures against captions."""
+
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor) -> None:
+        self.towers = Towers(model)
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Load model and processor.
+
+        Raises:
+            UserError: a file is missing or not readable.
+        """
+        try:
+            model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise _incomplete(folder) from error
+        return cls(model.eval().requires_grad_(False), processor)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit embeddings (n, D) of uint8 pictures (n, 3, H, W), computed on the pictures' device."""
+        pixels = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
+        return F.normalize(self.towers.get_image_features(pixels.to(images.device)), dim=-1)
+
+    def score(self) -> CLIPScore:
+        """A fresh CLIPScore with these towers: give it uint8 pictures and as many captions."""
+        return CLIPScore(model_name_or_path=lambda: (self.towers, self.prepare))  # type: ignore[arg-type, return-value]
+
+    def prepare(
+        self, *, text: Sequence[str] | None = None, images: Sequence[Tensor] | None = None, **options: Any
+    ) -> Any:
+        """The processor with captions cut to the text tower's length before the end token is set, not after."""
+        if text is None:
+            return self.processor(images=images, **options)
+        limit = self.towers.config.text_config.max_position_embeddings
+        return self.processor(text=list(text), truncation=True, max_length=limit, **options)
+
+
+class Towers(nn.Module):
+    """CLIP's two towers as torchmetrics 1.9 calls them: it expects tensors where transformers 5 gives output objects."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(n, 3, h, w) normalised pixels to (n, D)."""
+        features: Tensor = self.model.get_image_features(pixel_values=pixel_values).pooler_output
+        return features
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, L) tokens to (n, D)."""
+        features: Tensor = self.model.get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).pooler_output
+        return features
+
+
+def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
+    try:
+        architecture = json.loads((folder / "config.json").read_text())["architecture"]
+        if architecture not in LOADERS:
+            known = " or ".join(LOADERS)
+            raise UserError(f"{folder}/config.json: architecture is {architecture!r}, expected {known}")
+        return LOADERS[architecture](folder), architecture
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _incomplete(folder) from error
+
+
+def _incomplete(folder: Path) -> UserError:
+    return UserError(f"{folder}: not a complete model folder; the foundation stage must make it again (m2m foundation)")

@@ -1,0 +1,92 @@
+"""The pictures that a model draws to continue test sets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from m2m import seeds
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.evaluation.kept import read_or_draw
+from m2m.evaluation.measure import Batch
+from m2m.params import EvaluateParams
+from m2m.pipeline import M2MPipeline
+from m2m.progress import Advance
+
+
+@dataclass
+class Stopwatch:
+    """What drawing took; pictures kept from an earlier run do not count."""
+
+    seconds: float = 0.0
+    pictures: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuations:
+    """The first `count` of some sets, continued from their first `given` pictures up to `total`.
+
+    A set's seed depends on its id alone, so neither the batch nor the number of given pictures changes it.
+    """
+
+    pipeline: M2MPipeline
+    sets: ImageSets
+    count: int
+    given: int
+    total: int
+    params: EvaluateParams
+    folder: Path
+    """Where drawn batches are kept; it belongs to these parameters, this model and these sets alone."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def pictures(self) -> int:
+        """How many are to be drawn."""
+        return self.count * (self.total - self.given)
+
+    def batches(self, advance: Advance) -> Iterator[Batch]:
+        """Captions and drawn pictures (sets, total - given, H, W, 3), in order."""
+        for start in range(0, self.count, self.params.sets_per_batch):
+            members = [self.sets[index] for index in range(start, min(start + self.params.sets_per_batch, self.count))]
+            drawn_before = self.stopwatch.pictures
+            path = self.folder / f"given-{self.given}-from-{start:06}.npy"
+            pictures = read_or_draw(path, partial(self._draw, members))
+            advance(pictures.shape[0] * pictures.shape[1], skipped=self.stopwatch.pictures == drawn_before)
+            yield [member.caption for member in members], pictures
+
+    def first(self, count: int) -> NDArray[np.uint8]:
+        """The drawn pictures of the first `count` sets, (count, total - given, H, W, 3)."""
+        parts, found = [], 0
+        for _, pictures in self.batches(_silently):
+            parts.append(pictures)
+            found += len(pictures)
+            if found >= count:
+                break
+        return np.concatenate(parts)[:count]
+
+    def _draw(self, members: Sequence[ImageSet]) -> NDArray[np.uint8]:
+        started = time.perf_counter()
+        result = self.pipeline(
+            [[Image.fromarray(image) for image in member.images[: self.given]] for member in members],
+            self.total - self.given,
+            num_inference_steps=self.params.num_inference_steps,
+            guidance_scale=self.params.guidance_scale,
+            context_timestep=self.params.context_timestep,
+            generator=[seeds.derive(self.params.seed, "evaluate", member.id) for member in members],
+        )
+        pictures = np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])
+        self.stopwatch.seconds += time.perf_counter() - started
+        self.stopwatch.pictures += pictures.shape[0] * pictures.shape[1]
+        return pictures
+
+
+def _silently(count: int = 1, *, skipped: bool = False) -> None:
+    """Advances nothing."""

@@ -1,0 +1,109 @@
+"""One small training loop for all networks of the foundation: seeded by the step, resumable from files, averaged at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from m2m.params import Fit
+from m2m.seeds import generator
+
+SECONDS_BETWEEN_CHECKPOINTS = 60
+SECONDS_BETWEEN_LINES = 15
+EMA_DECAY = 0.999
+WARMUP = 0.05
+
+Loss = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def learning_rate(done: float, peak: float) -> float:
+    """Linear warm-up over the first twentieth, then a cosine to a fiftieth of the peak; ``done`` is the share of the run."""
+    if done < WARMUP:
+        return peak * done / WARMUP
+    cosine = (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))) / 2
+    return peak * (0.02 + 0.98 * cosine)
+
+
+def fit(name: str, module: nn.Module, loss: Loss, *, fit: Fit, pictures: int, seed: int, work: Path) -> None:
+    """Train ``module`` in place and leave the average of its weights in it, in eval mode and frozen.
+
+    Every batch and every draw is a function of (seed, name, step), so a run that was killed goes on to the same weights.
+
+    Args:
+        name: names the network in seeds, files and lines of progress.
+        loss: takes (indices of the batch's pictures, a generator for its draws), gives a scalar.
+        pictures: how many pictures there are to draw batches from.
+        work: where the checkpoint lies; the finished weights stay there, so that a second call returns at once.
+    """
+    steps = math.ceil(fit.images / fit.batch_size)
+    finished, checkpoint = work / f"{name}.safetensors", work / f"{name}.checkpoint.safetensors"
+    if finished.exists():
+        module.load_state_dict(load_file(finished))
+        module.eval().requires_grad_(False)
+        return
+    parameters = {key: value for key, value in module.named_parameters() if value.requires_grad}
+    moments = {key: (torch.zeros_like(value), torch.zeros_like(value)) for key, value in parameters.items()}
+    average = {key: value.detach().clone() for key, value in parameters.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=fit.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    start = 0
+    if checkpoint.exists():
+        saved = load_file(checkpoint)
+        start = int(saved["step"])
+        module.load_state_dict({key: saved[f"weight/{key}"] for key in module.state_dict()})
+        for key in parameters:
+            average[key].copy_(saved[f"average/{key}"])
+            moments[key][0].copy_(saved[f"first/{key}"])
+            moments[key][1].copy_(saved[f"second/{key}"])
+    for key, value in parameters.items():
+        first, second = moments[key]
+        optimizer.state[value] = {"step": torch.tensor(float(start)), "exp_avg": first, "exp_avg_sq": second}
+
+    module.train()
+    total, counted, began, line, saved_at = torch.zeros(()), 0, time.monotonic(), time.monotonic(), time.monotonic()
+    for step in range(start, steps):
+        draws = generator(seed, name, step)
+        batch = torch.randint(pictures, (fit.batch_size,), generator=draws)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate((step + 1) / steps, fit.learning_rate)
+        value = loss(batch, draws)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        total, counted = total + value.detach(), counted + 1
+        now = time.monotonic()
+        if now - line > SECONDS_BETWEEN_LINES or step + 1 == steps:
+            rate = (step + 1 - start) / (now - began)
+            left = (steps - step - 1) / rate / 60
+            mean = float(total) / counted
+            print(f"{name}: step {step + 1}/{steps}, loss {mean:.4f}, {rate * fit.batch_size:.0f} images/s, {left:.1f} min left", flush=True)
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{name}: the loss is {mean} near step {step + 1}")
+            total, counted, line = torch.zeros(()), 0, now
+        if now - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            state = {"step": torch.tensor(step + 1)} | {f"weight/{key}": tensor for key, tensor in module.state_dict().items()}
+            for key, (first, second) in moments.items():
+                state |= {f"average/{key}": average[key], f"first/{key}": first, f"second/{key}": second}
+            write(state, checkpoint)
+            saved_at = now
+    for key, weight in parameters.items():
+        weight.data.copy_(average[key])
+    module.eval().requires_grad_(False)
+    write(module.state_dict(), finished)
+    checkpoint.unlink(missing_ok=True)
+
+
+def write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write safetensors so that a kill leaves either the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,83 @@
+"""How good the small networks are, measured on pictures that none of them has seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from m2m.foundation import classify, contrast, text_to_image, vae
+from m2m.foundation.world import Lessons
+from m2m.models.classifier import WorldClassifier
+from m2m.seeds import derive
+from m2m.world.corpus import make_corpus
+from m2m.world.grammar import picture_captions
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
+
+PICTURES, VIEWS, STEPS = 768, 192, 192
+DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0
+
+
+@torch.no_grad()
+def measure(folder: Path, *, seed: int) -> dict[str, float]:
+    """Figures of a foundation folder on held-out combinations.
+
+    ``vae/psnr`` in dB; ``inception/<what>/real`` and ``/drawn``: shares of pictures of the world, and of the small Stable Diffusion's
+    drawings for captions it never saw, that the class network reads as captioned (content: noun and colour both);
+    ``clip/match``: share of pictures nearer to their own caption than to any other of a hundred.
+    """
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion")
+    classifier = WorldClassifier.from_pretrained(folder / "inception")
+    unseen = Lessons.of(make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, held_out=True))
+    restored = torch.cat(list(vae.decode(pipeline.vae, vae.encode(pipeline.vae, unseen.images)[0])))
+    figures = {"vae/psnr": vae.psnr(restored, unseen.images)}
+    figures |= readings(classifier, unseen.images, unseen.labels, "real")
+    figures |= readings(classifier, restored, unseen.labels, "restored")
+    figures |= readings(classifier, *drawings(pipeline, seed), "drawn")
+    figures["clip/match"] = match(folder / "clip", unseen)
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def readings(network: WorldClassifier, images: Tensor, labels: dict[str, Tensor], kind: str) -> dict[str, float]:
+    """The shares of pictures read right, by head, and of those with noun and colour both right."""
+    right = classify.right(network, images, labels)
+    shares = {f"inception/{head}/{kind}": float(hits.float().mean()) for head, hits in right.items()}
+    return shares | {f"inception/content/{kind}": float((right["noun"] & right["colour"]).float().mean())}
+
+
+def drawings(pipeline: StableDiffusionPipeline, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pictures uint8 (n, 3, 64, 64) that the small Stable Diffusion draws for held-out captions, and their labels."""
+    held_out = picture_captions(held_out=True)
+    captions = [held_out[index % len(held_out)] for index in range(DRAWINGS)]
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    draws = [torch.Generator().manual_seed(derive(seed, "drawing", index)) for index in range(DRAWINGS)]
+    images = []
+    for start in range(0, DRAWINGS, 64):
+        text = [caption.text(index % caption.templates) for index, caption in enumerate(captions[start : start + 64])]
+        out = pipeline(
+            text, num_inference_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, generator=draws[start : start + 64], output_type="pt"
+        )
+        images.append((out.images * 255).round().to(torch.uint8))
+    labels = {
+        "noun": torch.tensor([NOUNS.index(caption.noun) for caption in captions]),
+        "colour": torch.tensor([COLOUR_NAMES.index(caption.colour) for caption in captions]),
+        "style": torch.tensor([ALL_STYLES.index(caption.style) for caption in captions]),
+    }
+    return torch.cat(images), labels
+
+
+def match(folder: Path, unseen: Lessons, among: int = 100) -> float:
+    """The share of pictures whose own caption is the nearest of ``among`` different ones."""
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    captions = list(dict.fromkeys(unseen.captions))[:among]
+    chosen = [index for index, caption in enumerate(unseen.captions) if caption in captions]
+    logits = model(
+        input_ids=text_to_image.tokenize(tokenizer, captions), pixel_values=contrast.pixels(unseen.images[chosen])
+    ).logits_per_image
+    own = torch.tensor([captions.index(unseen.captions[index]) for index in chosen])
+    return float((logits.argmax(dim=1) == own).float().mean())

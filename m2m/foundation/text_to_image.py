@@ -1,0 +1,117 @@
+"""The small Stable Diffusion: a U-Net configured like SD 2.1-base's and its text encoder, trained together on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from m2m.foundation.fit import Loss
+from m2m.params import UnetFit
+
+TEXT_WIDTH = 96
+CAPTION_DROPOUT = 0.1
+MIN_SNR = 5.0
+
+
+class TextToImage(nn.Module):
+    """The two networks that learn together. As in latent diffusion's first text-to-image model, the text encoder is not CLIP's."""
+
+    def __init__(self, params: UnetFit, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D",) * len(params.block_out_channels),
+            up_block_types=("CrossAttnUpBlock2D",) * len(params.block_out_channels),
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            block_out_channels=params.block_out_channels,
+            layers_per_block=1,
+            attention_head_dim=params.attention_head_dim,
+            cross_attention_dim=TEXT_WIDTH,
+            use_linear_projection=True,
+            norm_num_groups=16,
+        )
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=TEXT_WIDTH,
+                intermediate_size=4 * TEXT_WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+
+def scheduler() -> DDIMScheduler:
+    """SD 2.1-base's noise schedule: scaled-linear betas, epsilon prediction, an offset of one step."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Token ids (n, length), padded and cut to the tokenizer's length."""
+    encoded = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids
+
+
+def denoising_loss(networks: TextToImage, latents: Tensor, spread: Tensor, tokens: Tensor, empty: Tensor) -> Loss:
+    """Noise prediction with min-SNR weights (Hang et al., 2023): mean of min(SNR, 5) / SNR * |eps - eps_hat|^2.
+
+    Args:
+        latents: scaled posterior means (n, 4, 8, 8).
+        spread: scaled posterior standard deviations, likewise; a fresh sample is drawn at each use.
+        tokens: (n, length), the captions.
+        empty: (1, length), the empty caption, which replaces a tenth of the others for classifier-free guidance.
+    """
+    alphas = scheduler().alphas_cumprod
+
+    def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
+        size = (len(batch), 4, *latents.shape[2:])
+        clean = latents[batch] + spread[batch] * torch.randn(size, generator=draws)
+        noise = torch.randn(size, generator=draws)
+        timesteps = torch.randint(len(alphas), (len(batch),), generator=draws)
+        dropped = torch.rand(len(batch), 1, generator=draws) < CAPTION_DROPOUT
+        text = networks.text_encoder(torch.where(dropped, empty, tokens[batch])).last_hidden_state
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        predicted = networks.unet(noisy, timesteps, text).sample
+        snr = alphas[timesteps] / (1 - alphas[timesteps])
+        error = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        return (snr.clamp(max=MIN_SNR) / snr * error).mean()
+
+    return loss
+
+
+def save_pipeline(folder: Path, vae: AutoencoderKL, networks: TextToImage, tokenizer: CLIPTokenizer) -> None:
+    """Write a ``StableDiffusionPipeline`` folder, safetensors only."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=networks.text_encoder,
+        tokenizer=tokenizer,
+        unet=networks.unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,123 @@
+"""The foundation of the embedded world: five small networks, trained one after the other on pictures that it draws itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+
+from m2m.foundation import classify, contrast, self_distil, text_to_image, vae
+from m2m.foundation.fit import Loss, fit
+from m2m.foundation.words import learn_tokenizer
+from m2m.models.classifier import WorldClassifier
+from m2m.params import Fit, WorldFoundation
+from m2m.seeds import derive
+from m2m.world.corpus import Corpus, make_corpus
+
+RESTORED_PICTURES = 12000  # how many the class network also sees through the autoencoder
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """A corpus as tensors."""
+
+    images: Tensor  # uint8 (n, 3, 64, 64)
+    captions: list[str]
+    labels: dict[str, Tensor]  # head -> (n,) class indices
+    geometry: Tensor  # (n, 5) float32
+    placed: Tensor  # (n,) bool: has a geometry
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> Lessons:
+        return cls(
+            images=torch.from_numpy(corpus.images).permute(0, 3, 1, 2).contiguous(),
+            captions=corpus.captions,
+            labels={head: torch.from_numpy(getattr(corpus, head)) for head in classify.CLASSES},
+            geometry=torch.from_numpy(corpus.geometry),
+            placed=torch.from_numpy(corpus.has_geometry),
+        )
+
+
+class School:
+    """Trains each network on the same lessons; finished ones are kept in ``work``, so that a killed run goes on where it was."""
+
+    def __init__(self, params: WorldFoundation, work: Path) -> None:
+        self.params, self.work = params, work
+        print("drawing the corpus", flush=True)
+        counts = {"pictures": params.pictures, "views": params.views, "steps": params.steps}
+        self.lessons = Lessons.of(make_corpus(**counts, seed=params.seed, held_out=False))
+        self.tokenizer: CLIPTokenizer = learn_tokenizer(self.lessons.captions)
+        self.tokens = text_to_image.tokenize(self.tokenizer, self.lessons.captions)
+
+    def teach(self, name: str, network: nn.Module, loss: Loss, lessons: Fit, pictures: int) -> None:
+        fit(name, network, loss, fit=lessons, pictures=pictures, seed=self.params.seed, work=self.work)
+
+    def begin(self, name: str) -> None:
+        """Make the initial weights of the next network a function of the seed."""
+        torch.manual_seed(derive(self.params.seed, name, "weights"))
+
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder, its scaling factor set so that scaled latents have unit variance over the lessons."""
+        self.begin("vae")
+        network = vae.build(self.params.vae).to(memory_format=torch.channels_last)
+        self.teach("vae", network, vae.reconstruction_loss(network, self.lessons.images), self.params.vae, len(self.tokens))
+        sample = self.lessons.images[:: max(1, len(self.tokens) // 2048)]
+        network.register_to_config(scaling_factor=float(1 / vae.encode(network, sample)[0].std()))
+        return network
+
+    def text_to_image(self, network: AutoencoderKL) -> text_to_image.TextToImage:
+        """The U-Net and its text encoder, trained on the autoencoder's latents."""
+        self.begin("text_to_image")
+        networks = text_to_image.TextToImage(self.params.unet, self.tokenizer)
+        mean, spread = (part * network.config.scaling_factor for part in vae.encode(network, self.lessons.images))
+        empty = text_to_image.tokenize(self.tokenizer, [""])
+        loss = text_to_image.denoising_loss(networks, mean, spread, self.tokens, empty)
+        self.teach("text_to_image", networks, loss, self.params.unet, len(self.tokens))
+        return networks
+
+    def inception(self, network: AutoencoderKL) -> WorldClassifier:
+        """The class network, which sees some pictures as drawn and some as the autoencoder restores them."""
+        self.begin("inception")
+        lessons, count = self.lessons, len(self.tokens)
+        # Every kind of picture lies in a stretch of its own: a stride takes its share of each.
+        chosen = torch.arange(0, count, max(1, count // RESTORED_PICTURES))
+        restored = torch.cat(list(vae.decode(network, vae.encode(network, lessons.images[chosen])[0])))
+        classifier = WorldClassifier(classify.CLASSES)
+        loss = classify.naming_loss(
+            classifier,
+            torch.cat([lessons.images, restored]),
+            {head: torch.cat([label, label[chosen]]) for head, label in lessons.labels.items()},
+            torch.cat([lessons.geometry, lessons.geometry[chosen]]),
+            torch.cat([lessons.placed, lessons.placed[chosen]]),
+        )
+        self.teach("inception", classifier, loss, self.params.inception, count + len(chosen))
+        return classifier
+
+    def clip(self) -> CLIPModel:
+        """The model of pictures and captions in one space."""
+        self.begin("clip")
+        model = contrast.build(self.params.clip, self.tokenizer)
+        loss = contrast.contrastive_loss(model, self.lessons.images, self.tokens)
+        self.teach("clip", model, loss, self.params.clip, len(self.tokens))
+        return model
+
+    def dino(self) -> Dinov2Model:
+        """The encoder trained without labels."""
+        self.begin("dino")
+        pair = self_distil.SelfDistillation(self.params.dino)
+        self.teach("dino", pair, self_distil.distillation_loss(pair, self.lessons.images), self.params.dino, len(self.tokens))
+        return pair.student
+
+
+def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
+    """Train all networks and write their folders into ``out``: ``stable-diffusion``, ``dino``, ``clip``, ``inception``."""
+    school = School(params, work)
+    autoencoder = school.vae()
+    text_to_image.save_pipeline(out / "stable-diffusion", autoencoder, school.text_to_image(autoencoder), school.tokenizer)
+    school.inception(autoencoder).save_pretrained(out / "inception")
+    contrast.save(out / "clip", school.clip(), school.tokenizer)
+    self_distil.save(out / "dino", school.dino())

@@ -1,0 +1,113 @@
+"""The manifest: a small JSON file that is the dataset; the object store holds the bytes that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from m2m.errors import UserError
+from m2m.files import file_digest, folder_digest, write_atomically
+
+__all__ = ["Manifest", "ShardEntry", "Split", "file_digest", "folder_digest", "shard_key", "write_atomically"]
+
+Split = Literal["train", "test"]
+Count = Annotated[int, Field(ge=1)]
+
+
+def shard_key(sha256: str) -> str:
+    """Where the store keeps the shard with this content."""
+    return f"shards/{sha256}.tar"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ShardEntry(_Record):
+    """One shard: which bytes, and which sets they hold."""
+
+    key: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: Count
+    """Bytes."""
+    first_set: str
+    last_set: str
+    count: Count
+    """Sets."""
+    split: Split
+
+    @model_validator(mode="after")
+    def _is_content_addressed(self) -> Self:
+        if self.key != shard_key(self.sha256):
+            raise ValueError(f"key {self.key!r} does not name the content; expected {shard_key(self.sha256)!r}")
+        return self
+
+
+class Manifest(_Record):
+    """A dataset of image sets: what made it, and its shards in order, those of one split after those of another.
+
+    It holds no times and no names of machines: runs that made the same data have the same manifest, byte for byte.
+    """
+
+    schema_version: Literal[1]
+    kind: Literal["mis", "nvs", "vpg"]
+    made_by: dict[str, JsonValue]
+    """The stage's name and parameters, and the digests of what it read."""
+    images_per_set: Count
+    redrawn: Annotated[int, Field(ge=0)]
+    """Images that came out bad (not finite, or of one colour) and were drawn again, each attempt counted."""
+    shards: tuple[ShardEntry, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a manifest.
+
+        Raises:
+            UserError: there is none, or it does not follow the schema; names the first fault.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read manifest {path}: {error.strerror}; run the stage that makes it") from error
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            where = ".".join(map(str, fault["loc"])) or "the file"
+            raise UserError(f"{path} is not a valid manifest: {where}: {fault['msg']}") from error
+
+    def write(self, path: Path) -> None:
+        """Writes the canonical JSON, whole or not at all.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        write_atomically(path, self.canonical)
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """The manifest as bytes: JSON with sorted keys, indented so that a change shows as a small difference."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, in hexadecimal."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
+    def split(self, name: Split) -> tuple[ShardEntry, ...]:
+        """The shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.split == name)
+
+    @property
+    def sets(self) -> dict[Split, int]:
+        """How many sets each split has."""
+        counts: Counter[Split] = Counter()
+        for shard in self.shards:
+            counts[shard.split] += shard.count
+        return dict(counts)

@@ -1,0 +1,182 @@
+"""Image-Set Attention (paper, section 3): the tokens of an image attend to those of the images before it.
+
+It stands in the place of Stable Diffusion's text cross-attention. Keys and values come from the context images, never
+from the image itself, and always from a learned null token as well, which is the empty set: for the first image, and for
+the unconditional half of guidance. There is no mask, through which a NaN would leak: an image is given a prefix of the
+keys, and what it must not see is not in it.
+
+Shapes: B or S sets, N positions in a set, n context images in a window, L tokens in one of them, T in the image drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherForcing:
+    """A training batch: all positions of all sets at once.
+
+    Its rows are position-major: the N·B images to draw, then (M2M-Self) the (N-1)·B context images.
+    """
+
+    sets: int
+    positions: int
+    tokens: Tensor | None  # (N-1, B, L, token_dim); None: each block's own tokens of the context rows (M2M-Self)
+    dropped: Tensor | None  # (N, B) bool: images drawn from the empty set
+
+
+class ContextCache:
+    """The windows of S sets at every block: keys and values, computed once, read by all later steps and images.
+
+    A window is the first image and the newest `max_context - 1` others, so memory is bounded however many are drawn.
+    An image's place in it, oldest first, is its slot.
+    """
+
+    def __init__(self, max_context: int) -> None:
+        self.max_context = max_context
+        self._images: dict[ImageSetAttention, list[tuple[Tensor, Tensor]]] = {}
+        self._windows: dict[ImageSetAttention, tuple[Tensor, Tensor]] = {}
+
+    def append(self, block: ImageSetAttention, keys: Tensor, values: Tensor) -> None:
+        """Adds an image, keys and values (S, L, inner_dim); where the window is full the second oldest leaves it."""
+        images = self._images.setdefault(block, [])
+        images.append((keys, values))
+        if len(images) > self.max_context:
+            del images[1]
+        self._windows.pop(block, None)
+
+    def read(self, block: ImageSetAttention, sets: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the window, null token first, (S, 1 + n·L, inner_dim): put together once an image."""
+        if block not in self._windows:
+            self._windows[block] = block.assemble(self._images.get(block, []), sets)
+        return self._windows[block]
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """What one image of each of S sets reads while it is drawn, or (`record`) while its own tokens join the cache."""
+
+    cache: ContextCache
+    unconditional: int = 0  # rows at the head of the batch that see the empty set
+    record: bool = False
+
+
+class ImageSetAttention(nn.Module):
+    """Multi-head attention from an image to its context images, in the place of a transformer block's `attn2`.
+
+    Args:
+        dim: width of the block's tokens.
+        inner_dim: width of queries, keys and values over all heads.
+        token_dim: width of context tokens: `dim` for M2M-Self, the cross-attention width for M2M-DINO.
+        max_context: slots of the window.
+        value_bias: values have a bias (M2M-Self: what the parent's values gave for the empty prompt).
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        inner_dim: int,
+        heads: int,
+        token_dim: int,
+        max_context: int,
+        value_bias: bool,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.max_context = max_context
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(token_dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(token_dim, inner_dim, bias=value_bias)
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
+        self.null_token = nn.Parameter(torch.zeros(token_dim))
+        self.slot_embedding = nn.Parameter(torch.zeros(max_context, inner_dim))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: TeacherForcing | Window,
+        attention_mask: None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """(rows, T, dim) -> (rows, T, dim). Diffusers' transformer block calls it with these names."""
+        if isinstance(encoder_hidden_states, TeacherForcing):
+            return self._train(hidden_states, encoder_hidden_states)
+        return self._sample(hidden_states, encoder_hidden_states)
+
+    def _train(self, hidden: Tensor, batch: TeacherForcing) -> Tensor:
+        positions, sets = batch.positions, batch.sets
+        tokens = batch.tokens
+        if tokens is None:
+            tokens = hidden[positions * sets :].view(positions - 1, sets, *hidden.shape[1:])  # (N-1, B, L, token_dim)
+        length = tokens.shape[2]
+        tokens = torch.cat([self.null_token.expand(sets, 1, -1), *tokens], dim=1)  # (B, 1 + (N-1)·L, token_dim)
+        keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
+        slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
+        slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
+
+        queries = self.to_q(hidden)  # (rows, T, inner_dim)
+        queries = queries.view(-1, sets, *queries.shape[1:])  # (N or 2N-1, B, T, inner_dim)
+        drawn, context = [], []
+        for n in range(positions):
+            streams = queries[n::positions]  # (1 or 2, B, T, inner_dim): image n and context image n read the same keys
+            if n == 0:
+                attended = values[:, :1].expand_as(streams)  # the softmax over the null token alone is 1
+            else:
+                slides = n > self.max_context
+                window_keys = self._window(keys, n, length) + slots if slides else slotted[:, : 1 + n * length]
+                window_values = self._window(values, n, length)  # (B, 1 + min(n, max_context)·L, inner_dim)
+                attended = self._attend(streams.transpose(0, 1).flatten(1, 2), window_keys, window_values)
+                attended = attended.view(sets, len(streams), -1, attended.shape[-1]).transpose(0, 1)  # as streams
+            image = attended[0]
+            if batch.dropped is not None:
+                image = torch.where(batch.dropped[n][:, None, None], values[:, :1], image)  # (B, T, inner_dim)
+            drawn.append(image)
+            context.extend(attended[1:])
+        return self._out(torch.cat(drawn + context))  # (rows, T, dim)
+
+    def _sample(self, hidden: Tensor, window: Window) -> Tensor:
+        conditional = hidden[window.unconditional :]  # (S, T, dim)
+        keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
+        attended = self._out(self._attend(self.to_q(conditional), keys, values))  # (S, T, dim)
+        if window.record:
+            self.record(conditional, window.cache)
+        if window.unconditional:
+            empty = self._out(self.to_v(self.null_token))  # (dim): the same for every query
+            attended = torch.cat([empty.expand(window.unconditional, *attended.shape[1:]), attended])
+        return attended  # (rows, T, dim)
+
+    def record(self, tokens: Tensor, cache: ContextCache) -> None:
+        """Adds the keys and values of a context image, tokens (S, L, token_dim), to the cache."""
+        cache.append(self, self.to_k(tokens), self.to_v(tokens))
+
+    def assemble(self, images: list[tuple[Tensor, Tensor]], sets: int) -> tuple[Tensor, Tensor]:
+        """A window of (keys, values) in slot order, the null token first: keys with slots, and values, as one tensor each."""
+        null_key, null_value = (of(self.null_token).expand(sets, 1, -1) for of in (self.to_k, self.to_v))
+        slots = self.slot_embedding.to(null_key.dtype)
+        keys = [image_keys + slots[slot] for slot, (image_keys, _) in enumerate(images)]  # n of (S, L, inner_dim)
+        return torch.cat([null_key, *keys], dim=1), torch.cat([null_value, *(values for _, values in images)], dim=1)
+
+    def _slots(self, images: int, length: int) -> Tensor:
+        """What is added to the keys of a window, and nothing to the null token's: (1 + images·L, inner_dim)."""
+        return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, 1, 0))
+
+    def _window(self, rows: Tensor, images: int, length: int) -> Tensor:
+        """What the image after `images` others reads of (B, 1 + (N-1)·L, inner_dim). Until the window slides: a view."""
+        if images <= self.max_context:
+            return rows[:, : 1 + images * length]
+        newest = rows[:, 1 + (images - self.max_context + 1) * length : 1 + images * length]
+        return torch.cat([rows[:, : 1 + length], newest], dim=1)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """softmax(q·kᵀ / √d)·v in every head: queries (B, T, inner_dim), keys and values (B, n, inner_dim)."""
+        q, k, v = (x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (queries, keys, values))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, inner_dim)
+
+    def _out(self, attended: Tensor) -> Tensor:
+        return self.to_out(attended)  # type: ignore[no-any-return]

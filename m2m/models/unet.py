@@ -1,0 +1,198 @@
+"""Stable Diffusion's U-Net that looks at the preceding images of a set instead of a text (paper, section 3).
+
+The network is diffusers' own; only the cross-attention of each transformer block is exchanged for Image-Set Attention,
+and the weights come from a Stable Diffusion folder. The variants differ in who reads the context images: the U-Net
+itself ("self"), at every one of its resolutions, or DINOv2 ("dino"), whose patch tokens take the place of the text's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (diffusers looks for it here to load a pipeline)
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
+
+Variant = Literal["self", "dino"]
+UNSUPPORTED = ("addition_embed_type", "encoder_hid_dim_type", "only_cross_attention", "dual_cross_attention")
+
+
+@dataclass(frozen=True, eq=False)
+class ContextImages:
+    """What the images of B sets of N may read in training. The last of a set is read by none and may be left out."""
+
+    images: (
+        Tensor  # self: latents (B, N or N-1, 4, h, w), with noise or without; dino: patch tokens (B, …, L, context_dim)
+    )
+    timesteps: Tensor  # (B, N or N-1): the noise on each; 0: none
+    dropped: Tensor | None = None  # (B, N) bool: images drawn without context, for guidance
+
+
+def _with_the_arguments_of_the_parent(init: Callable[..., None]) -> Callable[..., None]:
+    """Shows the parent's arguments in place of `**unet`: diffusers takes a configuration's keys from the signature."""
+    own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parent = list(inspect.signature(UNet2DConditionModel.__init__).parameters.values())[1:]
+    arguments = [*own, *(p.replace(kind=p.KEYWORD_ONLY) for p in parent)]
+    init.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    return init
+
+
+class ImageSetUNet(UNet2DConditionModel):
+    """Predicts the noise (or velocity) of an image from its noisy latents and the images before it.
+
+    Args:
+        variant: who reads the context images, the U-Net itself or DINOv2.
+        max_context: images of the window that an image reads: the first and the newest others.
+        context_dim: width of DINOv2's patch tokens; 0 for "self".
+        unet: the configuration of `UNet2DConditionModel`.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    @_with_the_arguments_of_the_parent
+    def __init__(self, *, variant: Variant, max_context: int, context_dim: int = 0, **unet: Any) -> None:
+        super().__init__(**unet)
+        if refused := [option for option in UNSUPPORTED if unet.get(option)]:
+            raise ValueError(
+                f"Image-Set Attention replaces plain text cross-attention; {', '.join(refused)} must be off"
+            )
+        self.variant: Variant = variant
+        self.max_context = max_context
+        for block in [module for module in self.modules() if isinstance(module, BasicTransformerBlock)]:
+            text: Any = block.attn2
+            block.attn2 = ImageSetAttention(  # type: ignore[assignment]
+                dim=text.query_dim,
+                inner_dim=text.inner_dim,
+                heads=text.heads,
+                token_dim=text.query_dim if variant == "self" else text.cross_attention_dim,
+                max_context=max_context,
+                value_bias=variant == "self",
+                dropout=text.dropout,
+            )
+        if variant == "dino":
+            self.context_proj = nn.Linear(context_dim, self.config["cross_attention_dim"])
+            self.context_level = nn.Linear(self.time_proj.num_channels, self.config["cross_attention_dim"], bias=False)
+
+    @classmethod
+    def from_stable_diffusion(cls, folder: Path, *, variant: Variant, max_context: int, context_dim: int = 0) -> Self:
+        """The start of training from a `StableDiffusionPipeline` folder: a pure function of the folder.
+
+        It predicts what the Stable Diffusion U-Net predicts for the empty prompt, whatever the context.
+        """
+        parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+        options = {"variant": variant, "max_context": max_context, "context_dim": context_dim}
+        return cls.from_parent(parent, empty_prompt=empty_prompt(folder), **options)
+
+    @classmethod
+    def from_parent(
+        cls,
+        parent: UNet2DConditionModel,
+        *,
+        empty_prompt: Tensor,
+        variant: Variant,
+        max_context: int,
+        context_dim: int = 0,
+    ) -> Self:
+        """Carries the weights of a Stable Diffusion U-Net over; `empty_prompt`: its text for nothing, (cross_attention_dim).
+
+        "dino" keeps all of them, and its tokens start at the empty prompt. "self" needs new keys and values: keys start
+        as the queries' twins, so that like looks at like, and values at the constant that the empty prompt gave.
+        """
+        config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
+        unet = cls(variant=variant, max_context=max_context, context_dim=context_dim, **config)
+        weights = dict(parent.state_dict())
+        for name, attention in unet.attentions().items():
+            weights[f"{name}.slot_embedding"] = torch.zeros_like(attention.slot_embedding)
+            if variant == "self":
+                weights[f"{name}.null_token"] = torch.zeros_like(attention.null_token)
+                weights[f"{name}.to_k.weight"] = weights[f"{name}.to_q.weight"]
+                weights[f"{name}.to_v.bias"] = weights[f"{name}.to_v.weight"] @ empty_prompt
+                weights[f"{name}.to_v.weight"] = torch.zeros_like(attention.to_v.weight)
+            else:
+                weights[f"{name}.null_token"] = empty_prompt
+        if variant == "dino":
+            weights["context_proj.weight"] = torch.zeros_like(unet.context_proj.weight)
+            weights["context_proj.bias"] = empty_prompt
+            weights["context_level.weight"] = torch.zeros_like(unet.context_level.weight)
+        unet.load_state_dict(weights)
+        return unet
+
+    def attentions(self) -> dict[str, ImageSetAttention]:
+        """The Image-Set Attention of each transformer block, by its name in the state."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, ImageSetAttention)}
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: ContextImages | Window,
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """One of three passes, told apart by the context, so that what wraps `forward` (DDP, offloading) sees them all.
+
+        - `ContextImages`: the training pass, see `forward_sets`.
+        - `Window`: predicts for noisy latents `sample` (rows, 4, h, w) at `timestep`, one or (rows).
+        - `Window(record=True)`: adds one context image a set to the window's cache, `sample` its latents (S, 4, h, w)
+          or patch tokens (S, L, context_dim), `timestep` the noise on them, (S). What it returns has no meaning.
+        """
+        context = encoder_hidden_states
+        if isinstance(context, ContextImages):
+            output = self.forward_sets(sample, timestep, context)
+        elif context.record and self.variant == "dino":
+            output = self._context_tokens(sample, timestep)  # (S, L, cross_attention_dim)
+            for attention in self.attentions().values():
+                attention.record(output, context.cache)
+        else:
+            output = self._denoise(sample, timestep, context)
+        return UNet2DConditionOutput(sample=output) if return_dict else (output,)
+
+    def forward_sets(self, noisy: Tensor, timesteps: Tensor, context: ContextImages) -> Tensor:
+        """The teacher-forcing pass: predicts for every image of every set from the context images before it.
+
+        Args:
+            noisy: z_n, (B, N, 4, h, w).
+            timesteps: t_n, (B, N).
+
+        Returns:
+            Predictions (B, N, 4, h, w). Context image k has no influence on those for n <= k, whatever it holds.
+        """
+        sets, positions = timesteps.shape
+        images, levels = context.images[:, : positions - 1], context.timesteps[:, : positions - 1]
+        rows, times = noisy.transpose(0, 1).flatten(0, 1), timesteps.T.flatten()  # (N·B, 4, h, w), (N·B)
+        tokens = None
+        if self.variant == "self":
+            rows = torch.cat([rows, images.transpose(0, 1).flatten(0, 1)])  # ((2N-1)·B, 4, h, w)
+            times = torch.cat([times, levels.T.flatten()])  # ((2N-1)·B)
+        else:
+            tokens = self._context_tokens(images, levels).transpose(0, 1)  # (N-1, B, L, cross_attention_dim)
+        dropped = None if context.dropped is None else context.dropped.T
+        batch = TeacherForcing(sets=sets, positions=positions, tokens=tokens, dropped=dropped)
+        output = self._denoise(rows, times, batch)[: positions * sets]  # (N·B, 4, h, w)
+        return output.view(positions, sets, *output.shape[1:]).transpose(0, 1)  # (B, N, 4, h, w)
+
+    def _denoise(self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window) -> Tensor:
+        return super().forward(sample, timesteps, context, return_dict=False)[0]  # type: ignore[arg-type]
+
+    def _context_tokens(self, patches: Tensor, levels: Tensor) -> Tensor:
+        """DINOv2's tokens of images and the noise on these: (…, L, context_dim), (…) -> (…, L, cross_attention_dim)."""
+        times = self.time_proj(levels.flatten()).to(patches.dtype)  # (images, sinusoids)
+        level = self.context_level(times).view(*levels.shape, 1, -1)  # (…, 1, cross_attention_dim)
+        return self.context_proj(patches) + level  # type: ignore[no-any-return]
+
+
+def empty_prompt(folder: Path) -> Tensor:
+    """Stable Diffusion's embedding of the empty prompt, the mean of its tokens: (cross_attention_dim)."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
+    tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
+    with torch.no_grad():
+        return encoder(tokens.input_ids).last_hidden_state.mean(dim=(0, 1))  # type: ignore[no-any-return]

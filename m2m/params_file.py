@@ -1,0 +1,235 @@
+"""Reads a parameter file; whatever is wrong with it becomes one line with file, line and key.
+
+Scalars are read as YAML 1.2 has them (``1e-4`` is a number, ``yes`` and ``010`` are what they look like), which is how
+DVC reads the same file; PyYAML alone follows 1.1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from m2m.errors import UserError
+from m2m.params import Params
+
+Key = str | int
+Keys = tuple[Key, ...]
+
+_EXPECTED = "a complete parameter file such as profiles/embedded.yaml"
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+
+def load_params(path: Path) -> Params:
+    """The parameters in a YAML file, complete and checked.
+
+    Raises:
+        UserError: the first thing that is wrong: ``params.yaml:12: train.common.seed: is 'x', should be a valid integer``.
+    """
+    document = _read(path)
+    try:
+        return Params.model_validate(document.value)
+    except ValidationError as error:
+        faults = [_Fault.explain(details, document) for details in error.errors(include_url=False)]
+        first = min(faults, key=lambda fault: (not fault.unknown, fault.line))  # a mistyped key is also a missing one
+        raise UserError(f"{path}:{first.line}: {first.text}") from None
+
+
+@dataclass
+class _Document:
+    """The content of a file, and on which line each of its keys stands."""
+
+    path: Path
+    value: Any = None
+    lines: dict[Keys, int] = field(default_factory=dict)
+
+    def line(self, keys: Keys) -> int:
+        """The line of a key, or of the nearest one above it that is there."""
+        while keys not in self.lines:
+            keys = keys[:-1]
+        return self.lines[keys]
+
+    def fault(self, line: int, keys: Keys, text: str) -> UserError:
+        where = f"{_dotted(keys)}: " if keys else ""
+        return UserError(f"{self.path}:{line}: {where}{text}")
+
+
+def _read(path: Path) -> _Document:
+    document = _Document(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; expected {_EXPECTED}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected {_EXPECTED}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise document.fault(1, (), f"empty; expected {_EXPECTED}")
+        document.lines[()] = 1
+        document.value = _construct(node, document, (), ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise document.fault(line, (), f"not valid YAML: {_one_line(error.problem or error.context)}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise document.fault(line, (), f"not valid YAML: {error.reason} (character {error.character!r})") from None
+    except RecursionError:
+        raise document.fault(1, (), "nested too deeply to be a parameter file") from None
+    return document
+
+
+def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[yaml.Node, ...]) -> Any:
+    """The value of a node; notes the line of each key, refuses a key given twice and a node that contains itself."""
+    line = node.start_mark.line + 1
+    if node in within:
+        raise document.fault(line, keys, "refers to itself; write the value out")
+    if not node.tag.startswith("tag:yaml.org,2002:"):
+        raise document.fault(line, keys, f"tag {node.tag!r} not understood; leave it out")
+    within = (*within, node)
+    if isinstance(node, yaml.SequenceNode):
+        items = []
+        for index, item in enumerate(node.value):
+            document.lines[(*keys, index)] = item.start_mark.line + 1
+            items.append(_construct(item, document, (*keys, index), within))
+        return tuple(items)
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key_line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise document.fault(key_line, keys, "a key that is no plain word; expected 'name: value'")
+            key = str(key_node.value)
+            if key in mapping:
+                first = document.lines[(*keys, key)]
+                raise document.fault(key_line, (*keys, key), f"given twice (first on line {first}); keep one")
+            document.lines[(*keys, key)] = key_line
+            mapping[key] = _construct(value_node, document, (*keys, key), within)
+        return mapping
+    assert isinstance(node, yaml.ScalarNode)  # there is no fourth kind
+    return _scalar(node, document, keys)
+
+
+def _scalar(node: yaml.ScalarNode, document: _Document, keys: Keys) -> Any:
+    text = str(node.value)
+    if node.style is not None:  # quoted, or a block: a string whatever it looks like
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        if _INTEGER.fullmatch(text):
+            return int(text)
+    except ValueError:
+        line = node.start_mark.line + 1
+        raise document.fault(line, keys, f"a number of {len(text)} digits; expected a shorter one") from None
+    return float(text) if _NUMBER.fullmatch(text) else text
+
+
+@dataclass(frozen=True)
+class _Fault:
+    line: int
+    text: str
+    unknown: bool = False
+    """Whether it is a key that should not be there."""
+
+    @classmethod
+    def explain(cls, details: ErrorDetails, document: _Document) -> _Fault:
+        """One of pydantic's findings, in words, with the keys as they stand in the file."""
+        keys = tuple(_without_tags(details["loc"], document.value))
+        match details["type"]:
+            case "extra_forbidden":
+                known = list(_schema_at(keys[:-1], document.value).get("properties", ()))
+                near = difflib.get_close_matches(str(keys[-1]), known, n=1)
+                right = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+                return cls(document.line(keys), f"{_dotted(keys)}: unknown key; {right}", unknown=True)
+            case "missing":
+                text = "missing; every key must be there"
+            case "union_tag_not_found":
+                keys = (*keys, "source")
+                text = "missing; every key must be there"
+            case "union_tag_invalid":
+                keys = (*keys, "source")
+                text = f"is {details['ctx']['tag']!r}, should be {details['ctx']['expected_tags']}"
+            case _:
+                text = f"is {_shown(details['input'])}, {_expectation(details['msg'])}"
+        description = _one_line(_schema_at(keys, document.value).get("description"))
+        return cls(document.line(keys), f"{_dotted(keys)}: {text}" + (f" ({description})" if description else ""))
+
+
+def _without_tags(location: Keys, value: Any) -> Iterator[Key]:
+    """The keys of the file in pydantic's location, which also names the chosen member of each union."""
+    for depth, key in enumerate(location):
+        if isinstance(value, Mapping) and key in value:
+            value = value[str(key)]
+        elif isinstance(value, tuple) and isinstance(key, int) and key < len(value):
+            value = value[key]
+        elif depth + 1 < len(location):
+            continue
+        yield key
+
+
+def _schema_at(keys: Keys, value: Any) -> Mapping[str, Any]:
+    """The JSON schema of what may stand under `keys`, unions decided by the values there; empty where there is none."""
+    root: Mapping[str, Any] = Params.model_json_schema()
+    schema = root
+    for key in (*keys, None):
+        if "discriminator" in schema:
+            tag = value.get(schema["discriminator"]["propertyName"]) if isinstance(value, Mapping) else None
+            reference = schema["discriminator"]["mapping"].get(tag) if isinstance(tag, str) else None
+        else:
+            reference = schema.get("$ref")
+        if reference:
+            # What is said of the key itself goes before what is said of its type.
+            own = {name: text for name, text in schema.items() if name == "description"}
+            schema = {**root["$defs"][reference.removeprefix("#/$defs/")], **own}
+        if key is None:
+            break
+        schema = schema.get("properties", {}).get(key, {})
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return schema
+
+
+def _expectation(message: str) -> str:
+    """Pydantic's message in the words of a YAML file."""
+    message = re.sub(r"a valid dictionary or instance of \w+", "a block of keys", message)
+    return _one_line(message.replace("Input should", "should").replace("valid tuple", "list"))
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case Mapping():
+            return "a block of keys"
+        case tuple():
+            return "a list"
+        case None:
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case _:
+            text = repr(value)
+            return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(str(key) if str(key).isprintable() and len(str(key)) <= 60 else repr(key)[:60] for key in keys)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,70 @@
+"""Stage ``captions``: writes what the sets will show, from the grammar of the embedded world or from Conceptual 12M."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from m2m.data import cc12m
+from m2m.data.captions import Caption, CaptionSource, write_captions
+from m2m.manifest import Split
+from m2m.params import Cc12mCaptions, WorldCaptions
+from m2m.seeds import derive
+from m2m.world.grammar import picture_captions
+
+WORLD = CaptionSource(name="the embedded world", licence="Apache-2.0, as the project")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsReport:
+    """What the stage wrote, and which lines of its source it could not use."""
+
+    train: int
+    test: int
+    bad: int = 0
+    examples: tuple[str, ...] = ()
+
+
+def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
+    """Writes `out` (Parquet: id, caption, split), whole or not at all; the same parameters and source give the same bytes.
+
+    Raises:
+        UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
+    """
+    if isinstance(params, WorldCaptions):
+        write_captions(out, _world_captions(params), WORLD)
+        return CaptionsReport(train=params.train, test=params.test)
+    selection = cc12m.select_lines(params)
+    if selection.bad:
+        _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
+    write_captions(out, cc12m.selected_captions(params, selection), cc12m.SOURCE)
+    return CaptionsReport(train=params.train, test=params.test, bad=selection.bad, examples=selection.examples)
+
+
+def _world_captions(params: WorldCaptions) -> Iterator[Caption]:
+    yield from _split(params.seed, "train", params.train)
+    yield from _split(params.seed, "test", params.test)
+
+
+def _split(seed: int, split: Split, count: int) -> Iterator[Caption]:
+    """Captions of trained combinations for training, of held-out ones for the test, spread evenly over combinations.
+
+    Each round goes through all combinations in an order of its own, and from round to round a combination takes its next
+    wording.
+    """
+    combinations = picture_captions(held_out=split == "test")
+    first_wording = Random(derive(seed, "wording", split))
+    wordings = [first_wording.randrange(combination.templates) for combination in combinations]
+    for number in range(count):
+        turn, position = divmod(number, len(combinations))
+        if not position:
+            order = list(range(len(combinations)))
+            Random(derive(seed, "combinations", split, turn)).shuffle(order)
+        combination = combinations[order[position]]
+        text = combination.text((wordings[order[position]] + turn) % combination.templates)
+        yield Caption(f"world-{split}-{number:06}", text, split)

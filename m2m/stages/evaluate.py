@@ -1,0 +1,202 @@
+"""Stage ``evaluate``: measures a trained model on held-out sets as the paper does, beside what bounds it from above and below."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2m.data.sets import ImageSets
+from m2m.diffusion.solvers import make_scheduler
+from m2m.errors import UserError
+from m2m.evaluation import lots, table
+from m2m.evaluation.comparison import Lots, compare
+from m2m.evaluation.gallery import draw_gallery, to_png
+from m2m.evaluation.kept import folder_of
+from m2m.evaluation.measure import Batch, Benchmark, Scores, measure, read
+from m2m.evaluation.networks import Networks
+from m2m.evaluation.sampling import Continuations, Stopwatch
+from m2m.files import folder_digest, write_atomically
+from m2m.manifest import Manifest
+from m2m.params import EvaluateParams, Variant
+from m2m.pipeline import M2MPipeline
+from m2m.progress import progress
+from m2m.store import Store
+from m2m.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the stage made."""
+
+    numbers: Mapping[str, float | int | str]
+    version: str | None
+    """of the registered model; None if there is no tracking server, or none now"""
+
+
+def run(
+    params: EvaluateParams,
+    variant: Variant,
+    *,
+    model: Path,
+    foundation: Path,
+    manifest: Path,
+    metrics: Path,
+    plots: Path,
+    work: Path,
+    store: Store,
+    tracker: Tracker,
+    device: str,
+) -> Evaluation:
+    """Writes `metrics` (flat JSON), and ``positions.csv`` and galleries into `plots`; registers the model with its scores.
+
+    Args:
+        model: a pipeline folder.
+        foundation: the folder with ``inception/``, ``clip/`` and ``stable-diffusion/``.
+        manifest: of the MIS dataset.
+        work: where drawn pictures wait; a killed evaluation goes on with them.
+
+    Raises:
+        UserError: the parameters ask for more than the dataset has, a folder is incomplete, the store or the disk refuses.
+    """
+    data = Manifest.read(manifest)
+    sets = ImageSets(store, data, "test")
+    _require(params, images_per_set=data.images_per_set, sets=len(sets))
+    networks = Networks.load(foundation, device=device)
+    made_from = {
+        "model": folder_digest(model),
+        "manifest": data.digest,
+        "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets"}),
+        "device": device,
+    }
+    drafts = work / f"evaluate-{variant}"
+    folder = folder_of(drafts, made_from)
+    draws = _draws(params, sets, _load(model, params, device), folder)
+
+    tags = {"variant": variant, "manifest": data.digest}
+    with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=_run_before(folder)) as record:
+        write_atomically(folder / "run", record.id.encode())
+        record.params(params.model_dump(mode="json"))
+        record.dataset("mis", source=store.uri, digest=data.digest, context="evaluation")
+
+        scores, measured = _measure(params, sets, draws, networks, foundation, work, device)
+        numbers = {
+            **measured,
+            "sets": params.sets,
+            "images": draws[params.given].pictures,
+            "seed": params.seed,
+            "manifest": data.digest,
+            **{f"network/{judge}": name for judge, name in networks.names.items()},
+        }
+        write_atomically(plots / "positions.csv", table.to_csv(scores))
+        for given, draw in draws.items():
+            shown = [sets[index] for index in range(min(params.gallery_sets, draw.count))]
+            gallery = draw_gallery([one.images[:given] for one in shown], draw.first(len(shown)))
+            write_atomically(plots / f"given-{given}.png", to_png(gallery, [one.caption for one in shown]))
+            record.image(gallery, key=f"gallery/given-{given}", step=0)
+        write_atomically(metrics, table.to_json(numbers))
+
+        record.artifact(plots, "evaluate")
+        record.artifact(metrics, "evaluate")
+        stopwatch = draws[params.given].stopwatch
+        if stopwatch.pictures:
+            record.metrics({"seconds_per_image": stopwatch.seconds / stopwatch.pictures})
+        version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags)
+    shutil.rmtree(drafts)
+    return Evaluation(numbers, version)
+
+
+def _draws(params: EvaluateParams, sets: ImageSets, pipeline: M2MPipeline, folder: Path) -> dict[int, Continuations]:
+    """By number of given pictures: all sets for the usual one, the first of them for others."""
+    stopwatch = Stopwatch()
+    return {
+        given: Continuations(
+            pipeline=pipeline,
+            sets=sets,
+            count=params.sets if given == params.given else params.subset.sets,
+            given=given,
+            total=params.given + params.generated,
+            params=params,
+            folder=folder,
+            stopwatch=stopwatch,
+        )
+        for given in dict.fromkeys((params.given, *params.subset.given))
+    }
+
+
+def _measure(
+    params: EvaluateParams,
+    sets: ImageSets,
+    draws: Mapping[int, Continuations],
+    networks: Networks,
+    foundation: Path,
+    work: Path,
+    device: str,
+) -> tuple[Scores, dict[str, float]]:
+    """Draws what is missing, shows all of it to the networks, and compares."""
+    with progress(sum(draw.pictures for draw in draws.values()), "evaluate", unit="images") as advance:
+        ours = measure(draws[params.given].batches(advance), networks)
+        others = {given: draw for given, draw in draws.items() if given != params.given}
+        more_given = {given: read(draw.batches(advance), networks) for given, draw in others.items()}
+
+    def held_out() -> Iterator[Batch]:
+        return lots.held_out(sets, count=params.sets, batch=params.sets_per_batch)
+
+    captions = [sets[index].caption for index in range(params.sets)]
+    benchmark = Benchmark(captions, measure(held_out(), networks), params.given)
+    after_given = ((words, images[:, params.given : params.given + params.generated]) for words, images in held_out())
+    base = lots.unconditional(
+        captions,
+        stable_diffusion=foundation / "stable-diffusion",
+        params=params,
+        work=work / "unconditional",
+        device=device,
+    )
+    measured = Lots(
+        ours=ours,
+        more_given=more_given,
+        unconditional=measure(base, networks),
+        shuffled=read(lots.colours_shuffled(after_given, seed=params.seed), networks),
+    )
+    return compare(measured, benchmark, networks, params)
+
+
+def _require(params: EvaluateParams, *, images_per_set: int, sets: int) -> None:
+    total = params.given + params.generated
+    if params.sets > sets:
+        raise UserError(
+            f"evaluate.sets is {params.sets}, but the dataset has {sets} test sets; lower it, or raise captions.test"
+        )
+    if total > images_per_set:
+        raise UserError(
+            f"evaluate.given + evaluate.generated is {total}, but the dataset has {images_per_set} images in each set; "
+            "lower one, or raise generate.images_per_set"
+        )
+    if params.generated < 2:
+        raise UserError("evaluate.generated is 1; distances within a set take at least 2")
+    if params.subset.sets > params.sets:
+        raise UserError(
+            f"evaluate.subset.sets is {params.subset.sets}, more than evaluate.sets, {params.sets}; lower it"
+        )
+    if max(params.subset.given, default=0) >= total:
+        raise UserError(
+            f"evaluate.subset.given has {max(params.subset.given)}, which leaves nothing to generate up to place {total}, "
+            "evaluate.given + evaluate.generated; lower it"
+        )
+
+
+def _load(model: Path, params: EvaluateParams, device: str) -> M2MPipeline:
+    try:
+        pipeline = M2MPipeline.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: not a complete M2M pipeline folder; the train stage must make it again") from error
+    pipeline.scheduler = make_scheduler(params.solver, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _run_before(folder: Path) -> str | None:
+    """The id of the run that a killed evaluation of the same things recorded itself under."""
+    note = folder / "run"
+    return note.read_text() if note.exists() else None

@@ -1,0 +1,96 @@
+"""What a stage may say to the tracker, and a tracker that forgets it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Run(Protocol):
+    """One run. No call but `register` waits for a server, none fails for want of one: what cannot be sent waits on disk."""
+
+    @property
+    def id(self) -> str:
+        """Names the run for ever; `Tracker.run` takes it as `resume_key`. MLflow has it as the tag ``m2m.run``."""
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Logs parameters; nested mappings become dotted names."""
+
+    def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None:
+        """Logs a point of each curve. In a resumed run, points that the server has up to the same step are left out.
+
+        Args:
+            values: by name; slashes group charts. What MLflow's names may not hold (``=``) becomes ``-``.
+            step: images seen, in training.
+        """
+
+    def image(self, image: Image, *, key: str, step: int) -> None:
+        """Logs a picture; a key (``preview/03``) that every run uses lets MLflow show their pictures side by side."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Logs a file, or all of a folder, as it is now."""
+
+    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
+        """Logs which data the run used, in which `context` (``training``). MLflow keeps 36 characters of `digest`."""
+
+    def register(
+        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> str | None:
+        """Makes a pipeline folder the next version of a registered model, once a run, and waits for it.
+
+        Args:
+            metrics: the scores of this model; they are logged for the run, too.
+
+        Returns:
+            The version, or None if the server is away: then it will be registered later.
+        """
+
+
+class Tracker(Protocol):
+    """Where runs are recorded."""
+
+    def run(
+        self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None
+    ) -> AbstractContextManager[Run]:
+        """A run, from entering to leaving the context; an error or an interrupt that passes through becomes its status.
+
+        Args:
+            name: what the run is called (``train-self``).
+            stage: the experiment that it belongs to (``train``).
+            tags: short texts to search by.
+            resume_key: `Run.id` of a run that was killed or failed, to go on with it.
+        """
+
+
+class NullTracker:
+    """Remembers nothing: for tests, and for those who turned tracking off."""
+
+    def run(
+        self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None
+    ) -> AbstractContextManager[Run]:
+        return nullcontext(_NullRun(resume_key or uuid4().hex))
+
+
+class _NullRun:
+    def __init__(self, key: str) -> None:
+        self.id = key
+
+    def params(self, values: Mapping[str, object]) -> None: ...
+
+    def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None: ...
+
+    def image(self, image: Image, *, key: str, step: int) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None: ...
+
+    def register(
+        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> str | None: ...

@@ -1,0 +1,148 @@
+"""Brings journals to the server, in a thread of its own: no server can make a run wait or fail."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2m.tracking.journal import Entry, Journal
+from m2m.tracking.remote import POINTS_PER_REQUEST, AwayError, RefusedError, Remote, RemoteRun
+
+SECONDS_BETWEEN_ATTEMPTS = 10.0
+_logger = logging.getLogger("m2m.tracking")
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Delivery:
+    """The thread that sends what stands in a run's journal, and what earlier runs left behind."""
+
+    def __init__(self, journal: Journal, remote: Remote, *, spool: Path, interval: float) -> None:
+        self._journal, self._remote, self._spool, self._interval = journal, remote, spool, interval
+        self._run: RemoteRun | None = None
+        self._change = threading.Condition()
+        self._hurry = self._leaving = self._away = False
+        self._failures = 0
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def drain(self, *, patience: float | None = None) -> RemoteRun | None:
+        """Waits until all that was said so far has arrived; None if the server is away, or too slow for `patience` seconds."""
+        with self._change:
+            wanted, failures = self._journal.size, self._failures
+            self._hurry = True
+            self._change.notify_all()
+            self._change.wait_for(lambda: self._journal.sent >= wanted or self._failures > failures, patience)
+            return self._run if self._journal.sent >= wanted else None
+
+    def leave(self, *, patience: float) -> None:
+        """Drains and ends; the journal goes if everything has arrived, and is left for a later run if not."""
+        arrived = self.drain(patience=patience) is not None
+        with self._change:
+            self._leaving = True
+            self._change.notify_all()
+        self._thread.join(patience if arrived else 0)
+        if self._thread.is_alive():  # it hangs in a request: the journal stays its own until the process ends
+            return
+        if arrived:
+            self._journal.remove()
+        else:
+            self._journal.close()
+
+    def _work(self) -> None:
+        left_behind = True
+        while not self._leaving:
+            try:
+                self._run = self._run or self._remote.open_run(self._journal.header)
+                for _ in _deliver(self._journal, self._run):
+                    self._arrived()
+                self._arrived()
+                if left_behind:
+                    left_behind = False
+                    self._send_left_behind()
+            except RefusedError as error:
+                self._failed(f"{self._journal.header.server} refuses the run: {error}")
+            except AwayError as error:
+                self._failed(f"{self._journal.header.server} does not answer: {error}")
+            with self._change:
+                pause = SECONDS_BETWEEN_ATTEMPTS if self._away else self._interval
+                self._change.wait_for(lambda: self._hurry or self._leaving, pause)
+                self._hurry = False
+
+    def _send_left_behind(self) -> None:
+        for journal in Journal.left_behind(self._spool, self._journal.header.server):
+            try:
+                if not journal.ended:
+                    journal.append("end", status="KILLED", time=now())
+                run = self._remote.open_run(journal.header)
+                for _ in _deliver(journal, run):
+                    if self._leaving:
+                        return
+            except BaseException:
+                journal.close()
+                raise
+            _logger.warning("tracking: sent what was left of the earlier run %s", journal.header.name)
+            journal.remove()
+
+    def _arrived(self) -> None:
+        with self._change:
+            if self._away:
+                _logger.warning("tracking: %s answers again; sending what waited", self._journal.header.server)
+            self._away = False
+            self._change.notify_all()
+
+    def _failed(self, reason: str) -> None:
+        with self._change:
+            if not self._away:
+                _logger.warning("tracking: %s; what the run logs waits in %s and is sent later", reason, self._journal.folder)
+            self._away = True
+            self._failures += 1
+            self._change.notify_all()
+
+
+def _deliver(journal: Journal, run: RemoteRun) -> Iterator[None]:
+    """Sends the pending entries in order; yields after each request.
+
+    Raises:
+        AwayError: what has not arrived stays pending.
+    """
+    for batch in _batches(journal.pending()):
+        try:
+            run.send(batch, journal)
+        except RefusedError as error:
+            if len(batch) > 1:
+                _one_by_one(batch, journal, run)
+            else:
+                _logger.warning("tracking: %s of run %s was refused: %s", batch[0].kind, journal.header.name, error)
+        journal.mark_sent(batch[-1].end)
+        yield
+
+
+def _one_by_one(batch: list[Entry], journal: Journal, run: RemoteRun) -> None:
+    for entry in batch:
+        try:
+            run.send([entry], journal)
+        except RefusedError as error:
+            names = ", ".join(point[0] for point in entry.values["points"])
+            _logger.warning("tracking: metrics %s of run %s were refused: %s", names, journal.header.name, error)
+
+
+def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Metrics that follow each other together, up to the size of a request; everything else alone."""
+    batch: list[Entry] = []
+    points = 0
+    for entry in entries:
+        size = len(entry.values["points"]) if entry.kind == "metrics" else POINTS_PER_REQUEST
+        if batch and points + size > POINTS_PER_REQUEST:
+            yield batch
+            batch, points = [], 0
+        batch.append(entry)
+        points += size
+    if batch:
+        yield batch

@@ -1,0 +1,107 @@
+"""Registers a pipeline folder: safetensors and JSON as they are, with the code that draws; nothing is pickled."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from PIL import Image
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string", "image")]),
+    outputs=Schema([ColSpec("string", "image")]),
+    params=ParamSchema(
+        [
+            ParamSpec("num_images", "long", 1),
+            ParamSpec("num_inference_steps", "long", 25),
+            ParamSpec("guidance_scale", "double", 1.5),
+            ParamSpec("seed", "long", 0),
+        ]
+    ),
+)
+"""Base64 PNGs in, one a row, in order; as many drawn ones out, likewise."""
+
+REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow", "pandas")
+
+
+
+
+def _example_png() -> str:
+    """A grey picture as the model takes them."""
+    png = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(png, "PNG")
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def register(
+    client: MlflowClient,
+    *,
+    run_id: str,
+    experiment_id: str,
+    name: str,
+    folder: Path,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    time: int,
+) -> str:
+    """Makes `folder` the next version of the model `name`, unless this run has one; returns the version.
+
+    ``mlflow.pyfunc.load_model("models:/NAME/VERSION").predict(frame, params={"num_images": 4})`` draws with it.
+    """
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if versions:
+        return str(versions[0].version)
+    outputs = client.get_run(run_id).outputs
+    if outputs and outputs.model_outputs:  # an earlier attempt came that far
+        model_id = outputs.model_outputs[0].model_id
+    else:
+        model_id = _log_model(client, run_id, experiment_id, name, folder, tags)
+    points = [Metric(key, value, time, 0, model_id=model_id, run_id=run_id) for key, value in metrics.items()]
+    for start in range(0, len(points), 1000):
+        client.log_batch(run_id, metrics=points[start : start + 1000])
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # MLflow resolves the models:/ address with its global setting, whatever the client's own is.
+    mlflow.set_tracking_uri(client.tracking_uri)
+    version = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
+    here = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: here})
+    return str(version.version)
+
+
+def _log_model(
+    client: MlflowClient, run_id: str, experiment_id: str, name: str, folder: Path, tags: Mapping[str, str]
+) -> str:
+    """Uploads the folder and the code that draws with it as a model of the run; returns the model's id."""
+    logged = client.create_logged_model(experiment_id, name, run_id, dict(tags), model_type="image sets")
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "model"
+        mlflow.pyfunc.save_model(
+            path=str(package),
+            mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"pipeline": str(folder)},
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"image": [_example_png()]}),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        )
+        client.log_model_artifacts(logged.model_id, str(package))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_id)

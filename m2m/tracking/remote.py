@@ -1,0 +1,233 @@
+"""Sends the entries of a run's journal to MLflow, so that sending one again changes nothing.
+
+Metrics, parameters, tags, datasets and files have this property in MLflow itself (same time stamp, same name); runs,
+pictures and registered versions are looked for first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import PIL.Image
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
+
+from m2m.tracking.journal import Entry, Header, Journal
+from m2m.tracking.registration import register
+
+RUN_TAG = "m2m.run"
+POINTS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+"""MLflow's limits."""
+SYSTEM = "system/"
+"""MLflow shows metrics of this prefix on a page of their own."""
+
+_REFUSALS = {
+    "ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+class AwayError(Exception):
+    """The server does not answer, or cannot do its work now: try again later."""
+
+
+class RefusedError(Exception):
+    """The server will not take this, now or later."""
+
+
+class RemoteRun:
+    """One run on the server."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._client, self._run_id, self._experiment_id = client, run.info.run_id, run.info.experiment_id
+        self._steps: dict[str, int] = {}
+        """The newest step of each curve when the run was resumed."""
+        self._pictures: set[tuple[str, int]] = set()
+        self._unsure = True
+        """Whether the next entry may have arrived before, its acknowledgement lost."""
+        self.version: str | None = None
+        """What the model was registered as."""
+
+    def send(self, entries: Sequence[Entry], journal: Journal) -> None:
+        """Sends entries of one kind; several only of metrics, which go in one request.
+
+        Raises:
+            AwayError, RefusedError
+        """
+        with _classified():
+            match entries[0].kind, entries[0].values:
+                case "metrics", _:
+                    self._metrics([point for entry in entries for point in entry.values["points"]])
+                case "params", values:
+                    self._client.log_batch(self._run_id, params=[Param(*item) for item in values["values"].items()])
+                case "image", values:
+                    self._image(values, journal)
+                case "artifact", values:
+                    self._artifact(journal.kept(values["file"]), values["folder"])
+                case "dataset", values:
+                    self._dataset(values)
+                case "register", values:
+                    self._register(values, journal.kept(values["file"]))
+                case "resume", _:
+                    self._resume()
+                case "end", values:
+                    self._client.set_terminated(self._run_id, values["status"], values["time"])
+                case kind, _:
+                    raise ValueError(f"entry of kind {kind!r}, written by another version of m2m")
+            self._unsure = False
+        for entry in entries:
+            if "file" in entry.values:
+                journal.forget(entry.values["file"])
+
+    def _metrics(self, points: list[tuple[str, float, int, int]]) -> None:
+        new = [
+            Metric(key, value, time, step)
+            for key, value, step, time in points
+            if step > self._steps.get(key, -1) or key.startswith(SYSTEM)
+        ]
+        if new:
+            self._client.log_batch(self._run_id, metrics=new)
+
+    def _image(self, values: dict[str, Any], journal: Journal) -> None:
+        key, step, time = values["key"], values["step"], values["time"]
+        if (key, step) in self._pictures or (self._unsure and (key, step) in self._pictures_there(time)):
+            return
+        with PIL.Image.open(journal.kept(values["file"])) as picture:
+            self._client.log_image(self._run_id, picture, key=key, step=step, timestamp=time)
+
+    def _artifact(self, path: Path, folder: str) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(self._run_id, str(path), "/".join(filter(None, (folder, path.name))))
+        else:
+            self._client.log_artifact(self._run_id, str(path), folder or None)
+
+    def _dataset(self, values: dict[str, Any]) -> None:
+        dataset = MetaDataset(HTTPDatasetSource(values["source"]), name=values["name"], digest=values["digest"])
+        tags = [InputTag("mlflow.data.context", values["context"])]
+        self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
+
+    def _register(self, values: dict[str, Any], folder: Path) -> None:
+        self.version = register(
+            self._client,
+            run_id=self._run_id,
+            experiment_id=self._experiment_id,
+            name=values["name"],
+            folder=folder,
+            metrics=values["metrics"],
+            tags=values["tags"],
+            time=values["time"],
+        )
+
+    def _resume(self) -> None:
+        """What the server has of the run is not sent again by the part of the work that is done again."""
+        for key in self._client.get_run(self._run_id).data.metrics:
+            if not key.startswith(SYSTEM):
+                self._steps[key] = max(point.step for point in self._client.get_metric_history(self._run_id, key))
+        self._pictures = self._pictures_there()
+        self._client.update_run(self._run_id, status="RUNNING")
+
+    def _pictures_there(self, time: int | None = None) -> set[tuple[str, int]]:
+        """Keys and steps of the pictures that the server has (of one moment)."""
+        name = re.compile(r"images/(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+(?P<time>\d+)\+[-0-9a-f]+\.png")
+        matches = [name.fullmatch(file.path) for file in self._client.list_artifacts(self._run_id, "images")]
+        return {
+            (match["key"].replace("~", "/"), int(match["step"]))
+            for match in matches
+            if match and time in (None, int(match["time"]))
+        }
+
+
+class Remote:
+    """An MLflow server, or a database that is used without one."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        """Makes a database that is not there yet; two processes that make one at the same time would crash each other."""
+        database = _sqlite_file(self._uri)
+        with FileLock(database.with_name(f"{database.name}.lock")) if database else nullcontext():
+            client = MlflowClient(self._uri, self._uri)
+            if database:
+                client.search_experiments(max_results=1)
+            return client
+
+    def answer(self) -> None:
+        """Returns if it answers.
+
+        Raises:
+            AwayError, RefusedError
+        """
+        with _classified():
+            self._client.search_experiments(max_results=1)
+
+    def open_run(self, header: Header) -> RemoteRun:
+        """Finds or makes a run.
+
+        Raises:
+            AwayError, RefusedError
+        """
+        with _classified():
+            experiment_id = self._experiment(header.experiment)
+            found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
+            run = found[0] if found else None
+            if run is None:
+                tags = {**header.tags, RUN_TAG: header.key}
+                run = self._client.create_run(experiment_id, header.started, tags, header.name)
+            return RemoteRun(self._client, run)
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        database = _sqlite_file(self._uri)
+        place = (database.parent / "mlruns" / name).as_uri() if database else None
+        try:
+            return str(self._client.create_experiment(name, place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment(name)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    return Path(parts.path.removeprefix("/")) if parts.scheme.partition("+")[0] == "sqlite" else None
+
+
+@contextmanager
+def _classified() -> Iterator[None]:
+    """Says of any error whether trying again can help."""
+    try:
+        yield
+    except MlflowException as error:
+        kind = RefusedError if error.error_code in _REFUSALS else AwayError
+        raise kind(_short(error)) from error
+    except OSError as error:  # connections that break are OSErrors, too; requests' exceptions as well
+        kind = RefusedError if isinstance(error, FileNotFoundError) else AwayError
+        raise kind(_short(error)) from error
+    except Exception as error:
+        raise RefusedError(_short(error)) from error
+
+
+def _short(error: Exception) -> str:
+    """One line without what may be secret in an address."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"://[^/@\s]*@", "://…@", text)
+    return text if len(text) <= 300 else f"{text[:297]}..."

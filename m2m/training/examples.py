@@ -1,0 +1,121 @@
+"""What a step trains on: image sets and all the chance that is in them, made ahead of need in a thread of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from m2m.data.shards import ImageSet
+from m2m.diffusion.objective import draw_context_timesteps
+from m2m.errors import UserError
+from m2m.params import TrainCommon
+from m2m.seeds import generator
+
+STEPS_AHEAD = 2
+"""Batches that wait, made, for the network."""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Examples:
+    """B sets of N images with their draws. The last image of a set is context for none, so there are N - 1 of those."""
+
+    latents: Tensor  # (B, N, 4, h, w), scaled
+    noise: Tensor  # (B, N, 4, h, w)
+    timesteps: Tensor  # (B, N)
+    dropped: Tensor  # (B, N) bool: drawn without context
+    context_images: Tensor  # self: latents (B, N-1, 4, h, w); dino: uint8 RGB (B, N-1, 3, H, W)
+    context_noise: Tensor  # self: (B, N-1, 4, h, w); dino, for the encoder's pixels: (B, N-1, 3, side, side)
+    context_timesteps: Tensor  # (B, N-1); 0: clean
+
+    @classmethod
+    def stack(cls, examples: Sequence[Examples]) -> Self:
+        """One batch of single sets, whose tensors have no dimension B yet."""
+        return cls(**{f.name: torch.stack([getattr(one, f.name) for one in examples]) for f in fields(cls)})
+
+    def split(self, parts: int) -> list[Self]:
+        """Equal parts, in order."""
+        chunks = {f.name: getattr(self, f.name).chunk(parts) for f in fields(self)}
+        return [type(self)(**{name: chunk[part] for name, chunk in chunks.items()}) for part in range(parts)]
+
+    def pinned(self) -> Self:
+        """In page-locked memory, from where a copy to the GPU waits for nothing."""
+        return type(self)(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+    def to(self, device: torch.device) -> Self:
+        """On a device."""
+        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How an example is drawn from a set."""
+
+    common: TrainCommon
+    latent_shape: tuple[int, int, int]
+    """What the network takes, (4, h, w)."""
+    timesteps: int
+    """How many the noise schedule has."""
+    encoder_side: int | None
+    """Pixels of the side of DINOv2's input; None for M2M-Self."""
+
+    def example(self, image_set: ImageSet, images: Sequence[int], *, key: Sequence[str | int]) -> Examples:
+        """One set, with draws that are a pure function of the seed and `key`.
+
+        What both variants need is drawn first, so that they train on the same noise.
+
+        Raises:
+            UserError: the set has no latents, or not of this network.
+        """
+        if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:
+            found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
+            raise UserError(
+                f"set {image_set.id} has {found}, the network takes {self.latent_shape}; make the dataset with the same foundation"
+            )
+        draws, common, order = generator(self.common.seed, *key), self.common, list(images)
+        latents = torch.from_numpy(image_set.latents[order])  # (N, 4, h, w)
+        timesteps = torch.randint(self.timesteps, (len(order),), generator=draws)
+        noise = torch.randn(latents.shape, generator=draws)
+        dropped = torch.rand(len(order), generator=draws) < common.guidance_dropout
+        context_timesteps = draw_context_timesteps(
+            (len(order) - 1,),
+            probability=common.context_noise.probability,
+            max_timestep=common.context_noise.max_timestep,
+            generator=draws,
+        )
+        if self.encoder_side is None:
+            context_images, shape = latents[:-1], latents[:-1].shape
+        else:
+            context_images = torch.from_numpy(image_set.images[order[:-1]]).permute(0, 3, 1, 2)  # (N-1, 3, H, W)
+            shape = torch.Size((len(context_images), 3, self.encoder_side, self.encoder_side))
+        return Examples(
+            latents=latents,
+            noise=noise,
+            timesteps=timesteps,
+            dropped=dropped,
+            context_images=context_images,
+            context_noise=torch.randn(shape, generator=draws),
+            context_timesteps=context_timesteps,
+        )
+
+
+def made_ahead(make: Callable[[int], Made], steps: range) -> Iterator[Made]:
+    """What `make` gives for each step, made while the steps before are being worked on; its errors are raised here."""
+    upcoming = iter(steps)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="examples") as maker:
+        waiting = deque(maker.submit(make, step) for step in islice(upcoming, STEPS_AHEAD))
+        try:
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(maker.submit(make, step) for step in islice(upcoming, 1))
+                yield made
+        finally:
+            maker.shutdown(cancel_futures=True)

@@ -1,0 +1,47 @@
+"""Folders that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from m2m.files import writing
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder beside `path` to fill; when the block ends without error it becomes `path`, in place of an older one.
+
+    All of it is on the disk before it bears the name. A kill leaves at worst a hidden draft, which the next call removes;
+    only between the two renames that replace an older folder is there neither.
+
+    Raises:
+        UserError: the disk is full, read-only or out of reach.
+    """
+    draft, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    with writing(path):
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for written in (*draft.rglob("*"), draft):
+                _flush(written)
+            if path.exists():
+                path.rename(old)
+            draft.rename(path)
+            _flush(path.parent)
+        finally:
+            for leftover in (draft, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,80 @@
+"""What a run shows of itself on the way: its loss on held-out sets, and pictures it draws for them, always from the same draws."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from m2m.data.sets import ImageSets
+from m2m.diffusion.solvers import make_scheduler
+from m2m.errors import UserError
+from m2m.pipeline import M2MPipeline
+from m2m.seeds import derive
+from m2m.training.ema import Ema
+from m2m.training.examples import Examples
+from m2m.training.objective import Objective
+
+PREVIEW_STEPS = 10
+"""Steps of the solver: enough to see what is drawn."""
+GAP = 2
+"""White pixels between pictures."""
+
+
+class HeldOut:
+    """The first sets of the test split. Networks are the pipeline's own, with averaged weights: nothing is loaded twice.
+
+    Raises:
+        UserError: there are no test sets.
+    """
+
+    def __init__(
+        self, pipeline: M2MPipeline, objective: Objective, sets: ImageSets, *, device: torch.device
+    ) -> None:
+        common = objective.common
+        if not len(sets):
+            raise UserError("the manifest has no test sets, which previews and the held-out loss need; raise captions.test")
+        shown = [sets[index] for index in range(min(common.preview_sets, len(sets)))]
+        examples = [
+            objective.draws.example(image_set, range(common.set_size), key=("held out", place))
+            for place, image_set in enumerate(shown)
+        ]
+        # A pipeline of its own around the same networks: it takes a solver for few steps, and keeps its bar to itself.
+        self._pipeline = M2MPipeline(
+            **{**pipeline.components, "scheduler": make_scheduler("dpmsolver++", pipeline.scheduler.config)}
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._objective = objective
+        self._examples = Examples.stack(examples).to(device)
+        self._given = [Image.fromarray(image_set.images[0]) for image_set in shown]
+
+    @torch.no_grad()
+    def loss(self, ema: Ema) -> float:
+        """The training loss, averages in place of weights; comparable between all runs with the same seed and test sets."""
+        with ema.applied():
+            return float(self._objective(self._pipeline.unet, self._examples).double().mean())
+
+    def previews(self, ema: Ema) -> dict[str, Image.Image]:
+        """For each set a strip of the given picture and those drawn after it; all strips as one picture, too."""
+        with ema.applied():
+            drawn = self._pipeline(
+                [[picture] for picture in self._given],
+                self._objective.common.set_size - 1,
+                num_inference_steps=PREVIEW_STEPS,
+                generator=[derive(self._objective.common.seed, "preview", place) for place in range(len(self._given))],
+            ).images
+        strips = [_sheet([[given, *pictures]]) for given, pictures in zip(self._given, drawn, strict=True)]
+        return {
+            **{f"preview/{place:02}": strip for place, strip in enumerate(strips)},
+            "preview/all": _sheet([[strip] for strip in strips]),
+        }
+
+
+def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures of one size in rows and columns."""
+    width, height = rows[0][0].size
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (column * (width + GAP), row * (height + GAP)))
+    return sheet

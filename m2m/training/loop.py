@@ -1,0 +1,139 @@
+"""The training loop: a step reads as the paper tells it, and the caller decides what to show and what to save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from m2m.data.sets import ImageSets, batch_order
+from m2m.errors import UserError
+from m2m.params import TrainVariant
+from m2m.training.examples import Examples, made_ahead
+from m2m.training.objective import Objective
+from m2m.training.ranks import Ranks
+from m2m.training.schedule import learning_rate
+from m2m.training.state import TrainState
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Course:
+    """What a run learns from, in which order and how fast: all of it a function of the step, the same for any rank.
+
+    Raises:
+        UserError: there are too few sets, or they are too small.
+    """
+
+    sets: ImageSets
+    images_per_set: int
+    objective: Objective
+    variant: TrainVariant
+
+    def __post_init__(self) -> None:
+        self.order(0)
+
+    @property
+    def images_per_step(self) -> int:
+        return self.variant.sets_per_step * self.objective.common.set_size
+
+    def steps(self, images_seen: int) -> range:
+        """The steps that are left; the last one may go beyond the images asked for."""
+        return range(images_seen // self.images_per_step, -(-self.variant.images // self.images_per_step))
+
+    def order(self, step: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Which sets, and which of their images, make the global batch of a step."""
+        return batch_order(
+            seed=self.objective.common.seed,
+            sets=len(self.sets),
+            sets_per_step=self.variant.sets_per_step,
+            set_size=self.objective.common.set_size,
+            images_per_set=self.images_per_set,
+            step=step,
+        )
+
+    def examples(self, step: int, places: range) -> Examples:
+        """The sets at some places of a step's global batch. The draws follow step and place, not the rank that asks.
+
+        Raises:
+            UserError: a set cannot be had.
+        """
+        order, draws = self.order(step), self.objective.draws
+        return Examples.stack(
+            [
+                draws.example(self.sets[index], images, key=("example", step * self.images_per_step, place))
+                for place, (index, images) in ((place, order[place]) for place in places)
+            ]
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate at the middle of a step."""
+        return learning_rate(
+            (step + 0.5) * self.images_per_step,
+            peak=self.variant.learning_rate,
+            warmup_images=self.objective.common.warmup_images,
+            images=self.variant.images,
+            schedule=self.objective.common.schedule,
+        )
+
+
+def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int]:
+    """Trains on from where the state is to the end of the course; after each step yields its number, from 0.
+
+    The state changes in place. Nothing here waits for the device: `Curve.settle` does, when the caller wants to know.
+
+    Raises:
+        UserError: the sets of a step cannot be divided evenly over ranks and micro-batches; a set cannot be had.
+    """
+    objective, common = course.objective, course.objective.common
+    parts = common.gradient_accumulation
+    if course.variant.sets_per_step % (ranks.count * parts):
+        raise UserError(
+            f"sets_per_step is {course.variant.sets_per_step}; it must be a multiple of the {ranks.count} processes that "
+            f"train times train.common.gradient_accumulation, {parts}"
+        )
+    places = ranks.share(course.variant.sets_per_step)
+    parameters = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
+    network = _data_parallel(state.network, course, ranks)
+
+    def fetch(step: int) -> Examples:
+        examples = course.examples(step, places)
+        return examples.pinned() if ranks.device.type == "cuda" else examples
+
+    steps = course.steps(state.images_seen)
+    with closing(made_ahead(fetch, steps)) as batches:
+        for step, examples in zip(steps, batches, strict=True):
+            for group in state.optimizer.param_groups:
+                group["lr"] = course.learning_rate(step)
+            losses = []
+            for part in examples.to(ranks.device).split(parts):
+                is_last = len(losses) + 1 == parts
+                with nullcontext() if is_last or network is state.network else network.no_sync():
+                    loss = objective(network, part)  # (sets of the part,)
+                    (loss.mean() / parts).backward()
+                losses.append(loss.detach())
+            grad_norm = clip_grad_norm_(parameters, common.max_grad_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.ema.update()
+            state.images_seen += course.images_per_step
+            state.curve.record(images_seen=state.images_seen, losses=torch.cat(losses), grad_norm=grad_norm)
+            yield step
+
+
+def _data_parallel(network: nn.Module, course: Course, ranks: Ranks) -> nn.Module:
+    """The network as the ranks train it: after `backward` each has the gradients of the global batch.
+
+    DDP packs gradients into other messages after the first backward pass of a process, and sums over three ranks or more then
+    round differently. That pass is a rehearsal here, its gradients dropped: a resumed run rounds as an uninterrupted one.
+    """
+    if ranks.count == 1:
+        return network
+    wrapped = DistributedDataParallel(network, broadcast_buffers=False)
+    course.objective(wrapped, course.examples(0, range(1)).to(ranks.device)).mean().backward()
+    wrapped.zero_grad(set_to_none=True)
+    return wrapped

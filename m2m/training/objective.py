@@ -1,0 +1,81 @@
+"""What training minimises: denoising with teacher forcing, all images of a set in one pass."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BaseImageProcessor, Dinov2Model
+
+from m2m.diffusion.objective import add_context_noise, add_noise, alphas_cumprod, denoising_loss, min_snr_weight, target
+from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.models.unet import ContextImages
+from m2m.params import TrainCommon
+from m2m.pipeline import M2MPipeline
+from m2m.training.examples import Draws, Examples
+
+
+@dataclass(frozen=True, eq=False)
+class ContextEncoder:
+    """DINOv2, frozen, and how it wants its pictures."""
+
+    model: Dinov2Model
+    processor: BaseImageProcessor
+
+
+class Objective:
+    """The loss of each set, given a network, for the noise schedule and the encoder of a pipeline."""
+
+    def __init__(self, pipeline: M2MPipeline, common: TrainCommon, *, device: torch.device) -> None:
+        self.common = common
+        self.products = alphas_cumprod(pipeline.scheduler.config, common.prediction_type).to(device)  # (T,)
+        unet = pipeline.unet.config
+        self.latent_shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+        self.encoder = (
+            None
+            if pipeline.image_encoder is None
+            else ContextEncoder(pipeline.image_encoder, pipeline.feature_extractor)
+        )
+
+    @property
+    def draws(self) -> Draws:
+        """How examples for it are drawn."""
+        side = None if self.encoder is None else int(self.encoder.processor.crop_size["height"])
+        return Draws(
+            common=self.common, latent_shape=self.latent_shape, timesteps=len(self.products), encoder_side=side
+        )
+
+    def __call__(self, network: nn.Module, examples: Examples) -> Tensor:
+        """For each set the mean loss of its N images, each predicted from those before it: (B,) (paper, section 3).
+
+        The network is called as an `ImageSetUNet` is, so that DDP's wrapper of one will do.
+        """
+        timesteps, products, common = examples.timesteps, self.products, self.common
+        noisy = add_noise(examples.latents, examples.noise, timesteps, products)  # (B, N, 4, h, w)
+        with self._autocast(noisy.device):
+            context = ContextImages(self._context(examples), examples.context_timesteps, examples.dropped)
+            (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
+        wanted = target(examples.latents, examples.noise, timesteps, products, common.prediction_type)  # (B, N, 4, h, w)
+        weight = min_snr_weight(timesteps, products, gamma=common.min_snr_gamma, prediction_type=common.prediction_type)
+        return denoising_loss(prediction, wanted, weight).mean(dim=1)
+
+    def _context(self, examples: Examples) -> Tensor:
+        """What the network reads of the context images: latents (B, N-1, 4, h, w) or patch tokens (B, N-1, L, D).
+
+        Each is noised, and encoded, once for all images that read it.
+        """
+        images = examples.context_images
+        if self.encoder is not None:
+            images = dino_pixels(images.flatten(0, 1), self.encoder.processor).unflatten(0, images.shape[:2])
+        images = add_context_noise(images, examples.context_noise, examples.context_timesteps, self.products)
+        if self.encoder is None:
+            return images
+        return dino_tokens(self.encoder.model, images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """bfloat16 where the parameters ask for it and the device has it."""
+        has_it = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.common.precision == "bfloat16" and has_it)

@@ -1,0 +1,63 @@
+"""The processes that train together: how many, which one this is, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; the only one unless a launcher started several."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes, tracks and shows."""
+        return self.rank == 0
+
+    def share(self, items: int) -> range:
+        """The places in a global batch of ``items`` that fall to this rank: equal, consecutive parts in rank order."""
+        part = items // self.count
+        return range(self.rank * part, (self.rank + 1) * part)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Put the ranks' (n, k) side by side: (n, k x count), in rank order, on every rank."""
+        if self.count == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(parts, values)
+        return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def joined_ranks(device: str) -> Iterator[Ranks]:
+    """Join the process group that the environment describes (``torchrun`` or another launcher sets RANK and WORLD_SIZE).
+
+    A group that the caller has already joined, as under Ray's Torch trainer, is used and left open. On ``cuda`` each rank
+    takes the card of its number on the machine.
+    """
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not dist.is_initialized() and not launched:
+        yield Ranks(device=torch.device(device))
+        return
+    own = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0)) if device == "cuda" else torch.device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if dist.is_initialized():
+        yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
+        return
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,148 @@
+"""A photographer's studio for 3D parts: drawn off screen by PyVista, with fixed lights, supersampled.
+
+The same parts and cameras give the same bytes, whatever was drawn before, in any process on one kind of machine.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+import pyvista as pv
+from numpy.typing import NDArray
+from vtkmodules.vtkCommonCore import vtkLogger
+
+from m2m.world.cameras import FIELD_OF_VIEW, Camera
+
+SUPERSAMPLING: Final = 4
+
+BACKGROUND: Final = ((226, 232, 240), (199, 208, 220))
+"""RGB of the top row and of the bottom row; between them a straight gradient."""
+
+LIGHTS: Final = (
+    ((2.0, 3.0, 3.0), 0.62),
+    ((0.5, -4.0, 1.5), 0.36),
+    ((-4.0, 0.0, 1.0), 0.22),
+    ((0.0, 0.0, -4.0), 0.1),
+)
+"""Direction in the world and intensity: a sun, two fills, what a table would reflect. None follows the camera."""
+
+AMBIENT, DIFFUSE, SPECULAR, SPECULAR_POWER = 0.6, 0.68, 0.12, 18.0
+"""Little highlight and no deep shadow: a colour must stay the one that a caption names."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A mesh in one colour, in its place."""
+
+    mesh: pv.PolyData
+    """With point normals. A studio keeps every mesh that it has seen: hand it the same one again, not a copy."""
+
+    colour: tuple[int, int, int]
+    """8-bit RGB in full light; the darkest side keeps two thirds of it."""
+
+    place: NDArray[np.float64]
+    """(4, 4): takes the mesh's own coordinates to the world's."""
+
+
+class Studio:
+    """An off-screen scene that is set up once and photographs one object after another.
+
+    Holds a graphics context, which belongs to the process and the thread that made it. A context manager.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._process = os.getpid()
+        pixels = size * SUPERSAMPLING
+        with _quiet_start():
+            self._plotter = pv.Plotter(off_screen=True, window_size=[pixels, pixels], lighting="none")
+            self._plotter.disable_anti_aliasing()  # supersampling gives the same edges with every driver
+            for position, intensity in LIGHTS:
+                self._plotter.add_light(pv.Light(position=position, intensity=intensity, light_type="scene light"))
+            self._plotter.show(auto_close=False, interactive=False)
+        self._actors: dict[str, pv.Actor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the graphics context. A closed studio takes no more pictures."""
+        self._plotter.close()
+
+    def photograph(self, parts: Sequence[Part], cameras: Sequence[Camera]) -> NDArray[np.uint8]:
+        """The parts alone, seen by each camera: (n, size, size, 4) RGBA, colours not multiplied by alpha.
+
+        Raises:
+            RuntimeError: in a forked child, where the driver's threads are missing and it would wait for ever.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError("a studio cannot be used in a forked process: start workers by 'spawn'")
+        for actor in self._actors.values():
+            actor.visibility = False
+        for slot, part in enumerate(parts):
+            actor = self._actor(slot, part.mesh)
+            actor.user_matrix = part.place
+            actor.prop.color = part.colour
+            actor.visibility = True
+        pictures = np.empty((len(cameras), self.size, self.size, 4), dtype=np.uint8)
+        for picture, camera in zip(pictures, cameras, strict=True):
+            picture[:] = self._shoot(camera)
+        return pictures
+
+    def _actor(self, slot: int, mesh: pv.PolyData) -> pv.Actor:
+        """The actor that shows a mesh, kept for the next object: two parts may share a mesh, so one for each slot."""
+        name = f"{slot} {id(mesh)}"  # the actor keeps the mesh alive, so that its id stays its own
+        if name not in self._actors:
+            self._actors[name] = self._plotter.add_mesh(
+                mesh,
+                name=name,
+                ambient=AMBIENT,
+                diffuse=DIFFUSE,
+                specular=SPECULAR,
+                specular_power=SPECULAR_POWER,
+                reset_camera=False,
+                render=False,
+            )
+        return self._actors[name]
+
+    def _shoot(self, camera: Camera) -> NDArray[np.uint8]:
+        """(size, size, 4) RGBA, each pixel the mean of those that were drawn for it."""
+        view = self._plotter.camera
+        view.view_angle = FIELD_OF_VIEW
+        view.position = tuple(camera.position)
+        view.focal_point = (0.0, 0.0, 0.0)
+        view.up = tuple(-camera.rotation[1])
+        view.clipping_range = (0.05 * camera.distance, 3 * camera.distance)
+        self._plotter.render()
+        drawn = self._plotter.screenshot(return_img=True, transparent_background=True)  # (4 size, 4 size, 4)
+        blocks = np.asarray(drawn).reshape(self.size, SUPERSAMPLING, self.size, SUPERSAMPLING, 4)
+        covered = (blocks[..., 3:] > 0).astype(np.float32)  # each drawn pixel shows a part or nothing
+        count = covered.sum(axis=(1, 3))  # (size, size, 1)
+        colour = (blocks[..., :3] * covered).sum(axis=(1, 3)) / np.maximum(count, 1)
+        rgba = np.concatenate([colour, 255 * count / SUPERSAMPLING**2], axis=2)
+        return np.asarray(np.rint(rgba), dtype=np.uint8)
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep VTK from reporting, where there is no display, that it found none before it goes on without one."""
+    verbosity = vtkLogger.GetCurrentVerbosityCutoff()
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
+    try:
+        yield
+    finally:
+        vtkLogger.SetStderrVerbosity(verbosity)
+
+
+def before_background(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut-out pictures (n, h, w, 4), as `Studio.photograph` returns them, before the background: (n, h, w, 3) RGB."""
+    top, bottom = np.asarray(BACKGROUND, dtype=np.float32)
+    rows = top + (bottom - top) * np.linspace(0, 1, rgba.shape[1], dtype=np.float32)[:, None, None]  # (h, 1, 3)
+    alpha = rgba[..., 3:] / np.float32(255)
+    return np.asarray(np.rint(rgba[..., :3] * alpha + rows * (1 - alpha)), dtype=np.uint8)

@@ -1,0 +1,63 @@
+"""Everything a caption of the embedded world can name, and which combinations training never sees."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "arrow")
+
+COLOURS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        "red": (218, 38, 42),
+        "orange": (246, 134, 20),
+        "yellow": (250, 218, 40),
+        "green": (44, 164, 72),
+        "cyan": (38, 198, 214),
+        "blue": (36, 84, 220),
+        "purple": (128, 44, 178),
+        "pink": (246, 118, 186),
+    }
+)
+"""Name to 8-bit RGB. Neighbours in hue also differ in lightness, so that blur and shade leave them apart."""
+
+STYLES = ("flat", "sketch", "neon", "striped", "comic", "sunset")
+
+SOLIDS = ("cube", "sphere", "cone", "cylinder", "pyramid", "torus")
+
+STEP_TEXTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "house": ("the walls", "the roof", "the door", "the windows", "the sun"),
+        "flower": ("the petals", "the centre", "the stem", "the leaves", "the pot"),
+        "robot": ("the body", "the head", "the legs", "the arms", "the face"),
+        "tree": ("the crown", "the trunk", "the fruit", "the meadow", "the cloud"),
+        "boat": ("the hull", "the sea", "the mast", "the sail", "the jib", "the sun"),
+    }
+)
+"""Procedure to the names of its steps, in order."""
+
+PROCEDURES = tuple(STEP_TEXTS)
+MAX_STEPS = max(map(len, STEP_TEXTS.values()))
+
+RENDERED = "rendered"
+CONSTRUCTION = "construction"
+
+NOUNS = SHAPES + SOLIDS + PROCEDURES
+COLOUR_NAMES = tuple(COLOURS)
+ALL_STYLES = (*STYLES, RENDERED, CONSTRUCTION)
+
+
+def held_out(noun: str, colour: str, style: str) -> bool:
+    """Whether this combination is kept out of all training, for the test split.
+
+    Shapes form a Latin square over the colours, shifted by the style: 48 of 384 combinations, and still every pair
+    (shape and colour, shape and style, colour and style) is trained in all but one of its combinations. Of solids and
+    procedures, which have one style each, one colour a noun is held out, another for each noun of a kind.
+
+    >>> held_out("circle", "red", "flat"), held_out("circle", "red", "neon")
+    (True, False)
+    """
+    hue = COLOUR_NAMES.index(colour)
+    if style == RENDERED:
+        return hue == (3 * SOLIDS.index(noun) + 1) % len(COLOURS)
+    if style == CONSTRUCTION:
+        return hue == (3 * PROCEDURES.index(noun) + 2) % len(COLOURS)
+    return (hue + 3 * SHAPES.index(noun) + STYLES.index(style)) % len(COLOURS) == 0
