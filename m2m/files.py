@@ -36,9 +36,10 @@ def new_file(path: Path) -> Iterator[Path]:
         UserError: the disk is full, read-only or out of reach.
     """
     draft = path.with_name(f".{path.name}.{token_hex(6)}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield draft
             _flush(draft)
             draft.replace(path)

@@ -40,7 +40,7 @@ def load_params(path: Path) -> Params:
     """The parameters in a YAML file, complete and checked.
 
     Raises:
-        UserError: the first thing that is wrong: ``params.yaml:12: train.common.seed: is 'x', should be a valid integer``.
+        UserError: the first fault, such as ``params.yaml:12: train.common.seed: is 'x', should be a valid integer``.
     """
     document = _read(path)
     try:

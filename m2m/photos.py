@@ -1,4 +1,4 @@
-"""Pictures as people have them: any file, size, orientation or kind of array, made into what the models were trained on."""
+"""Pictures as people have them, of any size, orientation and kind, made into what the models were trained on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def open_photo(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of a picture") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: would unpack to more than {Image.MAX_IMAGE_PIXELS} pixels; give a smaller picture") from error
+        raise UserError(
+            f"{path}: would unpack to more than {Image.MAX_IMAGE_PIXELS} pixels; give a smaller picture"
+        ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not a picture that Pillow can read; give a PNG, JPEG, WebP or the like") from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's readers raise for damaged files
@@ -43,7 +45,7 @@ def square(photo: Photo, size: int) -> Image.Image:
     """An upright, opaque RGB picture of `size` × `size` pixels: the middle of the photo, scaled by its shorter side.
 
     Args:
-        photo: a Pillow image of any mode; an array (H, W, 3); or a tensor (3, H, W). Numbers are uint8, or floats from 0 to 1.
+        photo: a Pillow image of any mode, an array (H, W, 3) or a tensor (3, H, W), of uint8 or of floats from 0 to 1.
     """
     picture = photo if isinstance(photo, Image.Image) else _from_array(photo)
     upright = ImageOps.exif_transpose(picture)

@@ -23,7 +23,7 @@ from m2m import seeds
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
-from m2m.models.image_set_attention import ContextCache, Window
+from m2m.models.preceding import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 from m2m.photos import Photo, as_tensor, square
 
@@ -32,9 +32,9 @@ StepCallback: TypeAlias = Callable[["M2MPipeline", int, Tensor, dict[str, Any]],
 OutputType = Literal["pil", "np", "pt", "latent"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """What holds for every image of one call of the pipeline."""
+    """What holds for all images of one call of the pipeline."""
 
     num_images: int
     num_inference_steps: int
@@ -43,42 +43,7 @@ class Options:
     output_type: OutputType
     use_cache: bool
     callback: StepCallback | None
-    advance: Callable[[], object]  # moves the progress bar on by a step
-
-
-class Context:
-    """The images of S sets that the next one follows, as the U-Net takes them in."""
-
-    def __init__(self, unet: ImageSetUNet, *, sets: int, timestep: int, device: torch.device, use_cache: bool) -> None:
-        self.unet = unet
-        self.timestep = timestep  # the noise level of all of them
-        self.timesteps = torch.full((sets,), timestep, device=device)
-        self.images = 0
-        self._cache = self._empty()
-        self._samples: list[Tensor] | None = None if use_cache else []
-
-    def append(self, sample: Tensor) -> None:
-        """Adds one image a set: latents (S, 4, h, w) for M2M-Self, patch tokens (S, L, D) for M2M-DINO."""
-        self.images += 1
-        if self._samples is None:
-            self._record(sample, self._cache)
-        else:
-            self._samples.append(sample)
-
-    def window(self, *, guided: bool) -> Window:
-        """What the next image reads in one step; `guided`: the batch's first half sees nothing."""
-        cache = self._cache
-        if self._samples is not None:
-            cache = self._empty()
-            for sample in self._samples:
-                self._record(sample, cache)
-        return Window(cache, unconditional=len(self.timesteps) if guided else 0)
-
-    def _empty(self) -> ContextCache:
-        return ContextCache(self.unet.config.max_context)
-
-    def _record(self, sample: Tensor, cache: ContextCache) -> None:
-        self.unet(sample, self.timesteps, Window(cache, record=True))
+    advance: Callable[[], object]  # called after each denoising step
 
 
 class M2MPipeline(DiffusionPipeline):
@@ -92,8 +57,8 @@ class M2MPipeline(DiffusionPipeline):
         feature_extractor: DINOv2's image processor, for M2M-DINO.
     """
 
-    model_cpu_offload_seq = "image_encoder->unet->vae"
-    _optional_components = ["image_encoder", "feature_extractor"]
+    model_cpu_offload_seq = "image_encoder->unet->vae"  # type: ignore[assignment]
+    _optional_components = ["image_encoder", "feature_extractor"]  # noqa: RUF012  (as the parent class has it)
 
     def __init__(
         self,
@@ -104,8 +69,12 @@ class M2MPipeline(DiffusionPipeline):
         feature_extractor: BaseImageProcessor | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae, unet=unet, scheduler=scheduler, image_encoder=image_encoder, feature_extractor=feature_extractor
+        self.register_modules(  # type: ignore[no-untyped-call]
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
         )
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -114,6 +83,11 @@ class M2MPipeline(DiffusionPipeline):
     def image_size(self) -> int:
         """Width and height, in pixels, of the images that are drawn."""
         return int(self.unet.config.sample_size * self.vae_scale_factor)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of one image: channels, height, width."""
+        return self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size
 
     @torch.no_grad()
     def __call__(
@@ -130,42 +104,46 @@ class M2MPipeline(DiffusionPipeline):
         use_cache: bool = True,
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> Any:
         """Draws `num_images` images for each set of given ones, each after seeing those before it.
 
         Args:
-            images: one set of given images, or a list of such sets (of any sizes); see `m2m.photos.square` for what an image may be.
-                An empty set is drawn from nothing.
-            guidance_scale: classifier-free guidance u + s·(c - u) of the empty context u and the given one c; at 1 there is none.
-            context_timestep: how much noise context images are given, on the scheduler's training timesteps; 0: none.
-            generator: a seed, or a generator whose *initial* seed is taken; one for all or a list of one a set. Image k of a set depends on
-                its seed and k, not on `num_images`, nor (but for rounding) on what else the batch holds.
-            latents: the initial noise, (num_images, 4, h, w), or (sets, num_images, 4, h, w) for a list of sets.
-            output_type: "pil", "np" (n, H, W, 3) or "pt" (n, 3, H, W) from 0 to 1, or "latent" (n, 4, h, w), scaled.
-            use_cache: compute keys and values of context images once. Without, they are computed anew in each step: the same to rounding.
-            callback_on_step_end: called as f(pipeline, step, timestep, {"latents": (S, 4, h, w), "image": k}) after each step of image k
-                of S sets; what it returns may hold other "latents" to go on from.
+            images: one set of given images, or a list of such sets, of any sizes; `m2m.photos.square` says what an
+                image may be. After an empty set, images are drawn from nothing.
+            guidance_scale: classifier-free guidance, u + s·(c - u) of predictions without context u and with it c; at
+                1 there is none.
+            context_timestep: the noise that context images are given, as a training timestep; 0: none.
+            generator: a seed, or a generator whose initial seed is taken; one for all, or a list of one a set. Image k
+                of a set depends on its seed and k, not on `num_images` nor (but for rounding) on the rest of the batch.
+            latents: the initial noise: (num_images, 4, h, w), for a list of sets (sets, num_images, 4, h, w).
+            output_type: "pil"; "np" (n, H, W, 3) or "pt" (n, 3, H, W), from 0 to 1; "latent" (n, 4, h, w), scaled.
+            use_cache: compute keys and values of context images once; else anew in each step, the same to rounding.
+            callback_on_step_end: called as f(pipeline, step, timestep, {"latents": (S, 4, h, w), "image": k}) after
+                each step of image k of S sets; it may return {"latents": …} to go on from.
 
         Returns:
-            The drawn images only, `.images`: those of one set, or for a list of sets a list of lists ("np", "pt", "latent": one array).
+            `ImagePipelineOutput` (or a tuple) with `.images`, the drawn ones only: a list, for a list of sets a list of
+            lists; one array where not "pil".
 
         Raises:
-            ValueError: fewer than one image or step is wanted, or an argument is of the wrong shape.
+            ValueError: nothing is wanted, or an argument has a wrong shape.
         """
-        nested = any(isinstance(item, (list, tuple)) or getattr(item, "ndim", 3) == 4 for item in images)
+        nested = any(isinstance(item, list | tuple) or getattr(item, "ndim", 3) == 4 for item in images)
         sets = cast(list[Sequence[Photo]], list(images) if nested else [images])
-        seeds_of_sets = _seeds_of_sets(generator, len(sets), nested)
+        set_seeds = _seeds_of_sets(generator, len(sets), nested)
         if num_images < 1 or num_inference_steps < 1:
-            raise ValueError(f"num_images and num_inference_steps are at least 1, not {num_images} and {num_inference_steps}")
+            raise ValueError(f"at least 1 image and 1 step, not {num_images} and {num_inference_steps}")
         if latents is not None:
             latents = latents if nested else latents[None]
-            wanted = (len(sets), num_images, self.unet.config.in_channels, *[self.unet.config.sample_size] * 2)
-            if latents.shape != wanted:
-                raise ValueError(f"the latents' shape is {wanted if nested else wanted[1:]}, not {tuple(latents.shape)}")
+            if latents.shape != (wanted := (len(sets), num_images, *self.latent_shape)):
+                raise ValueError(f"latents for {len(sets)} sets are {wanted}, not {tuple(latents.shape)}")
 
-        groups = [[s for s, given in enumerate(sets) if len(given) == n] for n in sorted({len(given) for given in sets})]
+        groups = [
+            [s for s, given in enumerate(sets) if len(given) == n] for n in sorted({len(given) for given in sets})
+        ]
         drawn: list[list[Tensor]] = [[] for _ in sets]
-        with self.progress_bar(total=len(groups) * num_images * len(self._timesteps(num_inference_steps))) as bar:
+        steps = len(self._timesteps(num_inference_steps))
+        with self.progress_bar(total=len(groups) * num_images * steps) as bar:
             options = Options(
                 num_images=num_images,
                 num_inference_steps=num_inference_steps,
@@ -179,119 +157,140 @@ class M2MPipeline(DiffusionPipeline):
             for group in groups:
                 given = [[as_tensor(square(photo, self.image_size)) for photo in sets[s]] for s in group]
                 noise = None if latents is None else latents[group]
-                for images_of_sets in self._draw(given, [seeds_of_sets[s] for s in group], noise, options):
+                for images_of_sets in self._draw(given, [set_seeds[s] for s in group], noise, options):
                     for s, image in zip(group, images_of_sets, strict=True):
                         drawn[s].append(image)
-        self.maybe_free_model_hooks()
+        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
 
-        results = [self.image_processor.postprocess(torch.stack(images_of_set), output_type) for images_of_set in drawn]
+        results = [self.image_processor.postprocess(torch.stack(of_set), output_type) for of_set in drawn]
         output: Any = results if nested else results[0]
         if nested and output_type != "pil":
             output = np.stack(results) if output_type == "np" else torch.stack(results)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
-    def _draw(self, given: list[list[Tensor]], set_seeds: list[int], noise: Tensor | None, options: Options) -> Iterator[Tensor]:
-        """Draws for S sets with equally many given images; yields each new image of all of them, (S, 3, H, W) or latents (S, 4, h, w)."""
-        device, shape = self._execution_device, (self.unet.config.in_channels, *[self.unet.config.sample_size] * 2)
-        context = Context(self.unet, sets=len(given), timestep=options.context_timestep, device=device, use_cache=options.use_cache)
-        dino = self.unet.config.variant == "dino"
+    def _draw(
+        self, given: list[list[Tensor]], set_seeds: list[int], noise: Tensor | None, options: Options
+    ) -> Iterator[Tensor]:
+        """Draws for S sets with equally many given images; yields image after image of all of them.
 
+        These are (S, 3, H, W) from -1 to 1, or latents (S, 4, h, w).
+        """
+        device, dino = self._execution_device, self.unet.variant == "dino"
+        preceding = PrecedingImages(
+            self.unet,
+            sets=len(given),
+            timestep=options.context_timestep,
+            device=device,
+            use_cache=options.use_cache,
+        )
         for pictures in zip(*given, strict=True):
             images = torch.stack(pictures).to(device)  # uint8 (S, 3, H, W)
-            context.append(self._context_sample(images if dino else self._encode(images), context, set_seeds))
+            preceding.append(self._context(images if dino else self._encode(images), preceding, set_seeds, options))
         for k in range(options.num_images):
             generators = [seeds.generator(seed, "image", k) for seed in set_seeds]
-            start = torch.stack([torch.randn(shape, generator=g) for g in generators]) if noise is None else noise[:, k]
-            latents = self._denoise(start.to(device, self.unet.dtype), context, generators, k, options)  # (S, 4, h, w)
+            start = _normal(self.latent_shape, generators) if noise is None else noise[:, k]  # (S, 4, h, w)
+            latents = self._denoise(start.to(device, self.unet.dtype), preceding, generators, k, options)
             last = k + 1 == options.num_images
             if options.output_type != "latent" or (dino and not last):
-                image = self.vae.decode(latents / self.vae.config.scaling_factor).sample  # (S, 3, H, W), -1 to 1
-            yield latents if options.output_type == "latent" else image
+                images = self.vae.decode(latents / self.vae.config.scaling_factor).sample  # (S, 3, H, W)
+            yield latents if options.output_type == "latent" else images
             if not last:
-                context.append(self._context_sample(_as_uint8(image) if dino else latents, context, set_seeds))
+                context = _as_uint8(images) if dino else latents
+                preceding.append(self._context(context, preceding, set_seeds, options))
 
     def _denoise(
-        self, latents: Tensor, context: Context, generators: list[torch.Generator], k: int, options: Options
+        self,
+        latents: Tensor,
+        preceding: PrecedingImages,
+        generators: list[torch.Generator],
+        k: int,
+        options: Options,
     ) -> Tensor:
-        """From unit noise to the scaled latents of image k of every set: (S, 4, h, w) -> (S, 4, h, w)."""
-        timesteps = self._timesteps(options.num_inference_steps)  # on the CPU, where schedulers look steps up without waiting for the device
+        """From unit noise to the scaled latents of image k of each set: (S, 4, h, w) -> (S, 4, h, w)."""
+        timesteps = self._timesteps(options.num_inference_steps)  # on the CPU: schedulers look steps up by them
         times = timesteps.to(latents.device)
-        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters
-        noise_of_steps = {"generator": generators} if stochastic else {}
-        guided = options.guidance_scale != 1 and context.images > 0
+        step_noise = (
+            {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
+        )
+        guided = options.guidance_scale != 1 and preceding.count > 0
         latents = latents * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(timesteps):
             sample = self.scheduler.scale_model_input(latents, timestep)  # (S, 4, h, w)
-            sample = torch.cat([sample, sample]) if guided else sample  # (S or 2·S, 4, h, w): without and with context
-            prediction = self.unet(sample, times[step], context.window(guided=guided), return_dict=False)[0]
+            sample = torch.cat([sample, sample]) if guided else sample  # (2·S, 4, h, w): without context, with it
+            prediction = self.unet(sample, times[step], preceding.window(guided=guided), return_dict=False)[0]
             if guided:
-                empty, given = prediction.chunk(2)
-                prediction = empty + options.guidance_scale * (given - empty)  # (S, 4, h, w)
-            latents = self.scheduler.step(prediction, timestep, latents, **noise_of_steps).prev_sample
+                without, with_context = prediction.chunk(2)
+                prediction = without + options.guidance_scale * (with_context - without)  # (S, 4, h, w)
+            latents = self.scheduler.step(prediction, timestep, latents, **step_noise).prev_sample
             if options.callback is not None:
-                latents = options.callback(self, step, timestep, {"latents": latents, "image": k}).get("latents", latents)
+                state = options.callback(self, step, timestep, {"latents": latents, "image": k})
+                latents = state.get("latents", latents)
             options.advance()
         return latents
 
     def _timesteps(self, num_inference_steps: int) -> Tensor:
-        """Resets the scheduler, which may carry predictions of earlier steps, and gives the timesteps of an image."""
+        """Resets the scheduler, which may remember predictions for another image, and gives one image's timesteps."""
         self.scheduler.set_timesteps(num_inference_steps)
         if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)  # else it searches the timesteps, which waits for the device
+            self.scheduler.set_begin_index(0)  # else each step searches for its index
         return cast(Tensor, self.scheduler.timesteps)
 
     def _encode(self, images: Tensor) -> Tensor:
-        """Scaled latents of pictures: uint8 (S, 3, H, W) -> (S, 4, h, w)."""
+        """Pictures to scaled latents: uint8 (S, 3, H, W) -> (S, 4, h, w)."""
         posterior = self.vae.encode((images / 127.5 - 1).to(self.vae.dtype)).latent_dist
         return cast(Tensor, posterior.mode() * self.vae.config.scaling_factor)
 
-    def _context_sample(self, images: Tensor, context: Context, set_seeds: list[int]) -> Tensor:
-        """What the U-Net reads of one image a set, with the noise due to its place: latents, or uint8 pictures -> patch tokens."""
-        if dino := images.dtype == torch.uint8:
-            images = dino_pixels(images, self.feature_extractor)  # (S, 3, side, side)
-        if context.timestep > 0:
+    def _context(self, images: Tensor, preceding: PrecedingImages, set_seeds: list[int], options: Options) -> Tensor:
+        """What the U-Net reads of the next context image, noised: latents, or the patch tokens of uint8 pictures."""
+        dino = images.dtype == torch.uint8
+        if dino:
+            images = dino_pixels(images, self.feature_extractor)  # (S, 3, h, w)
+        if options.context_timestep > 0:
             products = alphas_cumprod(self.scheduler.config, self.scheduler.config.prediction_type)
-            generators = [seeds.generator(seed, "context", context.images) for seed in set_seeds]
-            noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
-            images = add_context_noise(images, noise, context.timesteps, products)
+            generators = [seeds.generator(seed, "context", preceding.count) for seed in set_seeds]
+            noise = _normal(images.shape[1:], generators).to(images)
+            images = add_context_noise(images, noise, preceding.timesteps, products)
         return dino_tokens(self.image_encoder, images).to(self.unet.dtype) if dino else images
 
 
 def load_pipeline(folder: Path, *, device: str = "cpu") -> M2MPipeline:
-    """An M2M model folder, ready to draw. Reads safetensors only and asks no network.
+    """An M2M model folder, ready to draw. It reads safetensors only and asks no network.
 
     Raises:
-        UserError: there is no such folder, it is another kind of model, or part of it is missing or damaged.
+        UserError: there is no such folder, it holds another kind of model, or part of it is missing or damaged.
     """
     index = folder / "model_index.json"
+    remedy = "give a folder that training made, or restore it with dvc checkout"
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: not a model folder (no model_index.json); give one that training made") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: damaged; restore the model folder (dvc checkout {folder})") from error
+        raise UserError(f"{folder}: not a model folder, model_index.json is missing or damaged; {remedy}") from error
     if kind != M2MPipeline.__name__:
-        raise UserError(f"{folder}: holds a {kind}, not an M2M model; give a folder that training made, such as models/m2m-self")
+        raise UserError(f"{folder}: holds a {kind}, not an M2M model; {remedy}")
     try:
         pipeline = M2MPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: incomplete or damaged ({reason}); restore the model folder (dvc checkout {folder})") from error
-    return cast(M2MPipeline, pipeline.to(device))
+        raise UserError(f"{folder}: incomplete or damaged ({reason}); {remedy}") from error
+    return pipeline.to(device)
 
 
 def _seeds_of_sets(generator: Seed | Sequence[Seed] | None, sets: int, nested: bool) -> list[int]:
     if generator is None:
-        generator = int(torch.randint(2**62, ()))  # so that torch.manual_seed decides, as elsewhere
+        generator = int(torch.randint(2**62, ()))  # from the global generator, as elsewhere: torch.manual_seed decides
     if isinstance(generator, Sequence):
         if len(generator) != sets:
-            raise ValueError(f"{len(generator)} generators for {sets} sets: give one, or one a set")
+            raise ValueError(f"{len(generator)} generators for {sets} sets; give one for all, or one a set")
         return [_seed(one) for one in generator]
     return [seeds.derive(_seed(generator), "set", s) for s in range(sets)] if nested else [_seed(generator)]
 
 
 def _seed(generator: Seed) -> int:
     return generator if isinstance(generator, int) else generator.initial_seed()
+
+
+def _normal(shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
 def _as_uint8(images: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Settings:
     device: str
     """``M2M_DEVICE``: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto`` (default): a GPU if there is one."""
     threads: int | None
-    """``M2M_THREADS``: CPU threads of torch; default: its own choice. Only equal numbers give results equal to the bit."""
+    """``M2M_THREADS``: CPU threads of torch; default: its own choice. Results are equal to the bit at equal numbers."""
     work: Path
     """Checkpoints, downloads, what waits to be sent: safe to remove between runs, never tracked."""
 
@@ -73,7 +73,7 @@ class Revision:
     commit: str
     """40 hexadecimal digits, or ``unknown`` outside of git."""
     dirty: bool
-    """Whether tracked files differ from the commit; what the pipeline writes itself (``dvc.lock``, metrics) does not count."""
+    """Whether tracked files differ from the commit; the pipeline's own (``dvc.lock``, metrics) do not count."""
 
     def __str__(self) -> str:
         return f"{self.commit}-dirty" if self.dirty else self.commit

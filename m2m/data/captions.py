@@ -92,7 +92,7 @@ def read_source(path: Path) -> CaptionSource:
 
 
 def captions_digest(captions: Iterable[Caption]) -> str:
-    """SHA-256 of captions in order, in hexadecimal: of their content, not of a file, whose bytes vary with the library."""
+    """SHA-256 of captions in order, in hexadecimal. Not of a file, whose bytes vary with the library that wrote it."""
     digest = hashlib.sha256()
     for caption in captions:
         digest.update(json.dumps(astuple(caption)).encode() + b"\n")

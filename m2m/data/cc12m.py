@@ -33,7 +33,12 @@ LONGEST_LINE = 1 << 16
 
 _EXAMPLES = 5
 _TSV = "lines of an address, a tab and a caption, in UTF-8"
-_OTHER_FORMATS = {b"PAR1": "a Parquet file", b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file", b"BZh": "a bzip2 file"}
+_OTHER_FORMATS = {
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"BZh": "a bzip2 file",
+}
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
 
@@ -87,8 +92,8 @@ def select_lines(params: Cc12mCaptions) -> Selection:
     train = rest[~np.isin(words[rest], words[test])][: params.train]
     if len(train) < params.train:
         raise UserError(
-            f"captions.path: {params.path} has {len(test) + len(train)} usable captions; captions.train + captions.test "
-            f"ask for {params.train + params.test}"
+            f"captions.path: {params.path} has {len(test) + len(train)} usable captions; "
+            f"captions.train + captions.test ask for {params.train + params.test}"
         )
     choice = np.zeros(len(good), np.uint8)
     choice[lines[train]], choice[lines[test]] = 1, 2
@@ -119,7 +124,9 @@ def read_lines(params: Cc12mCaptions) -> Iterator[str | BadLine]:
     try:
         yield from _read_tsv(path) if params.format == "tsv" else _read_parquet(path)
     except OSError as error:
-        raise UserError(f"captions.path: cannot read {path}: {error.strerror or error}; expected {_expected(params)}") from error
+        raise UserError(
+            f"captions.path: cannot read {path}: {error.strerror or error}; expected {_expected(params)}"
+        ) from error
 
 
 def _read_tsv(path: Path) -> Iterator[str | BadLine]:

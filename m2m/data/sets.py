@@ -22,7 +22,9 @@ CACHE_BYTES = 1 << 30
 
 
 class ImageSets:
-    """The sets of one split, in the manifest's order. A shard is fetched, verified and decoded when one of its sets is asked for.
+    """The sets of one split, in the manifest's order.
+
+    A shard is fetched, verified and decoded when one of its sets is asked for.
 
     Args:
         cache_bytes: how much of what was decoded stays in memory; the shard that was used last always does.
@@ -87,7 +89,7 @@ def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet], images_per_set: 
 def batch_order(
     *, seed: int, sets: int, sets_per_step: int, set_size: int, images_per_set: int, step: int
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """The global batch of optimizer step `step` (from 0): for each set its index, and which of its images in which order.
+    """The global batch of optimizer step `step` (from 0): for each set its index, and which images in which order.
 
     An epoch takes every set once, in an order of its own; batches go on over its end. Each time a set comes up, another
     random choice of `set_size` of its images is taken, in random order: MIS sets have none.

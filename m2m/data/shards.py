@@ -1,7 +1,8 @@
 """Shards: image sets in a WebDataset tar, which the `webdataset` library and every tool that knows the format read.
 
-A set is the members ``{id}.json``, ``{id}.000.png`` …, and ``{id}.latents.npy`` where latents are kept, in this order. The
-same sets give the same bytes. Reading trusts nothing: members are iterated, never extracted, and have to be just these.
+A set is the members ``{id}.json``, ``{id}.000.png`` …, and ``{id}.latents.npy`` where latents are kept, in this order.
+The same sets give the same bytes. Reading trusts nothing: members are iterated, never extracted, and have to be just
+these.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from m2m.errors import UserError
 from m2m.files import file_digest, new_file
@@ -45,7 +46,7 @@ class ImageSet:
     """(N, H, W, 3)"""
     latents: npt.NDArray[np.float32] | None = None
     """(N, 4, h, w), scaled: as the U-Net takes them."""
-    extras: Mapping[str, JsonValue] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
 
 
@@ -117,7 +118,7 @@ def read_shard(path: Path) -> Iterator[ImageSet]:
     except _ShardError as error:
         raise UserError(f"shard {path}: {error}") from error
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {path} cannot be read: {error}") from error
+        raise UserError(f"shard {path}: cannot be read ({error})") from error
 
 
 class _ShardError(Exception):
@@ -192,7 +193,9 @@ def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
     except ValueError as error:
         raise _ShardError(f"{name} is no .npy file: {error}") from error
     if version != (1, 0) or is_fortran or dtype != np.dtype("<f4") or len(shape) != 4:
-        raise _ShardError(f"{name} holds {dtype} of shape {shape}; expected float32 of shape (images, channels, height, width)")
+        raise _ShardError(
+            f"{name} holds {dtype} of shape {shape}; expected float32 of shape (images, channels, height, width)"
+        )
     if len(content) - file.tell() != 4 * prod(shape):
         raise _ShardError(f"{name} is of another length than its shape {shape} asks for")
     return np.frombuffer(content, "<f4", offset=file.tell()).reshape(shape).copy()

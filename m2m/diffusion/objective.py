@@ -1,7 +1,7 @@
-"""What the network learns: noise, targets and weights of denoising (Ho et al. 2020; Salimans & Ho 2022; Hang et al. 2023).
+"""What the network learns: noise, targets and weights (Ho et al. 2020, Salimans & Ho 2022, Hang et al. 2023).
 
-With the cumulative products ᾱ_t of a scheduler, α_t = √ᾱ_t and σ_t = √(1 - ᾱ_t). Timesteps have the leading dimensions of what they
-belong to: (B, N) for a batch of sets. Nothing here draws from a global generator.
+With a scheduler's cumulative products ᾱ_t ("products"), α_t = √ᾱ_t and σ_t = √(1 - ᾱ_t). Timesteps have the leading
+dimensions of what they belong to: (B, N) for a batch of sets. Nothing here draws from a global generator.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def add_context_noise(images: Tensor, noise: Tensor, timesteps: Tensor, products
     return torch.where(clean, images, add_noise(images, noise, timesteps, products))
 
 
-def target(images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor, prediction_type: PredictionType) -> Tensor:
+def target(
+    images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor, prediction_type: PredictionType
+) -> Tensor:
     """What is predicted: ε, or v = α_t ε - σ_t x (Salimans & Ho, appendix D)."""
     match prediction_type:
         case "epsilon":
@@ -59,7 +61,10 @@ def target(images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor, p
 
 
 def min_snr_weight(timesteps: Tensor, products: Tensor, *, gamma: float, prediction_type: PredictionType) -> Tensor:
-    """min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v, where SNR = α² / σ² (Hang et al., section 3.4); 1 where γ is 0."""
+    """min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v, where SNR = α² / σ² (Hang et al., section 3.4).
+
+    A γ of 0 turns it off: all weights are 1.
+    """
     if gamma == 0:
         return torch.ones(timesteps.shape, device=timesteps.device)
     product = products.to(timesteps.device)[timesteps]
@@ -70,14 +75,17 @@ def min_snr_weight(timesteps: Tensor, products: Tensor, *, gamma: float, predict
 def draw_context_timesteps(
     shape: tuple[int, ...], *, probability: float, max_timestep: int, generator: torch.Generator
 ) -> Tensor:
-    """How noisy each context image is: with `probability` a timestep from 1 to `max_timestep`, else 0. int64 on the generator's device."""
+    """The noise on each context image: with `probability` a timestep from 1 to `max_timestep`, else 0.
+
+    Returns int64 of `shape` on the generator's device.
+    """
     noised = torch.rand(shape, generator=generator, device=generator.device) < probability
     timesteps = torch.randint(1, max_timestep + 1, shape, generator=generator, device=generator.device)
     return timesteps * noised
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """w_t · mean (prediction - target)² over channels and pixels, in float32: (B, N, 4, h, w), same, (B, N) -> (B, N)."""
+    """w · mean (prediction - target)² of each image, in float32: twice (B, N, 4, h, w) and (B, N) -> (B, N)."""
     return weight * F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(weight.ndim).mean(dim=-1)
 
 

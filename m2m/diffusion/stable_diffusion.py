@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -53,9 +53,13 @@ class StableDiffusion:
 
     @torch.inference_mode()
     def embed(self, captions: Sequence[str]) -> Tensor:
-        """Text embeddings, on the device: B captions -> (B, L, D). What is longer than the text encoder takes is cut off."""
+        """Text embeddings, on the device: B captions -> (B, L, D). What is too long is cut off."""
         embeddings, _ = self._pipeline.encode_prompt(list(captions), self._device, 1, do_classifier_free_guidance=False)
         return cast(Tensor, embeddings)
+
+    def noise(self, seed: int) -> Tensor:
+        """One image's unit noise, drawn on the CPU so that it is the same for every device: (4, h, w)."""
+        return torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
 
     @torch.inference_mode()
     def denoise(self, noise: Tensor, embeddings: Tensor) -> Tensor:
@@ -72,19 +76,20 @@ class StableDiffusion:
         for timestep in scheduler.timesteps:
             sample = scheduler.scale_model_input(latents, timestep)
             sample = torch.cat([sample, sample]) if guided else sample  # (2·B, 4, h, w)
-            prediction = self._unet(sample, timestep, encoder_hidden_states=embeddings).sample
+            prediction = self._unet(sample, timestep, embeddings, return_dict=False)[0]
             if guided:
                 empty, captioned = prediction.chunk(2)
                 prediction = empty + self._guidance_scale * (captioned - empty)  # (B, 4, h, w)
-            latents = scheduler.step(prediction, timestep, latents).prev_sample
+            latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of scaled latents: (B, 4, h, w) -> uint8 (B, H, W, 3), on the device. What is not finite becomes black."""
-        images = self._vae.decode(latents / self._vae.config.scaling_factor).sample  # (B, 3, H, W), -1 to 1
-        images = (images * 127.5 + 127.5).nan_to_num(0, 255, 0).clamp(0, 255)
-        return cast(Tensor, images.round().to(torch.uint8).permute(0, 2, 3, 1))
+        """Pictures of scaled latents, black where not finite: (B, 4, h, w) -> uint8 (B, H, W, 3), on the device."""
+        images = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]  # (B, 3, H, W)
+        finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
+        images = torch.where(finite[:, None, None, None], images, -1.0)
+        return (images * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _load(folder: Path) -> StableDiffusionPipeline:
@@ -96,7 +101,9 @@ def _load(folder: Path) -> StableDiffusionPipeline:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        text = f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
+        text = (
+            f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
+        )
         raise UserError(text) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,5 +1,6 @@
 """Evaluation after the paper: how good generated images are, how well they keep to their set, and how they vary.
 
-Read `networks` (who judges), `scores` (the paper's metrics), `agreement` and `diversity` (what they do not see), `measure`
-(all of it for one lot of images), `lots` and `sampling` (where the images come from), `table` (the numbers file).
+Read `networks` (who judges), `scores` (the paper's metrics), `agreement` and `diversity` (what those do not see),
+`measure` (all of it for one lot of pictures), `sampling` and `lots` (where the pictures come from), `comparison` (what
+the numbers say beside each other), `table` (how they are written).
 """

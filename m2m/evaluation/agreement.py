@@ -1,4 +1,4 @@
-"""Whether pictures show what their caption says, as the class network reads them: the paper's "capturing patterns" as numbers."""
+"""Whether pictures show what their caption says, as the class network reads them: "capturing patterns" as numbers."""
 
 from __future__ import annotations
 

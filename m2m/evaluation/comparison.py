@@ -60,22 +60,23 @@ def compare(
 def relative(ours: Scores, ceiling: Scores, shuffled_fid: Sequence[float]) -> dict[str, float]:
     """Shares of what held-out sets reach, and the drift of FID from the first to the last position.
 
-    ``relative/fid_drift`` is in units of what exchanging the colours of held-out pictures costs: FID(shuffled) - FID(held out).
+    The unit of ``relative/fid_drift`` is what exchanging the colours of held-out pictures costs in FID. Left out is
+    what has no ceiling or no unit: in a handful of pictures the class network may see nothing.
     """
-    shares = {
-        f"relative/{name}": _mean(ours.by_position[name]) / _mean(ceiling.by_position[name])
-        for name in OF_CEILING
-        if name in ours.by_position
-    }
+    numbers = {}
+    for name in OF_CEILING:
+        if name in ours.by_position and (most := _mean(ceiling.by_position[name])) > 0:
+            numbers[f"relative/{name}"] = _mean(ours.by_position[name]) / most
     fid = ours.by_position["fid"]
-    unit = _mean(shuffled_fid) - _mean(ceiling.by_position["fid"])
-    return {**shares, "relative/fid_drift": (fid[-1] - fid[0]) / unit}
+    if (unit := _mean(shuffled_fid) - _mean(ceiling.by_position["fid"])) > 0:
+        numbers["relative/fid_drift"] = (fid[-1] - fid[0]) / unit
+    return numbers
 
 
 def by_given(hits: Mapping[int, Mapping[str, Tensor]], *, baseline: int, resamples: int, seed: int) -> dict[str, float]:
-    """Agreement by number of given pictures, and its paired differences from `baseline` given ones with 95 % intervals.
+    """Agreement by number of given pictures; its paired differences from `baseline` given ones with 95 % intervals.
 
-    All of it over the same sets and at the same places in the set: those that are generated even with the most given ones.
+    All over the same sets and the same places in a set: those that are generated even with the most given ones.
 
     Args:
         hits: given -> attribute -> (sets, total - given), the same sets and the same total everywhere.

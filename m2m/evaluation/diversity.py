@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SPREADS = {"place": slice(0, 2), "size": slice(2, 3), "angle": slice(3, 5)}
-"""What a caption leaves free, and where it stands in the class network's geometry (x, y, size, sine, cosine of the angle)."""
+"""What a caption leaves free, and its columns in the class network's geometry: x, y, size, sine and cosine of angle."""
 
 
 def feature_diversity(features: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Inception-v3 as FID knows it: the network of 2015 with TensorFlow's resizing and pooling, under its published weight names.
+"""Inception-v3 as FID knows it, with TensorFlow's resizing and pooling, under the published names of its weights.
 
-The weights come from the TensorFlow graph behind the first FID figures ("inception-v3-compat"). Three things differ from the
-Inception-v3 of textbooks, and figures are only comparable if all three are kept: bilinear resizing without half-pixel centres,
-average pooling that leaves the padding out, and a last block that pools by maximum.
+They come from the TensorFlow graph of 2015 behind the first FID figures ("inception-v3-compat"). Three things differ
+from the Inception-v3 of textbooks, and figures compare only if all three are kept: bilinear resizing without half-pixel
+centres, average pooling that leaves the padding out, and a last block that pools by maximum.
 """
 
 from __future__ import annotations
@@ -207,8 +207,9 @@ class InceptionV3(nn.Module):
         config = json.loads((folder / "config.json").read_text())
         if config.get("architecture") != ARCHITECTURE:
             raise ValueError(f"{folder}: architecture is {config.get('architecture')!r}, expected {ARCHITECTURE!r}")
-        model = cls()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        with torch.device("meta"):
+            model = cls()  # random weights would take seconds, only to be overwritten
+        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
         return model.eval().requires_grad_(False)
 
 

@@ -1,20 +1,19 @@
-"""Lots of pictures to measure a model's against: held-out sets, the same with colours shuffled, and SD without a caption."""
+"""Lots of pictures to compare a model's with: held-out sets, these with colours shuffled, and SD without a caption."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
+import torch
 from numpy.typing import NDArray
 
 from m2m import seeds
 from m2m.data.sets import ImageSets
-from m2m.diffusion.solvers import make_scheduler
-from m2m.errors import UserError
+from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.kept import folder_of, read_or_draw
 from m2m.evaluation.measure import Batch
 from m2m.files import folder_digest
@@ -51,40 +50,30 @@ def unconditional(
     Raises:
         UserError: the folder is no Stable Diffusion pipeline.
     """
-    base = cache(partial(_load, stable_diffusion, params, device))  # loaded when the first picture is missing
-    drawing = params.model_dump(include={"seed", "solver", "num_inference_steps", "sets_per_batch"})
-    made_from = {
-        **drawing,
-        "stable_diffusion": folder_digest(stable_diffusion),
-        "device": device,
-        "sets": len(captions),
-    }
-    folder = folder_of(work, made_from)
+    drawing = params.model_dump(mode="json", include={"seed", "solver", "num_inference_steps", "sets_per_batch"})
+    weights = folder_digest(stable_diffusion)
+    folder = folder_of(work, {**drawing, "weights": weights, "sets": len(captions), "device": device})
+
+    @cache  # loaded only if a picture is missing
+    def base() -> StableDiffusion:
+        steps = params.num_inference_steps
+        return StableDiffusion(
+            stable_diffusion, solver=params.solver, num_inference_steps=steps, guidance_scale=1, device=device
+        )
+
     for start in range(0, len(captions), params.sets_per_batch):
         words = captions[start : start + params.sets_per_batch]
-        first, count = start * UNCONDITIONAL_POSITIONS, len(words) * UNCONDITIONAL_POSITIONS
-
-        def draw(first: int = first, count: int = count) -> NDArray[np.uint8]:
-            pictures = base()(
-                prompt=[""] * count,
-                guidance_scale=1.0,
-                num_inference_steps=params.num_inference_steps,
-                generator=[seeds.generator(params.seed, "unconditional", first + index) for index in range(count)],
-                output_type="np",
-            ).images
-            return (pictures * 255).round().astype(np.uint8)  # type: ignore[no-any-return]
-
-        pictures = read_or_draw(folder / f"from-{start:06}.npy", draw)
+        first = start * UNCONDITIONAL_POSITIONS
+        numbers = range(first, first + len(words) * UNCONDITIONAL_POSITIONS)
+        pictures = read_or_draw(folder / f"from-{start:06}.npy", partial(_draw, base, numbers, params.seed))
         yield words, pictures.reshape(len(words), UNCONDITIONAL_POSITIONS, *pictures.shape[1:])
 
 
-def _load(folder: Path, params: EvaluateParams, device: str) -> StableDiffusionPipeline:
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: not a complete Stable Diffusion folder; the foundation stage must make it again"
-        ) from error
-    pipeline.scheduler = make_scheduler(params.solver, pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+def _draw(load: Callable[[], StableDiffusion], numbers: Sequence[int], seed: int) -> NDArray[np.uint8]:
+    """Pictures (n, H, W, 3) by number, each from its own noise."""
+    base = load()
+    generators = [seeds.generator(seed, "unconditional", number) for number in numbers]
+    noise = torch.stack([torch.randn(base.latent_shape, generator=generator) for generator in generators])
+    embeddings = base.embed([""]).expand(len(numbers), -1, -1)
+    pictures: NDArray[np.uint8] = base.decode(base.denoise(noise, embeddings)).cpu().numpy()
+    return pictures

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchmetrics.multimodal import CLIPScore
 
 from m2m.evaluation.agreement import agreement
 from m2m.evaluation.diversity import feature_diversity, spreads
@@ -73,9 +74,9 @@ class Benchmark:
     given: int
 
     def reference(self, position: int) -> Tensor:
-        """Features (n, F) that FID compares a position with: of all held-out pictures but the given ones and those at it.
+        """Features (n, F) that FID compares a position with: all held-out pictures but the given ones and those at it.
 
-        So the copy of a given picture and the held-out picture itself are judged by others than themselves, and n is fixed.
+        So neither the copy of a given picture nor a held-out picture is judged by itself, and n is the same everywhere.
         """
         features = self.held_out.readings.features
         others = [image for image in range(self.given, features.shape[1]) if image != self.given + position]
@@ -123,7 +124,9 @@ def read(batches: Iterable[Batch], networks: Networks) -> Readings:
 @torch.no_grad()
 def measure(batches: Iterable[Batch], networks: Networks) -> Measurements:
     """Show a lot to both networks, a batch at a time: only numbers stay in memory."""
-    readings, embeddings, text_image = [], [], []
+    readings: list[Readings] = []
+    embeddings: list[Tensor] = []
+    text_image: list[CLIPScore] = []
     for captions, images in batches:
         pixels = _on(networks.device, images)
         sets, positions = pixels.shape[:2]
@@ -131,8 +134,10 @@ def measure(batches: Iterable[Batch], networks: Networks) -> Measurements:
         for position, metric in enumerate(text_image):
             metric.update(pixels[:, position], list(captions))
         readings.append(_read(pixels, networks))
-        embedded = torch.cat([networks.clip.embed(part) for part in pixels.flatten(0, 1).split(PICTURES_AT_ONCE)])
-        embeddings.append(embedded.unflatten(0, (sets, positions)).cpu())
+        embedded = torch.cat(
+            [networks.clip.embed(part) for part in torch.split(pixels.flatten(0, 1), PICTURES_AT_ONCE)]
+        )
+        embeddings.append(embedded.reshape(sets, positions, -1).cpu())
     scores = torch.stack([metric.compute().cpu() for metric in text_image])
     return Measurements(_joined(readings), torch.cat(embeddings), scores)
 
@@ -143,10 +148,11 @@ def _on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
 
 
 def _read(pixels: Tensor, networks: Networks) -> Readings:
-    parts = [networks.inception(part) for part in pixels.flatten(0, 1).split(PICTURES_AT_ONCE)]
+    parts = [networks.inception(part) for part in torch.split(pixels.flatten(0, 1), PICTURES_AT_ONCE)]
 
     def whole(values: Iterator[Tensor]) -> Tensor:
-        return torch.cat(list(values)).unflatten(0, (pixels.shape[0], pixels.shape[1])).cpu()
+        joined = torch.cat(list(values))
+        return joined.reshape(*pixels.shape[:2], joined.shape[1]).cpu()
 
     return Readings(
         features=whole(part.features for part in parts),

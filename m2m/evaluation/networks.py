@@ -98,12 +98,12 @@ class Clip:
         """The processor with captions cut to the text tower's length before the end token is set, not after."""
         if text is None:
             return self.processor(images=images, **options)
-        limit = self.towers.config.text_config.max_position_embeddings
+        limit = self.towers.model.text_model.embeddings.position_embedding.num_embeddings
         return self.processor(text=list(text), truncation=True, max_length=limit, **options)
 
 
 class Towers(nn.Module):
-    """CLIP's two towers as torchmetrics 1.9 calls them: it expects tensors where transformers 5 gives output objects."""
+    """CLIP's two towers as torchmetrics 1.9 expects them: giving tensors, where transformers 5 gives output objects."""
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()

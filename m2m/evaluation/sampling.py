@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ class Continuations:
 
     def _draw(self, members: Sequence[ImageSet]) -> NDArray[np.uint8]:
         started = time.perf_counter()
-        result = self.pipeline(
+        result: Any = self.pipeline(
             [[Image.fromarray(image) for image in member.images[: self.given]] for member in members],
             self.total - self.given,
             num_inference_steps=self.params.num_inference_steps,

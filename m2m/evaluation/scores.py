@@ -25,7 +25,7 @@ class AsGiven(nn.Module):
 def fid(sample: Tensor, reference: Tensor) -> float:
     """Fréchet distance of two lots of features (n, F) and (m, F), as Gaussians, in float64 (Heusel et al., 2017).
 
-    It is biased upwards, the more the fewer pictures there are: compare it only at equal n and against the same reference.
+    It is biased upwards, the more the fewer pictures there are: compare it only at equal n and with one reference.
     """
     metric = FrechetInceptionDistance(feature=AsGiven(sample.shape[1]))
     metric.set_dtype(torch.float64)
@@ -36,9 +36,9 @@ def fid(sample: Tensor, reference: Tensor) -> float:
 
 
 def inception_score(logits: Tensor) -> float:
-    """exp of the mean KL divergence of each picture's classes (n, C) from their mean (Salimans et al., 2016), in one split.
+    """exp of the mean KL divergence of each picture's classes (n, C) from their mean (Salimans et al., 2016).
 
-    Splits of a few dozen pictures would only measure their own size; the spread is taken over positions instead.
+    In one split: splits of a few dozen pictures would only measure their own size; the spread is that over positions.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all extracted features")
@@ -51,7 +51,7 @@ def inception_score(logits: Tensor) -> float:
 
 
 def joint_logits(heads: Sequence[Tensor]) -> Tensor:
-    """Log-probabilities (n, C1 · C2 · …) of the combinations of several heads' classes, the heads taken as independent."""
+    """Log-probabilities (n, C1·C2·…) of the combinations of several heads' classes, taken as independent."""
     first, *rest = (head.double().log_softmax(dim=1) for head in heads)
     for head in rest:
         first = (first.unsqueeze(2) + head.unsqueeze(1)).flatten(1)

@@ -13,7 +13,7 @@ from m2m.evaluation.measure import Scores
 
 
 def flat(scores: Scores, prefix: str = "") -> dict[str, float]:
-    """``name/mean``, ``name/std`` and ``name/position/NN`` (from 01, the first after the given pictures) of every metric."""
+    """``name/mean``, ``name/std``, ``name/position/NN`` of every metric; 01 is the first after the given pictures."""
     numbers = {f"{prefix}{name}": value for name, value in scores.overall.items()}
     for name, values in scores.by_position.items():
         numbers |= by_position(f"{prefix}{name}", values)
@@ -27,7 +27,7 @@ def by_position(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def to_json(numbers: Mapping[str, float | int | str]) -> bytes:
-    """Sorted JSON; measured numbers to six digits, which is more than they are worth and all that a reader can compare."""
+    """Sorted JSON; measured numbers to six digits, more than they are worth."""
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
     return (json.dumps(rounded, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BaseImageProcessor, Dinov2Model
+from transformers import Dinov2Model
 
 
-def dino_pixels(images: Tensor, processor: BaseImageProcessor) -> Tensor:
-    """What `processor`, DINOv2's `BitImageProcessor`, does to pictures, on their device: resize, crop to the centre, normalise.
+class Preprocessing(Protocol):
+    """What DINOv2's `BitImageProcessor` holds: resize, crop to the centre, scale, normalise."""
 
-    Resizing is bicubic with anti-aliasing, as Pillow's.
+    size: dict[str, int]
+    crop_size: dict[str, int]
+    rescale_factor: float
+    image_mean: list[float]
+    image_std: list[float]
+
+
+def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
+    """What `processor` makes of pictures, but on their device. Resizing is bicubic with anti-aliasing, as Pillow's.
 
     Args:
         images: uint8 RGB (n, 3, H, W).
@@ -22,18 +30,19 @@ def dino_pixels(images: Tensor, processor: BaseImageProcessor) -> Tensor:
         float32 (n, 3, h, w), where h and w are the processor's crop size.
     """
     pixels = images.float()  # (n, 3, H, W), 0 to 255
-    shortest, crop = processor.size["shortest_edge"], processor.crop_size
     height, width = images.shape[-2:]
+    shortest = processor.size["shortest_edge"]
     if min(height, width) != shortest:
-        size = [int(side * shortest / min(height, width)) for side in (height, width)]
+        size = [side * shortest // min(height, width) for side in (height, width)]
         pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)
-    top, left = ((side - part) // 2 for side, part in zip(pixels.shape[-2:], (crop["height"], crop["width"]), strict=True))
-    pixels = pixels[..., top : top + crop["height"], left : left + crop["width"]]  # (n, 3, h, w)
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    pixels = pixels[..., top : top + height, left : left + width]  # (n, 3, h, w)
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    return (pixels * processor.rescale_factor - mean) / std  # type: ignore[no-any-return]
+    return (pixels * processor.rescale_factor - mean) / std
 
 
 def dino_tokens(encoder: Dinov2Model, pixels: Tensor) -> Tensor:
     """Patch tokens without the class token: (n, 3, h, w) -> (n, L, D). The encoder is frozen: no gradient is kept."""
     with torch.no_grad():
-        return cast(Tensor, encoder(pixels).last_hidden_state[:, 1:])
+        return encoder(pixels).last_hidden_state[:, 1:]  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
 """Image-Set Attention (paper, section 3): the tokens of an image attend to those of the images before it.
 
 It stands in the place of Stable Diffusion's text cross-attention. Keys and values come from the context images, never
-from the image itself, and always from a learned null token as well, which is the empty set: for the first image, and for
-the unconditional half of guidance. There is no mask, through which a NaN would leak: an image is given a prefix of the
-keys, and what it must not see is not in it.
+from the image itself, and always from a learned null token as well, which is the empty set: for the first image, and
+for the unconditional half of guidance. There is no mask, through which a NaN would leak: an image is given a prefix of
+the keys, and what it must not see is not in it.
 
 Shapes: B or S sets, N positions in a set, n context images in a window, L tokens in one of them, T in the image drawn.
 """
@@ -102,7 +102,7 @@ class ImageSetAttention(nn.Module):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: TeacherForcing | Window,
-        attention_mask: None = None,  # noqa: ARG002
+        attention_mask: None = None,
     ) -> Tensor:
         """(rows, T, dim) -> (rows, T, dim). Diffusers' transformer block calls it with these names."""
         if isinstance(encoder_hidden_states, TeacherForcing):
@@ -156,7 +156,7 @@ class ImageSetAttention(nn.Module):
         cache.append(self, self.to_k(tokens), self.to_v(tokens))
 
     def assemble(self, images: list[tuple[Tensor, Tensor]], sets: int) -> tuple[Tensor, Tensor]:
-        """A window of (keys, values) in slot order, the null token first: keys with slots, and values, as one tensor each."""
+        """One tensor of keys, one of values (S, 1 + n·L, inner_dim), from those of a window's images in slot order."""
         null_key, null_value = (of(self.null_token).expand(sets, 1, -1) for of in (self.to_k, self.to_v))
         slots = self.slot_embedding.to(null_key.dtype)
         keys = [image_keys + slots[slot] for slot, (image_keys, _) in enumerate(images)]  # n of (S, L, inner_dim)
@@ -167,7 +167,7 @@ class ImageSetAttention(nn.Module):
         return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, 1, 0))
 
     def _window(self, rows: Tensor, images: int, length: int) -> Tensor:
-        """What the image after `images` others reads of (B, 1 + (N-1)·L, inner_dim). Until the window slides: a view."""
+        """What the image after `images` others reads of (B, 1 + (N-1)·L, inner_dim): a view until the window slides."""
         if images <= self.max_context:
             return rows[:, : 1 + images * length]
         newest = rows[:, 1 + (images - self.max_context + 1) * length : 1 + images * length]

@@ -79,8 +79,9 @@ class ImageSetUNet(UNet2DConditionModel):
                 dropout=text.dropout,
             )
         if variant == "dino":
-            self.context_proj = nn.Linear(context_dim, self.config["cross_attention_dim"])
-            self.context_level = nn.Linear(self.time_proj.num_channels, self.config["cross_attention_dim"], bias=False)
+            width, sinusoids = self.config["cross_attention_dim"], self.time_embedding.linear_1.in_features
+            self.context_proj = nn.Linear(context_dim, width)
+            self.context_level = nn.Linear(sinusoids, width, bias=False)
 
     @classmethod
     def from_stable_diffusion(cls, folder: Path, *, variant: Variant, max_context: int, context_dim: int = 0) -> Self:
@@ -89,8 +90,10 @@ class ImageSetUNet(UNet2DConditionModel):
         It predicts what the Stable Diffusion U-Net predicts for the empty prompt, whatever the context.
         """
         parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
-        options = {"variant": variant, "max_context": max_context, "context_dim": context_dim}
-        return cls.from_parent(parent, empty_prompt=empty_prompt(folder), **options)
+        empty = empty_prompt(folder)
+        return cls.from_parent(
+            parent, empty_prompt=empty, variant=variant, max_context=max_context, context_dim=context_dim
+        )
 
     @classmethod
     def from_parent(
@@ -102,13 +105,13 @@ class ImageSetUNet(UNet2DConditionModel):
         max_context: int,
         context_dim: int = 0,
     ) -> Self:
-        """Carries the weights of a Stable Diffusion U-Net over; `empty_prompt`: its text for nothing, (cross_attention_dim).
+        """Carries the weights of a Stable Diffusion U-Net over; `empty_prompt` (cross_attention_dim) is its text.
 
         "dino" keeps all of them, and its tokens start at the empty prompt. "self" needs new keys and values: keys start
         as the queries' twins, so that like looks at like, and values at the constant that the empty prompt gave.
         """
         config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
-        unet = cls(variant=variant, max_context=max_context, context_dim=context_dim, **config)
+        unet: Self = cls(variant=variant, max_context=max_context, context_dim=context_dim, **config)
         weights = dict(parent.state_dict())
         for name, attention in unet.attentions().items():
             weights[f"{name}.slot_embedding"] = torch.zeros_like(attention.slot_embedding)
@@ -130,7 +133,7 @@ class ImageSetUNet(UNet2DConditionModel):
         """The Image-Set Attention of each transformer block, by its name in the state."""
         return {name: module for name, module in self.named_modules() if isinstance(module, ImageSetAttention)}
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -180,7 +183,7 @@ class ImageSetUNet(UNet2DConditionModel):
         return output.view(positions, sets, *output.shape[1:]).transpose(0, 1)  # (B, N, 4, h, w)
 
     def _denoise(self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window) -> Tensor:
-        return super().forward(sample, timesteps, context, return_dict=False)[0]  # type: ignore[arg-type]
+        return super().forward(sample, timesteps, context, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def _context_tokens(self, patches: Tensor, levels: Tensor) -> Tensor:
         """DINOv2's tokens of images and the noise on these: (…, L, context_dim), (…) -> (…, L, cross_attention_dim)."""

@@ -31,7 +31,7 @@ class CaptionsReport:
 
 
 def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
-    """Writes `out` (Parquet: id, caption, split), whole or not at all; the same parameters and source give the same bytes.
+    """Writes `out` (Parquet: id, caption, split), whole or not at all; the same input gives the same bytes.
 
     Raises:
         UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
@@ -54,8 +54,8 @@ def _world_captions(params: WorldCaptions) -> Iterator[Caption]:
 def _split(seed: int, split: Split, count: int) -> Iterator[Caption]:
     """Captions of trained combinations for training, of held-out ones for the test, spread evenly over combinations.
 
-    Each round goes through all combinations in an order of its own, and from round to round a combination takes its next
-    wording.
+    Each round goes through all combinations in an order of its own, and from round to round a combination takes its
+    next wording.
     """
     combinations = picture_captions(held_out=split == "test")
     first_wording = Random(derive(seed, "wording", split))

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: measures a trained model on held-out sets as the paper does, beside what bounds it from above and below."""
+"""Stage ``evaluate``: measures a trained model on held-out sets as the paper does, beside what bounds it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from m2m.data.sets import ImageSets
 from m2m.diffusion.solvers import make_scheduler
@@ -20,7 +22,7 @@ from m2m.evaluation.sampling import Continuations, Stopwatch
 from m2m.files import folder_digest, write_atomically
 from m2m.manifest import Manifest
 from m2m.params import EvaluateParams, Variant
-from m2m.pipeline import M2MPipeline
+from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.progress import progress
 from m2m.store import Store
 from m2m.tracking import Tracker
@@ -49,7 +51,7 @@ def run(
     tracker: Tracker,
     device: str,
 ) -> Evaluation:
-    """Writes `metrics` (flat JSON), and ``positions.csv`` and galleries into `plots`; registers the model with its scores.
+    """Writes `metrics` (flat JSON), ``positions.csv`` and galleries into `plots`; registers the model with its scores.
 
     Args:
         model: a pipeline folder.
@@ -58,13 +60,13 @@ def run(
         work: where drawn pictures wait; a killed evaluation goes on with them.
 
     Raises:
-        UserError: the parameters ask for more than the dataset has, a folder is incomplete, the store or the disk refuses.
+        UserError: the parameters ask for more than the dataset has, a folder is incomplete, store or disk refuse.
     """
     data = Manifest.read(manifest)
     sets = ImageSets(store, data, "test")
     _require(params, images_per_set=data.images_per_set, sets=len(sets))
     networks = Networks.load(foundation, device=device)
-    made_from = {
+    made_from: dict[str, JsonValue] = {
         "model": folder_digest(model),
         "manifest": data.digest,
         "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets"}),
@@ -81,7 +83,7 @@ def run(
         record.dataset("mis", source=store.uri, digest=data.digest, context="evaluation")
 
         scores, measured = _measure(params, sets, draws, networks, foundation, work, device)
-        numbers = {
+        numbers: dict[str, float | int | str] = {
             **measured,
             "sets": params.sets,
             "images": draws[params.given].pictures,
@@ -92,7 +94,7 @@ def run(
         write_atomically(plots / "positions.csv", table.to_csv(scores))
         for given, draw in draws.items():
             shown = [sets[index] for index in range(min(params.gallery_sets, draw.count))]
-            gallery = draw_gallery([one.images[:given] for one in shown], draw.first(len(shown)))
+            gallery = draw_gallery([one.images[:given] for one in shown], [*draw.first(len(shown))])
             write_atomically(plots / f"given-{given}.png", to_png(gallery, [one.caption for one in shown]))
             record.image(gallery, key=f"gallery/given-{given}", step=0)
         write_atomically(metrics, table.to_json(numbers))
@@ -170,8 +172,8 @@ def _require(params: EvaluateParams, *, images_per_set: int, sets: int) -> None:
         )
     if total > images_per_set:
         raise UserError(
-            f"evaluate.given + evaluate.generated is {total}, but the dataset has {images_per_set} images in each set; "
-            "lower one, or raise generate.images_per_set"
+            f"evaluate.given + evaluate.generated is {total}, more than the {images_per_set} images of a set; "
+            "lower one of them, or raise generate.images_per_set"
         )
     if params.generated < 2:
         raise UserError("evaluate.generated is 1; distances within a set take at least 2")
@@ -181,19 +183,16 @@ def _require(params: EvaluateParams, *, images_per_set: int, sets: int) -> None:
         )
     if max(params.subset.given, default=0) >= total:
         raise UserError(
-            f"evaluate.subset.given has {max(params.subset.given)}, which leaves nothing to generate up to place {total}, "
-            "evaluate.given + evaluate.generated; lower it"
+            f"evaluate.subset.given holds {max(params.subset.given)}, which leaves nothing to generate of "
+            f"evaluate.given + evaluate.generated = {total} images; lower it"
         )
 
 
 def _load(model: Path, params: EvaluateParams, device: str) -> M2MPipeline:
-    try:
-        pipeline = M2MPipeline.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: not a complete M2M pipeline folder; the train stage must make it again") from error
+    pipeline = load_pipeline(model, device=device)
     pipeline.scheduler = make_scheduler(params.solver, pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    return pipeline
 
 
 def _run_before(folder: Path) -> str | None:

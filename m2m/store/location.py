@@ -23,7 +23,9 @@ def open_store(uri: str, *, cache: Path) -> Store:
         return LocalStore(Path(uri))
     address = urlsplit(uri)
     if address.scheme != "s3" or not address.netloc or address.query or address.fragment or "@" in address.netloc:
-        raise UserError(f"store address of scheme {address.scheme!r} not understood; expected a folder or s3://bucket/prefix")
+        raise UserError(
+            f"store address of scheme {address.scheme!r} not understood; expected a folder or s3://bucket/prefix"
+        )
     from m2m.store.s3 import S3Store  # boto3 takes a while to import
 
     return S3Store(bucket=address.netloc, prefix=address.path.strip("/"), cache=cache)

@@ -24,8 +24,8 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
-    ResponseParserError,
 )
+from botocore.parsers import ResponseParserError
 
 from m2m.errors import UserError
 from m2m.files import file_digest, new_file
@@ -176,7 +176,9 @@ class S3Store:
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise UserError(f"store {self._where}: {_NO_KEYS}") from error
         except ParamValidationError as error:
-            raise UserError(f"store {self._where}: not a possible name of a bucket; set M2M_STORE to another") from error
+            raise UserError(
+                f"store {self._where}: not a possible name of a bucket; set M2M_STORE to another"
+            ) from error
         except (HTTPClientError, IncompleteReadError) as error:
             raise UserError(f"store {self._where}: {_NO_ANSWER}") from error
         except ResponseParserError as error:

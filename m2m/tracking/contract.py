@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Run(Protocol):
-    """One run. No call but `register` waits for a server, none fails for want of one: what cannot be sent waits on disk."""
+    """One run. No call but `register` waits for a server, and none fails: what cannot be sent waits on disk."""
 
     @property
     def id(self) -> str:

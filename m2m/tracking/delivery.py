@@ -29,11 +29,13 @@ class Delivery:
         self._change = threading.Condition()
         self._hurry = self._leaving = self._away = False
         self._failures = 0
+        self._left_behind = True
+        """Whether earlier runs may have left something."""
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
     def drain(self, *, patience: float | None = None) -> RemoteRun | None:
-        """Waits until all that was said so far has arrived; None if the server is away, or too slow for `patience` seconds."""
+        """Waits until all that was said so far has arrived; None if the server is away or takes `patience` seconds."""
         with self._change:
             wanted, failures = self._journal.size, self._failures
             self._hurry = True
@@ -45,9 +47,12 @@ class Delivery:
         """Drains and ends; the journal goes if everything has arrived, and is left for a later run if not."""
         arrived = self.drain(patience=patience) is not None
         with self._change:
+            failures = self._failures
+            if arrived:
+                self._change.wait_for(lambda: not self._left_behind or self._failures > failures, patience)
             self._leaving = True
             self._change.notify_all()
-        self._thread.join(patience if arrived else 0)
+        self._thread.join(min(patience, 5.0))
         if self._thread.is_alive():  # it hangs in a request: the journal stays its own until the process ends
             return
         if arrived:
@@ -56,20 +61,18 @@ class Delivery:
             self._journal.close()
 
     def _work(self) -> None:
-        left_behind = True
         while not self._leaving:
             try:
                 self._run = self._run or self._remote.open_run(self._journal.header)
                 for _ in _deliver(self._journal, self._run):
                     self._arrived()
                 self._arrived()
-                if left_behind:
-                    left_behind = False
+                if self._left_behind:
                     self._send_left_behind()
-            except RefusedError as error:
-                self._failed(f"{self._journal.header.server} refuses the run: {error}")
             except AwayError as error:
                 self._failed(f"{self._journal.header.server} does not answer: {error}")
+            except Exception as error:  # a thread that died would let the end of the run wait for ever
+                self._failed(f"{self._journal.header.server} cannot record the run: {error}")
             with self._change:
                 pause = SECONDS_BETWEEN_ATTEMPTS if self._away else self._interval
                 self._change.wait_for(lambda: self._hurry or self._leaving, pause)
@@ -83,12 +86,15 @@ class Delivery:
                 run = self._remote.open_run(journal.header)
                 for _ in _deliver(journal, run):
                     if self._leaving:
+                        journal.close()
                         return
-            except BaseException:
+            except Exception:
                 journal.close()
                 raise
             _logger.warning("tracking: sent what was left of the earlier run %s", journal.header.name)
             journal.remove()
+        self._left_behind = False
+        self._arrived()
 
     def _arrived(self) -> None:
         with self._change:
@@ -100,7 +106,8 @@ class Delivery:
     def _failed(self, reason: str) -> None:
         with self._change:
             if not self._away:
-                _logger.warning("tracking: %s; what the run logs waits in %s and is sent later", reason, self._journal.folder)
+                place = self._journal.folder
+                _logger.warning("tracking: %s; what the run logs waits in %s and is sent later", reason, place)
             self._away = True
             self._failures += 1
             self._change.notify_all()

@@ -1,7 +1,7 @@
 """What a run has to say, on disk until the server has it.
 
-Every entry is first a line of a journal; a sender reads the lines in order and notes how far it came. So a server that is
-away, a kill at any moment and a normal run are one and the same case: whoever comes next sends the journal's unsent rest.
+Every entry is first a line of a journal; a sender reads the lines in order and notes how far it came. So a server that
+is away, a kill at any moment and a normal run are one and the same case: whoever comes next sends the unsent rest.
 """
 
 from __future__ import annotations

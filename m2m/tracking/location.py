@@ -25,7 +25,7 @@ MLFLOW_ENVIRONMENT = {
 def open_tracker(
     uri: str, *, spool: Path, tags: Mapping[str, str] | None = None, interval: float = 2.0, patience: float = 120.0
 ) -> Tracker:
-    """The tracker at `uri`: an MLflow server, a database (``sqlite:////folder/mlflow.db``), or ``none``. It asks nothing yet.
+    """The tracker at `uri`: an MLflow server, a database (``sqlite:////folder/mlflow.db``), or ``none``; not asked yet.
 
     Args:
         spool: folder for what waits to be sent.

@@ -117,7 +117,8 @@ class RemoteRun:
             self._client.log_artifact(self._run_id, str(path), folder or None)
 
     def _dataset(self, values: dict[str, Any]) -> None:
-        dataset = MetaDataset(HTTPDatasetSource(values["source"]), name=values["name"], digest=values["digest"])
+        source = HTTPDatasetSource(values["source"])
+        dataset = MetaDataset(source, name=values["name"], digest=values["digest"])  # type: ignore[abstract]
         tags = [InputTag("mlflow.data.context", values["context"])]
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
 
@@ -160,7 +161,7 @@ class Remote:
 
     @cached_property
     def _client(self) -> MlflowClient:
-        """Makes a database that is not there yet; two processes that make one at the same time would crash each other."""
+        """Makes a database that is not there yet; two processes that did so at the same time would crash."""
         database = _sqlite_file(self._uri)
         with FileLock(database.with_name(f"{database.name}.lock")) if database else nullcontext():
             client = MlflowClient(self._uri, self._uri)
@@ -229,5 +230,8 @@ def _classified() -> Iterator[None]:
 def _short(error: Exception) -> str:
     """One line without what may be secret in an address."""
     text = " ".join(str(error).split()) or type(error).__name__
+    for words in ("Connection refused", "timed out", "Name or service not known"):
+        if words in text:
+            return words.lower()
     text = re.sub(r"://[^/@\s]*@", "://…@", text)
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -19,19 +19,23 @@ class ImageSetSampler(PythonModel):
         from m2m.pipeline import M2MPipeline  # torch, and only where pictures are drawn
 
         self.pipeline = M2MPipeline.from_pretrained(context.artifacts["pipeline"])
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Draws `num_images` more of the set whose images are the rows of the column ``image``: base64 PNG, RGB."""
-        import torch
-
         options = dict(params or {})
-        generator = torch.Generator().manual_seed(options.pop("seed", 0))
-        given = [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in model_input["image"]]
-        drawn = self.pipeline(given, generator=generator, return_dict=False, **options)[0]
+        given = [_picture(text) for text in model_input["image"]]
+        (drawn,) = self.pipeline(given, generator=options.pop("seed", 0), return_dict=False, **options)
         return pd.DataFrame({"image": [_base64_png(image) for image in drawn]})
+
+
+def _picture(text: str) -> Image.Image:
+    picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+    if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or 0):
+        raise ValueError(f"a picture of {picture.width} x {picture.height} pixels is too big; send a smaller one")
+    return picture
 
 
 def _base64_png(image: Image.Image) -> str:

@@ -25,8 +25,8 @@ TRACKING = "tracking"
 class Checkpoints:
     """The checkpoints of one run, each a folder named after the images seen.
 
-    The run's own folder is named after what determines the run, so a checkpoint of other parameters or data is never loaded,
-    nor is it removed: that run may be under way, in another process.
+    The run's own folder is named after what determines the run, so a checkpoint of other parameters or data is never
+    loaded, nor is it removed: that run may be under way, in another process.
     """
 
     folder: Path

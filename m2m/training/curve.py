@@ -24,6 +24,10 @@ class Point:
     learning_rate: float
     held_out_loss: float
 
+    def metrics(self) -> dict[str, float]:
+        """What is tracked at the step `images_seen`."""
+        return {name: value for name, value in asdict(self).items() if name != "images_seen"}
+
 
 class NotFiniteError(Exception):
     """A step's loss or gradient was NaN or infinite."""
@@ -40,7 +44,7 @@ class NotFiniteError(Exception):
 class Curve:
     """Points so far, and the steps since the last one.
 
-    A step only leaves tensors on the device: reading them there and then would stall it. `settle` reads them all at once.
+    A step only leaves tensors on the device: reading them there and then would stall it. `settle` reads all at once.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -50,11 +54,11 @@ class Curve:
     _unread: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
     def record(self, *, images_seen: int, losses: Tensor, grad_norm: Tensor) -> None:
-        """Remember a step: this rank's losses (sets,), the gradient's norm () over all ranks, both on the device."""
+        """Notes a step: this rank's losses (sets,), the gradient's norm () over all ranks, both on the device."""
         self._unread.append((images_seen, losses, grad_norm))
 
     def settle(self, ranks: Ranks) -> None:
-        """Read the steps from the device; all ranks call it together.
+        """Reads the steps from the device; all ranks call it together.
 
         Raises NotFiniteError for the first step that was not finite, so that no point and no checkpoint ever holds one.
         """
@@ -66,13 +70,15 @@ class Curve:
         all_norms = torch.stack(norms).double().cpu()  # (steps,)
         for images_seen, step_losses, norm in zip(steps, all_losses, all_norms, strict=True):
             if not step_losses.isfinite().all():
-                raise NotFiniteError(images_seen=images_seen, positions=(~step_losses.isfinite()).nonzero()[:, 0].tolist())
+                raise NotFiniteError(
+                    images_seen=images_seen, positions=(~step_losses.isfinite()).nonzero()[:, 0].tolist()
+                )
             if not norm.isfinite():
                 raise NotFiniteError(images_seen=images_seen, positions=range(len(step_losses)))
             self.since.append((step_losses.mean().item(), norm.item()))
 
     def close(self, *, images_seen: int, learning_rate: float, held_out_loss: float) -> Point:
-        """Make a point of the settled steps since the last one."""
+        """Makes a point of the settled steps since the last one."""
         losses, norms = zip(*self.since, strict=True)
         point = Point(
             images_seen=images_seen,

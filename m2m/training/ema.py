@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Ema:
     """Averaged copies of a network's parameters, in the order of ``network.parameters()``.
 
-    After k updates the next one keeps the share min(decay, (1 + k) / (10 + k)), so that the random or foreign weights of the
-    start are soon forgotten. The counter belongs to the state: resumed without it, the average would warm up again.
+    After k updates the next one keeps the share min(decay, (1 + k) / (10 + k)), so that the first weights are soon
+    forgotten. The counter belongs to the state: resumed without it, the average would warm up again.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
@@ -25,14 +25,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages towards the network's present weights."""
+        """Moves the averages towards the network's present weights."""
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._averages, [parameter.detach() for parameter in self._live], 1 - kept)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the network carry the averages: the tensors change places, so nothing is copied and nothing is rounded."""
+        """Lets the network carry the averages: tensors change places, so nothing is copied and nothing rounded."""
         self._exchange()
         try:
             yield
@@ -49,7 +49,7 @@ class Ema:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], *, updates: int) -> None:
-        """Take up the averages and the counter of a checkpoint."""
+        """Takes up the averages and the counter of a checkpoint."""
         for name, average in self.tensors().items():
             average.copy_(tensors[name])
         self.updates = updates

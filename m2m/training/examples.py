@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -64,8 +64,8 @@ class Draws:
     """What the network takes, (4, h, w)."""
     timesteps: int
     """How many the noise schedule has."""
-    encoder_side: int | None
-    """Pixels of the side of DINOv2's input; None for M2M-Self."""
+    encoder_size: tuple[int, int] | None
+    """Height and width of DINOv2's input; None for M2M-Self."""
 
     def example(self, image_set: ImageSet, images: Sequence[int], *, key: Sequence[str | int]) -> Examples:
         """One set, with draws that are a pure function of the seed and `key`.
@@ -78,7 +78,8 @@ class Draws:
         if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:
             found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
             raise UserError(
-                f"set {image_set.id} has {found}, the network takes {self.latent_shape}; make the dataset with the same foundation"
+                f"set {image_set.id} has {found}, the network takes {self.latent_shape}; "
+                "make the dataset with the same foundation"
             )
         draws, common, order = generator(self.common.seed, *key), self.common, list(images)
         latents = torch.from_numpy(image_set.latents[order])  # (N, 4, h, w)
@@ -91,11 +92,11 @@ class Draws:
             max_timestep=common.context_noise.max_timestep,
             generator=draws,
         )
-        if self.encoder_side is None:
+        if self.encoder_size is None:
             context_images, shape = latents[:-1], latents[:-1].shape
         else:
             context_images = torch.from_numpy(image_set.images[order[:-1]]).permute(0, 3, 1, 2)  # (N-1, 3, H, W)
-            shape = torch.Size((len(context_images), 3, self.encoder_side, self.encoder_side))
+            shape = torch.Size((len(context_images), 3, *self.encoder_size))
         return Examples(
             latents=latents,
             noise=noise,
@@ -107,7 +108,7 @@ class Draws:
         )
 
 
-def made_ahead(make: Callable[[int], Made], steps: range) -> Iterator[Made]:
+def made_ahead(make: Callable[[int], Made], steps: range) -> Generator[Made]:
     """What `make` gives for each step, made while the steps before are being worked on; its errors are raised here."""
     upcoming = iter(steps)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="examples") as maker:

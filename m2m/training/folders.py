@@ -13,10 +13,10 @@ from m2m.files import writing
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder beside `path` to fill; when the block ends without error it becomes `path`, in place of an older one.
+    """Gives a folder beside `path` to fill; when the block ends without error it becomes `path`, in place of an older.
 
-    All of it is on the disk before it bears the name. A kill leaves at worst a hidden draft, which the next call removes;
-    only between the two renames that replace an older folder is there neither.
+    It bears the name when all of it is on the disk. A kill leaves at worst a hidden draft, which the next call removes.
+    Only between the two renames that replace an older folder is there neither.
 
     Raises:
         UserError: the disk is full, read-only or out of reach.

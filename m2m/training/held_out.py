@@ -1,4 +1,4 @@
-"""What a run shows of itself on the way: its loss on held-out sets, and pictures it draws for them, always from the same draws."""
+"""What a run shows of itself on the way: its loss on held-out sets and pictures drawn for them, from the same draws."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ GAP = 2
 
 
 class HeldOut:
-    """The first sets of the test split. Networks are the pipeline's own, with averaged weights: nothing is loaded twice.
+    """The first sets of the test split. Networks are the pipeline's, with averaged weights: nothing is loaded twice.
 
     Raises:
         UserError: there are no test sets.
     """
 
-    def __init__(
-        self, pipeline: M2MPipeline, objective: Objective, sets: ImageSets, *, device: torch.device
-    ) -> None:
+    def __init__(self, pipeline: M2MPipeline, objective: Objective, sets: ImageSets, *, device: torch.device) -> None:
         common = objective.common
         if not len(sets):
-            raise UserError("the manifest has no test sets, which previews and the held-out loss need; raise captions.test")
+            raise UserError(
+                "the manifest has no test sets, which previews and the held-out loss need; raise captions.test"
+            )
         shown = [sets[index] for index in range(min(common.preview_sets, len(sets)))]
         examples = [
             objective.draws.example(image_set, range(common.set_size), key=("held out", place))
@@ -42,26 +42,27 @@ class HeldOut:
         self._pipeline = M2MPipeline(
             **{**pipeline.components, "scheduler": make_scheduler("dpmsolver++", pipeline.scheduler.config)}
         )
-        self._pipeline.set_progress_bar_config(disable=True)
+        self._pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
         self._objective = objective
         self._examples = Examples.stack(examples).to(device)
         self._given = [Image.fromarray(image_set.images[0]) for image_set in shown]
 
     @torch.no_grad()
     def loss(self, ema: Ema) -> float:
-        """The training loss, averages in place of weights; comparable between all runs with the same seed and test sets."""
+        """The training loss with averaged weights; comparable between all runs with the same seed and test sets."""
         with ema.applied():
             return float(self._objective(self._pipeline.unet, self._examples).double().mean())
 
     def previews(self, ema: Ema) -> dict[str, Image.Image]:
         """For each set a strip of the given picture and those drawn after it; all strips as one picture, too."""
         with ema.applied():
-            drawn = self._pipeline(
+            (drawn,) = self._pipeline(
                 [[picture] for picture in self._given],
                 self._objective.common.set_size - 1,
                 num_inference_steps=PREVIEW_STEPS,
                 generator=[derive(self._objective.common.seed, "preview", place) for place in range(len(self._given))],
-            ).images
+                return_dict=False,
+            )
         strips = [_sheet([[given, *pictures]]) for given, pictures in zip(self._given, drawn, strict=True)]
         return {
             **{f"preview/{place:02}": strip for place, strip in enumerate(strips)},

@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -93,8 +93,8 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
     parts = common.gradient_accumulation
     if course.variant.sets_per_step % (ranks.count * parts):
         raise UserError(
-            f"sets_per_step is {course.variant.sets_per_step}; it must be a multiple of the {ranks.count} processes that "
-            f"train times train.common.gradient_accumulation, {parts}"
+            f"sets_per_step is {course.variant.sets_per_step}; it must be a multiple of the number of processes that "
+            f"train ({ranks.count}) times gradient_accumulation ({parts})"
         )
     places = ranks.share(course.variant.sets_per_step)
     parameters = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
@@ -109,12 +109,15 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
         for step, examples in zip(steps, batches, strict=True):
             for group in state.optimizer.param_groups:
                 group["lr"] = course.learning_rate(step)
-            losses = []
+            losses: list[Tensor] = []
             for part in examples.to(ranks.device).split(parts):
                 is_last = len(losses) + 1 == parts
-                with nullcontext() if is_last or network is state.network else network.no_sync():
+                # Ranks exchange gradients once a step, with those of its last part.
+                with (
+                    network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext()
+                ):
                     loss = objective(network, part)  # (sets of the part,)
-                    (loss.mean() / parts).backward()
+                    (loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
             grad_norm = clip_grad_norm_(parameters, common.max_grad_norm)
             state.optimizer.step()
@@ -128,12 +131,12 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
 def _data_parallel(network: nn.Module, course: Course, ranks: Ranks) -> nn.Module:
     """The network as the ranks train it: after `backward` each has the gradients of the global batch.
 
-    DDP packs gradients into other messages after the first backward pass of a process, and sums over three ranks or more then
-    round differently. That pass is a rehearsal here, its gradients dropped: a resumed run rounds as an uninterrupted one.
+    DDP packs gradients into other messages after a process's first backward pass; sums over three ranks or more then
+    round differently. Here that pass is a rehearsal, its gradients dropped: a resumed run rounds as any other.
     """
     if ranks.count == 1:
         return network
     wrapped = DistributedDataParallel(network, broadcast_buffers=False)
-    course.objective(wrapped, course.examples(0, range(1)).to(ranks.device)).mean().backward()
+    course.objective(wrapped, course.examples(0, range(1)).to(ranks.device)).mean().backward()  # type: ignore[no-untyped-call]
     wrapped.zero_grad(set_to_none=True)
     return wrapped

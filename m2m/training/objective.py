@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, Dinov2Model
+from transformers import Dinov2Model
 
 from m2m.diffusion.objective import add_context_noise, add_noise, alphas_cumprod, denoising_loss, min_snr_weight, target
-from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.models.dino import Preprocessing, dino_pixels, dino_tokens
 from m2m.models.unet import ContextImages
 from m2m.params import TrainCommon
 from m2m.pipeline import M2MPipeline
@@ -23,7 +23,12 @@ class ContextEncoder:
     """DINOv2, frozen, and how it wants its pictures."""
 
     model: Dinov2Model
-    processor: BaseImageProcessor
+    processor: Preprocessing
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its input."""
+        return self.processor.crop_size["height"], self.processor.crop_size["width"]
 
 
 class Objective:
@@ -32,8 +37,7 @@ class Objective:
     def __init__(self, pipeline: M2MPipeline, common: TrainCommon, *, device: torch.device) -> None:
         self.common = common
         self.products = alphas_cumprod(pipeline.scheduler.config, common.prediction_type).to(device)  # (T,)
-        unet = pipeline.unet.config
-        self.latent_shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+        self.latent_shape = pipeline.latent_shape
         self.encoder = (
             None
             if pipeline.image_encoder is None
@@ -43,9 +47,11 @@ class Objective:
     @property
     def draws(self) -> Draws:
         """How examples for it are drawn."""
-        side = None if self.encoder is None else int(self.encoder.processor.crop_size["height"])
         return Draws(
-            common=self.common, latent_shape=self.latent_shape, timesteps=len(self.products), encoder_side=side
+            common=self.common,
+            latent_shape=self.latent_shape,
+            timesteps=len(self.products),
+            encoder_size=self.encoder.size if self.encoder else None,
         )
 
     def __call__(self, network: nn.Module, examples: Examples) -> Tensor:
@@ -58,7 +64,9 @@ class Objective:
         with self._autocast(noisy.device):
             context = ContextImages(self._context(examples), examples.context_timesteps, examples.dropped)
             (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
-        wanted = target(examples.latents, examples.noise, timesteps, products, common.prediction_type)  # (B, N, 4, h, w)
+        wanted = target(
+            examples.latents, examples.noise, timesteps, products, common.prediction_type
+        )  # (B, N, 4, h, w)
         weight = min_snr_weight(timesteps, products, gamma=common.min_snr_gamma, prediction_type=common.prediction_type)
         return denoising_loss(prediction, wanted, weight).mean(dim=1)
 
@@ -67,13 +75,13 @@ class Objective:
 
         Each is noised, and encoded, once for all images that read it.
         """
-        images = examples.context_images
-        if self.encoder is not None:
-            images = dino_pixels(images.flatten(0, 1), self.encoder.processor).unflatten(0, images.shape[:2])
-        images = add_context_noise(images, examples.context_noise, examples.context_timesteps, self.products)
+        images, noise = examples.context_images, examples.context_noise
         if self.encoder is None:
-            return images
-        return dino_tokens(self.encoder.model, images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return add_context_noise(images, noise, examples.context_timesteps, self.products)
+        pixels = dino_pixels(images.flatten(0, 1), self.encoder.processor)  # (B·(N-1), 3, side, side)
+        pixels = add_context_noise(pixels, noise.flatten(0, 1), examples.context_timesteps.flatten(), self.products)
+        tokens = dino_tokens(self.encoder.model, pixels)  # (B·(N-1), L, D)
+        return tokens.reshape(*images.shape[:2], *tokens.shape[1:])
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """bfloat16 where the parameters ask for it and the device has it."""

@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def is_first(self) -> bool:
@@ -31,7 +34,7 @@ class Ranks:
         return range(self.rank * part, (self.rank + 1) * part)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Put the ranks' (n, k) side by side: (n, k x count), in rank order, on every rank."""
+        """Puts the ranks' (n, k) side by side: (n, k x count), in rank order, on every rank."""
         if self.count == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.count)]
@@ -41,10 +44,10 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the process group that the environment describes (``torchrun`` or another launcher sets RANK and WORLD_SIZE).
+    """Joins the process group that the environment describes: ``torchrun`` sets RANK and WORLD_SIZE, as others do.
 
-    A group that the caller has already joined, as under Ray's Torch trainer, is used and left open. On ``cuda`` each rank
-    takes the card of its number on the machine.
+    A group that the caller has already joined, as under Ray's Torch trainer, is used and left open. On ``cuda`` each
+    rank takes the card of its number on the machine.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if not dist.is_initialized() and not launched:

@@ -6,7 +6,6 @@ import math
 from typing import Literal
 
 
-
 def learning_rate(
     images_seen: float, *, peak: float, warmup_images: int, images: int, schedule: Literal["constant", "cosine"]
 ) -> float:
@@ -23,5 +22,5 @@ def learning_rate(
 
 
 def is_due(every: int, *, before: int, after: int) -> bool:
-    """Whether a multiple of ``every`` images lies in (before, after]: what is due once an interval, at any step size."""
+    """Whether a multiple of ``every`` images lies in (before, after]: due once an interval, whatever the step size."""
     return after // every > before // every

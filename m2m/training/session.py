@@ -58,8 +58,8 @@ def train(
         held_out: what to show on the first rank; None on the others.
 
     Raises:
-        UserError: the loss or its gradient is not finite; names the step and the sets, and keeps the last checkpoint. Or what
-            `train_steps` raises.
+        UserError: the loss or its gradient is not finite; names the step and the sets, and keeps the last checkpoint.
+            Or what `train_steps` raises.
     """
     common, total = course.objective.common, course.steps(0).stop * course.images_per_step
     with progress(total, name, unit="images") if ranks.is_first else nullcontext(_silent) as advance:

@@ -19,7 +19,7 @@ WEIGHTS, AVERAGES, OPTIMIZER = "weights/", "averages/", "optimizer/"
 
 @dataclass
 class TrainState:
-    """What must outlive a kill. There is no random state in it: every draw is derived from the seed and `images_seen`."""
+    """What must outlive a kill. It holds no random state: all draws are derived from the seed and `images_seen`."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -49,12 +49,12 @@ class TrainState:
         }
 
     def save(self, folder: Path) -> None:
-        """Write ``state.safetensors`` and ``state.json`` into an existing folder. The curve must be settled."""
+        """Writes ``state.safetensors`` and ``state.json`` into an existing folder. The curve must be settled."""
         save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(json.dumps(self.counters(), indent=1) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Become what `save` wrote, to the bit. The network must have the same parameters."""
+        """Becomes what `save` wrote, to the bit. The network must have the same parameters."""
         tensors = load_file(folder / "state.safetensors")
         counters = json.loads((folder / "state.json").read_text())
         self.network.load_state_dict(_under(WEIGHTS, tensors))

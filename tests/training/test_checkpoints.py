@@ -46,7 +46,7 @@ def test_a_state_that_was_saved_and_loaded_goes_on_as_if_nothing_had_been(tmp_pa
     whole = new_state()
     advance(whole, 5)
     whole.curve = Curve(points=[Point(16, 1 / 3, 0.1, 1e-5, 0.7)], since=[(0.1, 0.2), (1 / 7, 1e-9)])
-    checkpoints = Checkpoints(tmp_path / "work", run="a")
+    checkpoints = Checkpoints(tmp_path / "work")
     checkpoints.save(whole)
 
     resumed = new_state(seed=1)
@@ -61,32 +61,39 @@ def test_a_state_that_was_saved_and_loaded_goes_on_as_if_nothing_had_been(tmp_pa
 
 
 def test_only_the_newest_checkpoint_stays(tmp_path: Path) -> None:
-    checkpoints, state = Checkpoints(tmp_path, run="a"), new_state()
+    checkpoints, state = Checkpoints(tmp_path), new_state()
     for _ in range(3):
         advance(state, 1)
         checkpoints.save(state)
     assert [folder.name for folder in tmp_path.iterdir()] == ["000000000048"]
 
 
-def test_the_checkpoint_of_another_run_is_left_alone_until_there_is_one_of_this_run(tmp_path: Path) -> None:
-    other, state = Checkpoints(tmp_path, run="other"), new_state()
-    advance(state, 9)
+def test_the_checkpoints_of_another_run_are_neither_taken_nor_removed(tmp_path: Path) -> None:
+    parameters = {"learning_rate": 1e-3, "manifest": "abc"}
+    other, mine = Checkpoints.of(tmp_path, parameters), Checkpoints.of(tmp_path, {**parameters, "manifest": "abd"})
+    state = new_state()
+    advance(state, 1)
     other.save(state)
-    mine = Checkpoints(tmp_path, run="mine")
     assert mine.latest() is None
-    assert other.latest() is not None
-    young = new_state()
-    advance(young, 1)
-    mine.save(young)
-    assert other.latest() is None
-    assert mine.latest() == tmp_path / "000000000016"
+    assert mine.of_other_runs() == [other.folder]
+    mine.save(state)
+    mine.clear()
+    assert Checkpoints.of(tmp_path, dict(reversed(parameters.items()))).latest() == other.folder / "000000000016"
+
+
+def test_the_key_for_the_tracker_outlives_a_save(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "work")
+    assert checkpoints.tracking_key is None
+    checkpoints.keep_tracking_key("run-1")
+    checkpoints.save(new_state())
+    assert checkpoints.tracking_key == "run-1"
 
 
 @pytest.mark.parametrize("moment", ["file_digest", "write_atomically", "shutil.rmtree"])
 def test_a_kill_while_saving_leaves_a_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    checkpoints, state = Checkpoints(tmp_path, run="a"), new_state()
+    checkpoints, state = Checkpoints(tmp_path), new_state()
     advance(state, 1)
     checkpoints.save(state)
     advance(state, 1)
@@ -106,12 +113,12 @@ def test_a_kill_while_saving_leaves_a_good_checkpoint(
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    checkpoints, state = Checkpoints(tmp_path, run="a"), new_state()
+    checkpoints, state = Checkpoints(tmp_path), new_state()
     advance(state, 1)
     checkpoints.save(state)
     tensors = tmp_path / "000000000016" / "state.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)
-    with pytest.raises(UserError, match=r"state\.safetensors: the checkpoint is damaged"):
+    with pytest.raises(UserError, match=r"state\.safetensors: damaged"):
         checkpoints.latest()

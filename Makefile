@@ -1,0 +1,64 @@
+# One short command a verb. Each does the set-up that it needs: a machine with Python 3.11, git and make is enough.
+
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+PROFILE ?= embedded
+VENV := .venv
+READY := $(VENV)/.ready
+# Tracking and artefacts belong to the main checkout, also from a worktree.
+MAIN := $(shell git rev-parse --path-format=absolute --git-common-dir 2>/dev/null | sed 's,/\.git$$,,')
+MAIN := $(or $(MAIN),$(CURDIR))
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export GIT_PYTHON_REFRESH := quiet
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro profile test lint report ui clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install everything into .venv
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed; name it: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+repro: $(READY) ## Make what is stale: data, both models, evaluation, report
+	dvc repro
+	@echo
+	@echo "Done. Three things to open next:"
+	@echo "  the report       reports/index.html"
+	@echo "  the runs         make ui"
+	@echo "  a first sample   .venv/bin/m2m sample --model models/m2m-dino --images YOUR.jpg --num-images 6 --out out"
+
+profile: $(READY) ## Make PROFILE (embedded, smoke, gpu, paper) the active parameters
+	cp profiles/$(PROFILE).yaml params.yaml
+
+test: lint ## Lint, types, layers, tests with coverage
+	pytest --cov --cov-report=term
+
+lint: $(READY) ## Lint, types, layers
+	ruff check .
+	mypy
+	lint-imports --no-logo
+
+report: $(READY) ## Make the report, and what it needs
+	dvc repro report
+	@echo "reports/index.html"
+
+ui: $(READY) ## Open MLflow on this machine: http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(MAIN)/mlflow.db}" --default-artifact-root "$(MAIN)/mlruns"
+
+clean: ## Remove what can be made again: environment, caches, results (never the store, DVC's cache, runs)
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf work out reports models/m2m-* data/captions.parquet data/mis.json data/mis.md
+	find m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +

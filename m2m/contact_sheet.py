@@ -1,0 +1,40 @@
+"""Many pictures as one, in the paper's manner: the preceding images, framed, then the generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+GAP = 4
+FRAME = 3
+FRAME_COLOUR = (214, 96, 30)
+SMALLEST, LARGEST = 96, 256
+"""Pixels of a picture's side on the sheet. Smaller ones are enlarged by a whole factor, so that pixels stay pixels."""
+
+
+def contact_sheet(
+    sets: Sequence[tuple[Sequence[Image.Image], Sequence[Image.Image]]], *, columns: int = 12
+) -> Image.Image:
+    """One picture of some sets of square pictures of one size, each set from a new line on.
+
+    Args:
+        sets: the given and the generated images of each.
+        columns: pictures in a line; a longer set goes on in the next.
+    """
+    lines: list[list[tuple[Image.Image, bool]]] = []
+    for given, generated in sets:
+        pictures = [(picture, True) for picture in given] + [(picture, False) for picture in generated]
+        lines += [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    side = lines[0][0][0].width
+    shown = min(side * -(-SMALLEST // side), LARGEST)
+    pitch = shown + 2 * FRAME + GAP
+    sheet = Image.new("RGB", (max(map(len, lines)) * pitch + GAP, len(lines) * pitch + GAP), "white")
+    for row, line in enumerate(lines):
+        for column, (picture, framed) in enumerate(line):
+            left, top = GAP + column * pitch, GAP + row * pitch
+            if framed:
+                sheet.paste(FRAME_COLOUR, (left, top, left + shown + 2 * FRAME, top + shown + 2 * FRAME))
+            resampling = Image.Resampling.NEAREST if shown >= side else Image.Resampling.LANCZOS
+            sheet.paste(picture.resize((shown, shown), resampling), (left + FRAME, top + FRAME))
+    return sheet

@@ -1,0 +1,76 @@
+"""The card of a MIS dataset: what it is, how it was made, and on what terms, in Markdown beside the manifest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from m2m.manifest import Manifest, Split
+
+_NAMES = {"openrail++": "CreativeML Open RAIL++-M", "apache-2.0": "Apache-2.0"}
+
+
+def mis_card(manifest: Manifest, *, image_size: int) -> str:
+    """The whole card. It says nothing but what the manifest knows, so the same dataset has the same card."""
+    made_by = cast(dict[str, Any], manifest.made_by)
+    captions, weights, n = made_by["captions"], made_by["stable_diffusion"], manifest.images_per_set
+    splits = "\n".join(_row(manifest, split) for split in get_args(Split))
+    parameters = "\n".join(f"| `{key}` | {value} |" for key, value in made_by["parameters"].items())
+    return f"""\
+---
+pretty_name: Multi-Image Sets
+task_categories: [image-to-image, text-to-image]
+---
+
+# Multi-Image Sets (MIS)
+
+For each caption, Stable Diffusion drew {n} images of {image_size} x {image_size} pixels from {n} latent noises, so that
+a set is coherent and each of its images unique (Shen et al., *Many-to-many Image Generation with Auto-regressive
+Diffusion Models*, 2024). The images of a set have no order.
+
+| split | sets | images | shards | MB |
+|---|---|---|---|---|
+{splits}
+
+## How it was made
+
+By the stage `generate` with these parameters:
+
+| parameter | value |
+|---|---|
+{parameters}
+
+- Captions: {captions["name"]}; SHA-256 of their ids, texts and splits `{captions["sha256"]}`.
+- Stable Diffusion: SHA-256 of its folder `{weights["sha256"]}`.
+- Images that were not finite or of one colour were drawn again with new noise: {manifest.redrawn} times.
+- Each image's noise has a seed of its own, kept with the set. The same parameters, captions, weights, kind of processor
+  and number of threads give the same dataset, byte for byte.
+
+## How to read it
+
+The manifest beside this card names the shards; `m2m verify` proves that the store holds them. A shard is a WebDataset
+tar: `ID.json` (id, caption, number of images, seeds), `ID.000.png` …, and `ID.latents.npy`, the scaled latents in
+float32.
+
+## Terms and limits
+
+- Licence of the captions: {captions["licence"]}.
+- Licence of the weights that drew the images: {weights["licence"]}. Its terms go with the images.
+- The images show what a model believes, with its errors and biases. They are no record of anything real.
+"""
+
+
+def stated_licence(folder: Path) -> str:
+    """The licence that a model folder's card (``README.md`` with front matter, as on the Hugging Face hub) states."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    match = re.match(r"---\n(?:(?!---).*\n)*?license: *(\S+) *\n", text)
+    return _NAMES.get(match[1], match[1]) if match else "not stated"
+
+
+def _row(manifest: Manifest, split: Split) -> str:
+    shards = manifest.split(split)
+    sets = sum(shard.count for shard in shards)
+    megabytes = sum(shard.size for shard in shards) / 1e6
+    return f"| {split} | {sets} | {sets * manifest.images_per_set} | {len(shards)} | {megabytes:.1f} |"

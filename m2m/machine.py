@@ -1,0 +1,71 @@
+"""What a command needs of this machine: where things are, and libraries that keep to themselves."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from m2m.errors import UserError
+from m2m.settings import Settings, revision
+
+if TYPE_CHECKING:
+    from m2m.store import Store
+    from m2m.tracking import Tracker
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WDS_SECURE": "1",
+}
+"""No library calls home, none asks a hub: models are folders."""
+
+
+class Machine:
+    """What a command needs of this machine; each part is made when it is asked for."""
+
+    def __init__(self, stage: str, *, offline: bool = True) -> None:
+        for name, value in QUIET.items():
+            if offline or name != "HF_HUB_OFFLINE":
+                os.environ.setdefault(name, value)
+        self._stage = stage
+        self.settings = Settings.from_environment()
+
+    def store(self) -> Store:
+        from m2m.store import open_store
+
+        return open_store(self.settings.store, cache=self.settings.work / "cache")
+
+    def tracker(self) -> Tracker:
+        from m2m.tracking import open_tracker
+
+        code = revision()
+        tags = {
+            "mlflow.source.git.commit": code.commit,
+            "git.dirty": str(code.dirty).lower(),
+            "dvc.stage": self._stage,
+            "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
+        }
+        spool = self.settings.work / "spool"
+        return open_tracker(self.settings.tracking_uri, spool=spool, tags={k: v for k, v in tags.items() if v})
+
+    def device(self) -> str:
+        """The device to compute on; also sets the number of threads."""
+        import torch
+
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        if self.settings.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"M2M_DEVICE is {self.settings.device}, but torch finds no GPU; unset it")
+        if self.settings.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.settings.device
+
+    def threads(self) -> int:
+        import torch
+
+        return torch.get_num_threads()

@@ -1,0 +1,117 @@
+"""``m2m check``: whether this machine is ready; each line says ok or what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2m.errors import UserError
+from m2m.settings import Settings, without_password
+from m2m.store import open_store
+from m2m.tracking import check_tracking
+
+FREE_SPACE = 4 * 2**30
+"""Bytes that the embedded profile, MLflow and DVC's cache fit in with room to spare."""
+FOUNDATION = ("stable-diffusion/model_index.json", "dino/config.json", "clip/config.json", "inception/config.json")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the answer."""
+
+    name: str
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<10}  {'ok     ' if self.ok else 'TO DO  '}  {self.text}"
+
+
+def run(settings: Settings, *, checkout: Path, foundation: Path) -> Iterator[Finding]:
+    """Looks at one thing after the other; nothing is changed but for a trial object in the store, which is removed.
+
+    Args:
+        checkout: folder with ``constraints.txt``.
+        foundation: folder with the foundation's models.
+    """
+    checks: dict[str, Callable[[], str]] = {
+        "python": _python,
+        "packages": lambda: _packages(checkout / "constraints.txt"),
+        "disk": lambda: _disk(checkout),
+        "device": lambda: _device(settings),
+        "foundation": lambda: _foundation(foundation),
+        "store": lambda: _store(settings),
+        "tracking": lambda: _tracking(settings),
+    }
+    for name, check in checks.items():
+        try:
+            yield Finding(name, True, check())
+        except UserError as error:
+            yield Finding(name, False, str(error))
+
+
+def _python() -> str:
+    if sys.version_info[:2] != (3, 11):
+        raise UserError(f"Python {platform.python_version()}; the packages need 3.11: make setup PYTHON=python3.11")
+    return platform.python_version()
+
+
+def _packages(constraints: Path) -> str:
+    if not constraints.exists():
+        raise UserError(f"{constraints} is not there; run this in the repository's folder")
+    pins = re.findall(r"^([\w.-]+)==(\S+)", constraints.read_text(), re.MULTILINE)
+    wrong = [f"{name} {found}, not {pin}" for name, pin in pins if (found := _version(name)) != pin]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{', '.join(wrong[:3])}{more}; run make setup")
+    return f"{len(pins)} as pinned"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _disk(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    if free < FREE_SPACE:
+        raise UserError(f"{free / 2**30:.1f} GiB free in {folder}; free {FREE_SPACE / 2**30:.0f} GiB, or set M2M_STORE")
+    return f"{free / 2**30:.0f} GiB free"
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    found = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    if settings.device.startswith("cuda") and not found:
+        raise UserError(f"M2M_DEVICE is {settings.device}, but torch {torch.__version__} finds no GPU; unset it")
+    threads = settings.threads or torch.get_num_threads()
+    return f"{settings.device}: {', '.join(found) or 'no GPU'}, {threads} CPU threads"
+
+
+def _foundation(folder: Path) -> str:
+    missing = [name for name in FOUNDATION if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"{folder / missing[0]} is missing; check it out of git, or make it: dvc repro foundation")
+    return str(folder)
+
+
+def _store(settings: Settings) -> str:
+    store = open_store(settings.store, cache=settings.work / "cache")
+    store.check()
+    return store.uri
+
+
+def _tracking(settings: Settings) -> str:
+    check_tracking(settings.tracking_uri)
+    waiting = len(list((settings.work / "spool").glob("*/header.json")))
+    later = f"; {waiting} unfinished runs, which the next run sends" if waiting else ""
+    return without_password(settings.tracking_uri) + later

@@ -1,0 +1,147 @@
+"""``m2m sample``: pictures in, the next ones of their set out."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from m2m.diffusion.solvers import make_scheduler
+from m2m.errors import UserError
+from m2m.files import file_digest, folder_digest, write_atomically
+from m2m.params import SolverName
+from m2m.photos import open_photo, square
+from m2m.pipeline import M2MPipeline
+from m2m.progress import progress
+
+SHEET_COLUMNS = 8
+GAP = 4
+FRAME_COLOUR = (214, 96, 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How to draw; the defaults of the command line are the only ones."""
+
+    num_images: int
+    solver: SolverName
+    num_inference_steps: int
+    guidance_scale: float
+    context_timestep: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was written."""
+
+    images: tuple[Path, ...]
+    sheet: Path
+
+
+def run(
+    drawing: Drawing, *, model: Path, images: Sequence[Path], out: Path, commit: str, threads: int, device: str
+) -> Drawn:
+    """Writes ``001.png`` … and ``contact-sheet.png``; the text entry ``m2m`` of each has the command that draws it again.
+
+    Args:
+        model: a pipeline folder.
+        images: picture files of any kind and size, in order; the middle square of each is used.
+        commit: of the code, for the note.
+        threads: of the CPU, for the note: another number changes the last bits.
+
+    Raises:
+        UserError: no pictures are given or wanted, one cannot be read, the folder is no model, the disk refuses.
+    """
+    if not images:
+        raise UserError("no pictures given; name at least one: --images a.png b.jpg")
+    if drawing.num_images < 1:
+        raise UserError(f"--num-images is {drawing.num_images}; ask for at least 1")
+    given = [open_photo(path) for path in images]
+    pipeline = _load(model, drawing.solver).to(device)
+    last_timestep = pipeline.scheduler.config.num_train_timesteps - 1
+    if drawing.num_inference_steps > last_timestep + 1 or drawing.context_timestep > last_timestep:
+        raise UserError(f"the model has {last_timestep + 1} timesteps; give fewer steps, or a smaller context timestep")
+
+    steps = drawing.num_images * drawing.num_inference_steps
+    with progress(steps, "sample", unit="steps") as advance:
+
+        def after_step(_: object, __: int, ___: object, state: dict[str, object]) -> dict[str, object]:
+            advance()
+            return state
+
+        drawn = pipeline(
+            given,
+            num_images=drawing.num_images,
+            num_inference_steps=drawing.num_inference_steps,
+            guidance_scale=drawing.guidance_scale,
+            context_timestep=drawing.context_timestep,
+            generator=drawing.seed,
+            callback_on_step_end=after_step,
+            return_dict=False,
+        )[0]
+
+    note = {
+        "command": _command(drawing, model, images),
+        "model": {"folder": str(model), "sha256": folder_digest(model)},
+        "images": [{"file": str(path), "sha256": file_digest(path)} for path in images],
+        "commit": commit,
+        "threads": threads,
+        "device": device,
+        **asdict(drawing),
+    }
+    files = tuple(out / f"{number:03}.png" for number in range(1, len(drawn) + 1))
+    for number, (file, picture) in enumerate(zip(files, drawn, strict=True), 1):
+        write_atomically(file, _png(picture, {**note, "number": number}))
+    sheet = out / "contact-sheet.png"
+    write_atomically(sheet, _png(contact_sheet([square(photo, pipeline.image_size) for photo in given], drawn), note))
+    return Drawn(files, sheet)
+
+
+def contact_sheet(given: Sequence[Image.Image], drawn: Sequence[Image.Image]) -> Image.Image:
+    """All pictures of a set in order on white, the given ones framed."""
+    pictures = [*given, *drawn]
+    side = pictures[0].width + GAP
+    rows, columns = -(-len(pictures) // SHEET_COLUMNS), min(len(pictures), SHEET_COLUMNS)
+    sheet = Image.new("RGB", (columns * side + GAP, rows * side + GAP), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, SHEET_COLUMNS)
+        left, top = column * side, row * side
+        if number < len(given):
+            sheet.paste(FRAME_COLOUR, (left, top, left + side + GAP, top + side + GAP))
+        sheet.paste(picture, (left + GAP, top + GAP))
+    return sheet
+
+
+def _load(model: Path, solver: SolverName) -> M2MPipeline:
+    try:
+        pipeline = M2MPipeline.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: not a complete M2M pipeline folder; expected one such as models/m2m-dino") from error
+    pipeline.scheduler = make_scheduler(solver, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    return pipeline
+
+
+def _command(drawing: Drawing, model: Path, images: Sequence[Path]) -> str:
+    """What to type in the same folder to draw the same again."""
+    options = (
+        *("--model", model, "--num-images", drawing.num_images, "--solver", drawing.solver),
+        *("--steps", drawing.num_inference_steps, "--guidance-scale", drawing.guidance_scale),
+        *("--context-timestep", drawing.context_timestep, "--seed", drawing.seed),
+    )
+    return shlex.join(["m2m", "sample", *map(str, options), "--images", *map(str, images)])
+
+
+def _png(picture: Image.Image, note: dict[str, object]) -> bytes:
+    text = PngInfo()
+    text.add_itxt("m2m", json.dumps(note, ensure_ascii=False))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()

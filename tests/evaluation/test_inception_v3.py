@@ -1,0 +1,60 @@
+"""Inception-v3: what can be held against independent computations without its published weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3, resize_like_tensorflow
+
+
+def test_resizing_reads_without_half_pixel_centres() -> None:
+    image = np.random.default_rng(0).random((7, 5))
+    found = resize_like_tensorflow(torch.from_numpy(image)[None, None], 9)[0, 0].numpy()
+    rows, columns = np.arange(9) * 7 / 9, np.arange(9) * 5 / 9
+    for i, j in np.ndindex(9, 9):
+        top, left = int(rows[i]), int(columns[j])
+        below, right = min(top + 1, 6), min(left + 1, 4)
+        y, x = rows[i] - top, columns[j] - left
+        upper = (1 - x) * image[top, left] + x * image[top, right]
+        lower = (1 - x) * image[below, left] + x * image[below, right]
+        assert found[i, j] == pytest.approx((1 - y) * upper + y * lower)
+
+
+def test_it_has_the_published_names_and_sizes() -> None:
+    with torch.device("meta"):
+        model = InceptionV3()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert (
+        sum(value.numel() for value in model.parameters()) == 23_834_568 + 8 * 2049
+    )  # the usual count without auxiliary head, and 8 more classes
+    assert shapes["Conv2d_1a_3x3.conv.weight"] == (32, 3, 3, 3)
+    assert shapes["Mixed_6c.branch7x7dbl_5.conv.weight"] == (192, 160, 1, 7)
+    assert shapes["Mixed_7c.branch3x3dbl_3b.bn.running_var"] == (384,)
+    assert shapes["fc.weight"] == (1008, 2048)
+
+
+def test_it_loads_from_a_folder_and_reads_pictures_of_any_size(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        names = InceptionV3().state_dict()
+    random = torch.Generator().manual_seed(0)
+    weights = {name: torch.rand(value.shape, generator=random) / 1000 for name, value in names.items() if value.shape}
+    save_file(weights, tmp_path / "model.safetensors")  # as published: without the counters of batch normalisation
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": ARCHITECTURE}))
+    model = InceptionV3.from_pretrained(tmp_path)
+    with torch.no_grad():
+        found = model(torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8))
+    assert found.features.shape == (1, 2048)
+    assert found.features.isfinite().all()
+    torch.testing.assert_close(found.logits["class"], found.features @ weights["fc.weight"].T)
+    assert found.geometry.shape == (1, 0)
+    assert not model.training
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "world-classifier"}))
+    with pytest.raises(ValueError, match="expected 'inception-v3-compat'"):
+        InceptionV3.from_pretrained(tmp_path)

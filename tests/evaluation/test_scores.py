@@ -1,0 +1,79 @@
+"""The paper's metrics against computations of their own."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from m2m.evaluation.scores import clip_image_image, fid, inception_score, joint_logits
+
+
+def _features(n: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(width, width))
+    return torch.from_numpy(random.normal(size=(n, width)) @ mixing + shift).float()
+
+
+def test_fid_is_the_frechet_distance_of_two_gaussians() -> None:
+    sample, reference = _features(300, 16, 1), _features(500, 16, 2, shift=0.3)
+    a, b = sample.double().numpy(), reference.double().numpy()
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert fid(sample, reference) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fid_of_features_far_from_the_origin_keeps_its_digits() -> None:
+    sample, reference = _features(200, 8, 1), _features(200, 8, 2)
+    assert fid(sample + 1000, reference + 1000) == pytest.approx(fid(sample, reference), rel=1e-3)
+
+
+def test_fid_of_equal_lots_is_zero() -> None:
+    sample = _features(200, 8, 3)
+    assert fid(sample, sample) == pytest.approx(0, abs=1e-4)
+
+
+def test_inception_score_is_exp_of_the_mean_divergence() -> None:
+    logits = _features(150, 12, 4)
+    p = torch.softmax(logits.double(), dim=1).numpy()
+    expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(axis=1).mean())
+    assert inception_score(logits) == pytest.approx(expected, rel=1e-9)
+
+
+def test_inception_score_survives_classes_that_nothing_shows() -> None:
+    logits = torch.full((6, 40), -100.0)
+    logits[torch.arange(6), torch.arange(6) % 3] = 100.0
+    assert inception_score(logits) == pytest.approx(3.0)
+
+
+def test_inception_score_leaves_the_global_random_numbers_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    inception_score(_features(20, 4, 5))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_joint_logits_are_products_of_probabilities() -> None:
+    first, second = _features(5, 3, 6), _features(5, 4, 7)
+    joint = joint_logits([first, second]).exp()
+    expected = torch.einsum("na,nb->nab", first.double().softmax(1), second.double().softmax(1)).flatten(1)
+    torch.testing.assert_close(joint, expected)
+    torch.testing.assert_close(joint.sum(1), torch.ones(5, dtype=torch.float64))
+
+
+def test_clip_image_image_is_the_mean_cosine_to_the_given_pictures() -> None:
+    random = np.random.default_rng(8)
+    drawn, given = random.normal(size=(6, 3, 5)), random.normal(size=(6, 2, 5))
+    expected = [
+        np.mean(
+            [
+                100 * drawn[s, p] @ given[s, g] / np.linalg.norm(drawn[s, p]) / np.linalg.norm(given[s, g])
+                for s in range(6)
+                for g in range(2)
+            ]
+        )
+        for p in range(3)
+    ]
+    unit = [torch.nn.functional.normalize(torch.from_numpy(values), dim=-1) for values in (drawn, given)]
+    np.testing.assert_allclose(clip_image_image(*unit).numpy(), expected)

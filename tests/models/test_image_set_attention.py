@@ -1,0 +1,128 @@
+"""Image-Set Attention against attention written out for one image at a time, and what it promises about its work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2m.models.image_set_attention import ContextCache, ImageSetAttention, TeacherForcing, Window
+
+SETS, POSITIONS, LENGTH, DIM, TOKEN_DIM, INNER, HEADS = 2, 6, 5, 12, 10, 16, 4
+
+
+def attention(*, max_context: int, token_dim: int = TOKEN_DIM) -> ImageSetAttention:
+    torch.manual_seed(0)
+    module = ImageSetAttention(
+        dim=DIM, inner_dim=INNER, heads=HEADS, token_dim=token_dim, max_context=max_context, value_bias=False
+    )
+    with torch.no_grad():
+        module.null_token.normal_()
+        module.slot_embedding.normal_()
+    return module
+
+
+def attend_to(module: ImageSetAttention, queries: Tensor, images: list[Tensor]) -> Tensor:
+    """One set: queries (T, DIM) attend to the null token and to the window's images (L, token_dim), head by head."""
+    tokens = torch.cat([module.null_token[None], *images])
+    slots = torch.cat([torch.zeros(1, INNER), *(module.slot_embedding[s].expand(len(i), -1) for s, i in enumerate(images))])
+    q, k, v = module.to_q(queries), module.to_k(tokens) + slots, module.to_v(tokens)
+    heads = []
+    for part in torch.arange(INNER).chunk(HEADS):
+        scores = q[:, part] @ k[:, part].T / len(part) ** 0.5
+        heads.append(scores.softmax(dim=-1) @ v[:, part])
+    return module.to_out(torch.cat(heads, dim=-1))
+
+
+def window_of(position: int, max_context: int) -> list[int]:
+    """Which images the one at `position` reads, in slot order (DESIGN: the first and the newest others)."""
+    before = list(range(position))
+    return before if position <= max_context else before[:1] + before[1:][-(max_context - 1) :] * (max_context > 1)
+
+
+@pytest.mark.parametrize("max_context", [1, 2, 3, 5, 8])
+def test_training_reads_exactly_the_window_of_foreign_tokens(max_context: int) -> None:
+    module = attention(max_context=max_context)
+    hidden, tokens = torch.randn(POSITIONS * SETS, 7, DIM), torch.randn(POSITIONS - 1, SETS, LENGTH, TOKEN_DIM)
+    result = module(hidden, TeacherForcing(sets=SETS, positions=POSITIONS, tokens=tokens, dropped=None))
+    for n in range(POSITIONS):
+        for s in range(SETS):
+            images = [tokens[i, s] for i in window_of(n, max_context)]
+            torch.testing.assert_close(result[n * SETS + s], attend_to(module, hidden[n * SETS + s], images))
+
+
+@pytest.mark.parametrize("max_context", [1, 2, 8])
+def test_training_on_own_tokens_draws_and_reads_in_one_pass(max_context: int) -> None:
+    module = attention(max_context=max_context, token_dim=DIM)
+    hidden = torch.randn((2 * POSITIONS - 1) * SETS, LENGTH, DIM)
+    dropped = torch.rand(POSITIONS, SETS) < 0.5
+    result = module(hidden, TeacherForcing(sets=SETS, positions=POSITIONS, tokens=None, dropped=dropped))
+    noisy, context = hidden.view(-1, SETS, LENGTH, DIM).split([POSITIONS, POSITIONS - 1])
+    drawn, read = result.view(-1, SETS, LENGTH, DIM).split([POSITIONS, POSITIONS - 1])
+    for n in range(POSITIONS):
+        for s in range(SETS):
+            images = [context[i, s] for i in window_of(n, max_context)]
+            seen = [] if dropped[n, s] else images
+            torch.testing.assert_close(drawn[n, s], attend_to(module, noisy[n, s], seen))
+            if n < POSITIONS - 1:  # dropping empties the context of what is drawn, not of what is read
+                torch.testing.assert_close(read[n, s], attend_to(module, context[n, s], images))
+
+
+@pytest.mark.parametrize("max_context", [1, 2, 8])
+def test_the_cache_reads_the_same_window_and_keeps_no_more(max_context: int) -> None:
+    module, cache = attention(max_context=max_context), ContextCache(max_context)
+    tokens = torch.randn(POSITIONS, SETS, LENGTH, TOKEN_DIM)
+    for n in range(POSITIONS):
+        hidden = torch.randn(SETS, 7, DIM)
+        result = module(hidden, Window(cache))
+        for s in range(SETS):
+            images = [tokens[i, s] for i in window_of(n, max_context)]
+            torch.testing.assert_close(result[s], attend_to(module, hidden[s], images))
+        guided = module(torch.cat([hidden, hidden]), Window(cache, unconditional=SETS))
+        torch.testing.assert_close(guided[SETS:], result)
+        torch.testing.assert_close(guided[0], attend_to(module, hidden[0], []))
+        module.record(tokens[n], cache)
+    keys, values = cache.read(module, SETS)
+    assert keys.shape == values.shape == (SETS, 1 + min(max_context, POSITIONS) * LENGTH, INNER)
+
+
+def test_an_image_reads_before_it_is_recorded() -> None:
+    module, cache = attention(max_context=3, token_dim=DIM), ContextCache(3)
+    hidden = torch.randn(SETS, LENGTH, DIM)
+    torch.testing.assert_close(module(hidden, Window(cache, record=True)), module(hidden, Window(ContextCache(3))))
+    images = [hidden[0]]
+    torch.testing.assert_close(module(hidden, Window(cache))[0], attend_to(module, hidden[0], images))
+
+
+class Calls:
+    """Stands for the attention kernel, calls it and remembers with what."""
+
+    def __init__(self) -> None:
+        self.kernel = F.scaled_dot_product_attention
+        self.keys: list[Tensor] = []
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+        assert not options, "a mask or a causal flag"
+        self.keys.append(keys)
+        return self.kernel(queries, keys, values)
+
+
+def test_one_unmasked_call_a_position_on_views_of_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, calls = attention(max_context=POSITIONS, token_dim=DIM), Calls()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", calls)
+    hidden = torch.randn((2 * POSITIONS - 1) * SETS, LENGTH, DIM)
+    module(hidden, TeacherForcing(sets=SETS, positions=POSITIONS, tokens=None, dropped=None))
+    assert [keys.shape[2] for keys in calls.keys] == [1 + n * LENGTH for n in range(1, POSITIONS)]
+    assert len({keys.data_ptr() for keys in calls.keys}) == 1
+
+
+def test_keys_are_put_together_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cache, calls = attention(max_context=3), ContextCache(3), Calls()
+    module.record(torch.randn(SETS, LENGTH, TOKEN_DIM), cache)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", calls)
+    for _ in range(3):  # denoising steps
+        module(torch.randn(SETS, 7, DIM), Window(cache))
+    assert len({keys.data_ptr() for keys in calls.keys}) == 1

@@ -1,0 +1,73 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2m.errors import UserError
+from m2m.manifest import Manifest, ShardEntry, Split, shard_key
+
+
+def entry(content: bytes, split: Split, **changes: Any) -> ShardEntry:
+    sha256 = hashlib.sha256(content).hexdigest()
+    fields = {"key": shard_key(sha256), "sha256": sha256, "size": 10, "first_set": "a", "last_set": "b", "count": 2}
+    return ShardEntry(**{**fields, "split": split, **changes})
+
+
+def manifest(**changes: Any) -> Manifest:
+    fields = {
+        "schema_version": 1,
+        "kind": "mis",
+        "made_by": {"stage": "generate", "parameters": {"seed": 7, "guidance_scale": 1.0}},
+        "images_per_set": 11,
+        "redrawn": 0,
+        "shards": (entry(b"1", "train"), entry(b"2", "train", count=1), entry(b"3", "test")),
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def test_it_reads_what_it_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "mis.json"
+    manifest().write(path)
+    again = Manifest.read(path)
+    assert again == manifest()
+    assert again.canonical == path.read_bytes() == manifest().canonical
+    assert again.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_digest_depends_on_content_not_on_the_order_of_keys() -> None:
+    parameters = {"guidance_scale": 1.0, "seed": 7}
+    assert manifest(made_by={"parameters": parameters, "stage": "generate"}).digest == manifest().digest
+    assert manifest(redrawn=1).digest != manifest().digest
+
+
+def test_splits_and_their_sizes() -> None:
+    assert [shard.count for shard in manifest().split("train")] == [2, 1]
+    assert manifest().split("test") == (entry(b"3", "test"),)
+    assert manifest().sets == {"train": 3, "test": 2}
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read manifest .*mis\.json: No such file"):
+        Manifest.read(tmp_path / "mis.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("{", "[", "is not a valid manifest: the file: Invalid JSON"),
+        ('"schema_version": 1', '"schema_version": 2', "schema_version: Input should be 1"),
+        ('"kind": "mis"', '"kind": "mix"', "kind: Input should be 'mis'"),
+        ('"count": 2', '"count": 0', r"shards.0.count: .*greater than or equal to 1"),
+        ('"count": 2', '"count": "2"', "shards.0.count: Input should be a valid integer"),
+        ('"redrawn": 0', '"redrawn": 0, "surplus": 1', "surplus: Extra inputs are not permitted"),
+        ("shards/", "../", "shards.0: .*does not name the content"),
+    ],
+)
+def test_what_is_wrong_in_a_manifest_is_named(old: str, new: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "mis.json"
+    path.write_bytes(manifest().canonical.replace(old.encode(), new.encode(), 1))
+    with pytest.raises(UserError, match=fault) as caught:
+        Manifest.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,317 @@
+import hashlib
+import http.client
+import http.server
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, Self
+
+import pytest
+
+from m2m.errors import UserError
+from m2m.manifest import shard_key
+from m2m.store import Store, open_store
+from m2m.store.s3 import S3Store
+
+CONTENT = b"a shard" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+KEY = shard_key(SHA256)
+SECRET = "m2msecretkey"
+
+
+class S3Server(Protocol):
+    """What the fixture `s3_server` gives."""
+
+    endpoint: str
+    uri: str
+    root: Path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file to store."""
+    path = tmp_path / "source.tar"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture(params=["local", "s3"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, Path]:
+    """Each kind of store, and the file that it keeps the object KEY in."""
+    cache = tmp_path / "cache"
+    if request.param == "local":
+        return open_store(str(tmp_path / "store"), cache=cache), tmp_path / "store" / KEY
+    server = request.getfixturevalue("s3_server")
+    return open_store(f"{server.uri}/some/prefix", cache=cache), server.root / "some/prefix" / KEY
+
+
+def test_it_gives_back_what_it_was_given(opened: tuple[Store, Path], source: Path, tmp_path: Path) -> None:
+    store, kept = opened
+    store.check()
+    assert not store.exists(KEY, len(CONTENT))
+    store.put(KEY, source, SHA256)
+    assert kept.read_bytes() == CONTENT
+    assert store.exists(KEY, len(CONTENT))
+    assert not store.exists(KEY, len(CONTENT) + 1)
+    assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
+    store.download(KEY, tmp_path / "copy" / "shard.tar")
+    assert (tmp_path / "copy" / "shard.tar").read_bytes() == CONTENT
+    store.delete(KEY)
+    store.delete(KEY)
+    assert not store.exists(KEY, len(CONTENT))
+    assert not kept.exists()
+
+
+def test_a_check_leaves_nothing(opened: tuple[Store, Path]) -> None:
+    store, kept = opened
+    store.check()
+    folder = kept.parent.parent
+    assert not folder.exists() or not [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_is_there_and_right_stays_as_it_is(opened: tuple[Store, Path], source: Path) -> None:
+    store, kept = opened
+    store.put(KEY, source, SHA256)
+    os.utime(kept, (1, 1))
+    store.put(KEY, source, SHA256)
+    assert kept.stat().st_mtime == 1
+
+
+def test_what_is_there_and_wrong_is_replaced(opened: tuple[Store, Path], source: Path) -> None:
+    store, kept = opened
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(CONTENT[:-1] + b"!")
+    store.put(KEY, source, SHA256)
+    assert kept.read_bytes() == CONTENT
+
+
+def test_a_file_that_is_not_what_its_key_says_is_not_stored(opened: tuple[Store, Path], source: Path) -> None:
+    store, kept = opened
+    source.write_bytes(b"something else")
+    with pytest.raises(UserError, match=KEY):
+        store.put(KEY, source, SHA256)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "damaged", [CONTENT[:-1] + b"!", CONTENT[:-1], CONTENT + b"!"], ids=["changed", "cut", "longer"]
+)
+def test_a_damaged_object_is_named(damaged: bytes, opened: tuple[Store, Path], source: Path, tmp_path: Path) -> None:
+    store, kept = opened
+    store.put(KEY, source, SHA256)
+    kept.write_bytes(damaged)
+    with pytest.raises(UserError, match=f"{KEY} in the store .* is damaged; delete it and run"):
+        store.get(KEY, SHA256, len(CONTENT))
+    store.download(KEY, tmp_path / "as-it-is")
+    assert (tmp_path / "as-it-is").read_bytes() == damaged
+
+
+def test_a_missing_object_is_named(opened: tuple[Store, Path], tmp_path: Path) -> None:
+    store, _ = opened
+    store.check()
+    with pytest.raises(UserError, match=f"{KEY} is not in the store"):
+        store.get(KEY, SHA256, 7)
+    with pytest.raises(UserError, match=f"{KEY} is not in the store"):
+        store.download(KEY, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_local_store_gives_its_own_file(tmp_path: Path, source: Path) -> None:
+    store = open_store(str(tmp_path / "store"), cache=tmp_path / "cache")
+    store.put(KEY, source, SHA256)
+    assert store.get(KEY, SHA256, len(CONTENT)) == tmp_path / "store" / KEY
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="its folder is a file"):
+        open_store(str(tmp_path / "file"), cache=tmp_path).check()
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/prefix", "s3://", "s3:///prefix", f"s3://key:{SECRET}@bucket"])
+def test_an_address_of_another_kind_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a folder or s3://bucket/prefix") as caught:
+        open_store(uri, cache=tmp_path)
+    assert SECRET not in str(caught.value)
+
+
+# S3 --------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_fetched_is_not_fetched_again(s3_server: S3Server, tmp_path: Path, source: Path) -> None:
+    store = open_store(s3_server.uri, cache=tmp_path / "cache")
+    store.put(KEY, source, SHA256)
+    fetched = store.get(KEY, SHA256, len(CONTENT))
+    (s3_server.root / KEY).unlink()
+    assert store.get(KEY, SHA256, len(CONTENT)) == fetched
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(s3_server: S3Server, tmp_path: Path, source: Path) -> None:
+    store = open_store(s3_server.uri, cache=tmp_path / "cache")
+    store.put(KEY, source, SHA256)
+    store.get(KEY, SHA256, len(CONTENT)).write_bytes(b"rotten")
+    assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_a_large_object_goes_in_parts(s3_server: S3Server, tmp_path: Path) -> None:
+    content = os.urandom(20 << 20)  # boto3 cuts from 8 MiB on
+    sha256 = hashlib.sha256(content).hexdigest()
+    (tmp_path / "large").write_bytes(content)
+    store = open_store(s3_server.uri, cache=tmp_path / "cache")
+    store.put(shard_key(sha256), tmp_path / "large", sha256)
+    assert store.get(shard_key(sha256), sha256, len(content)).read_bytes() == content
+
+
+class CuttingProxy:
+    """Stands before an S3 server and cuts its first answers to GET in the middle."""
+
+    def __init__(self, endpoint: str, cuts: int) -> None:
+        self.ranges: list[str] = []
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                proxy.ranges.append(self.headers["Range"])
+                server = http.client.HTTPConnection(endpoint.removeprefix("http://"))
+                server.request("GET", self.path, headers=dict(self.headers))
+                answer = server.getresponse()
+                body = answer.read()
+                server.close()
+                self.send_response(answer.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if len(proxy.ranges) <= cuts else body)
+                self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Keeps quiet."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("cuts", [0, 1, 9])
+def test_a_cut_connection_is_taken_up_once_where_it_was(
+    cuts: int, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(5 << 20)
+    sha256 = hashlib.sha256(content).hexdigest()
+    (tmp_path / "source").write_bytes(content)
+    open_store(s3_server.uri, cache=tmp_path / "cache").put(shard_key(sha256), tmp_path / "source", sha256)
+    with CuttingProxy(s3_server.endpoint, cuts) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = open_store(s3_server.uri, cache=tmp_path / "cache")
+        if cuts <= 1:
+            assert store.get(shard_key(sha256), sha256, len(content)).read_bytes() == content
+        else:
+            with pytest.raises(UserError, match="the endpoint does not answer"):
+                store.get(shard_key(sha256), sha256, len(content))
+            assert not (tmp_path / "cache" / shard_key(sha256)).exists()
+    assert proxy.ranges == ["bytes=0-", "bytes=2097152-"][: cuts + 1]  # what came before the cut, in whole chunks
+
+
+class Mute:
+    """A server that takes connections and never answers."""
+
+    def __enter__(self) -> str:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+@contextmanager
+def plain_web_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def assert_refused(uri: str, cache: Path, cause: str) -> None:
+    """A check fails within ten seconds, in one line that names the cause and no secret."""
+    started = time.monotonic()
+    with pytest.raises(UserError, match=cause) as caught:
+        open_store(uri, cache=cache).check()
+    assert time.monotonic() - started < 10
+    assert uri in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "cause"),
+    [
+        ("AWS_ACCESS_KEY_ID", "somebody", "does not know the access key; set AWS_ACCESS_KEY_ID"),
+        ("AWS_SECRET_ACCESS_KEY", SECRET + "!", "the secret key is wrong; set AWS_SECRET_ACCESS_KEY"),
+        (
+            "AWS_ENDPOINT_URL",
+            "http://127.0.0.1:1",
+            "endpoint does not answer; start the server, or set AWS_ENDPOINT_URL",
+        ),
+        ("AWS_ENDPOINT_URL", f"http://me:{SECRET}@127.0.0.1:1", "endpoint does not answer"),
+        ("AWS_ENDPOINT_URL", f"not an address {SECRET}", "AWS_ENDPOINT_URL is no address"),
+        ("AWS_PROFILE", "nobody", "ProfileNotFound"),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_named(
+    variable: str, value: str, cause: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert_refused(s3_server.uri, tmp_path, cause)
+
+
+def test_missing_keys_are_named(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert_refused(s3_server.uri, tmp_path, "no access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    assert_refused(s3_server.uri, tmp_path, "no access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+
+@pytest.mark.usefixtures("s3_server")
+def test_a_wrong_bucket_is_named(tmp_path: Path) -> None:
+    assert_refused("s3://another/prefix", tmp_path, "there is no such bucket")
+    assert_refused("s3://a+b", tmp_path, "not a possible name of a bucket")
+
+
+def test_a_silent_server_is_named_in_time(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Mute() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert_refused(s3_server.uri, tmp_path, "the endpoint does not answer")
+
+
+def test_another_kind_of_server_is_named(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with plain_web_server() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert_refused(s3_server.uri, tmp_path, "the endpoint is no S3 server; set AWS_ENDPOINT_URL")
+
+
+def test_a_server_that_gives_back_other_bytes_than_it_took_is_found_out(
+    s3_server: S3Server, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_server.uri, cache=tmp_path)
+    assert isinstance(store, S3Store)
+    monkeypatch.setattr(store, "_chunks", lambda _: iter([CONTENT[:-1], b"!"]))
+    with pytest.raises(UserError, match=f"{KEY}: .* twice gave back other bytes"):
+        store.put(KEY, source, SHA256)
+    assert not (s3_server.root / KEY).exists()

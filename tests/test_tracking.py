@@ -1,0 +1,501 @@
+"""Runs reach MLflow once and in order, whatever happens to the server or to us. The databases and servers here are real."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from PIL import Image
+
+from m2m.errors import UserError
+from m2m.tracking import NullTracker, Tracker, check_tracking, open_tracker
+from m2m.tracking.journal import Header, Journal
+from m2m.tracking.location import MLFLOW_ENVIRONMENT
+from m2m.tracking.system import sample, sampling
+
+os.environ.update(MLFLOW_ENVIRONMENT)
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+PICTURE = Image.new("RGB", (8, 8), "teal")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making MLflow's tables takes seconds: once is enough."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    check_tracking(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> str:
+    """The address of a database of its own."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+
+
+def tracker(uri: str, spool: Path) -> Tracker:
+    return open_tracker(uri, spool=spool, tags={"git.commit": "abc"}, interval=0.05, patience=60)
+
+
+def runs(uri: str, experiment: str = "train") -> list[Run]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], order_by=["start_time"])) if found else []
+
+
+def points(uri: str, run: Run, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in MlflowClient(uri).get_metric_history(run.info.run_id, key)]
+
+
+def names(uri: str, run: Run, folder: str | None = None) -> list[str]:
+    return [file.path for file in MlflowClient(uri).list_artifacts(run.info.run_id, folder)]
+
+
+def pictures(uri: str, run: Run) -> list[str]:
+    """Key and step of each logged picture, as often as it is there."""
+    return sorted(name.partition("+timestamp")[0] for name in names(uri, run, "images") if name.endswith(".png"))
+
+
+# What a run says
+
+
+def test_all_that_a_run_says_arrives(database: str, tmp_path: Path) -> None:
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "a.txt").write_text("a")
+    (tmp_path / "curve.csv").write_text("1,2\n")
+    with tracker(database, tmp_path / "spool").run(
+        "train-self", stage="train", tags={"dvc.stage": "train@self"}
+    ) as run:
+        run.params({"seed": 3, "ema": {"decay": 0.99}, "given": [1, 2], "schedule": "cosine"})
+        for step in range(2500):
+            run.metrics({"loss": 1 / (step + 1)}, step=step)
+        run.metrics({"content/given=4/mean": 0.9, "nan": float("nan")})
+        run.image(PICTURE, key="preview/00", step=7)
+        run.artifact(tmp_path / "curve.csv")
+        run.artifact(tmp_path / "grids", "evaluate")
+        run.dataset("mis", source="data/store", digest="a" * 64, context="training")
+        (tmp_path / "curve.csv").write_text("changed later")
+    (logged,) = runs(database)
+    assert logged.info.run_name == "train-self"
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params == {"seed": "3", "ema.decay": "0.99", "given": "[1, 2]", "schedule": "cosine"}
+    assert {"git.commit": "abc", "dvc.stage": "train@self", "m2m.run": run.id}.items() <= logged.data.tags.items()
+    assert points(database, logged, "loss") == [(step, 1 / (step + 1)) for step in range(2500)]
+    assert logged.data.metrics["content/given-4/mean"] == 0.9
+    assert pictures(database, logged) == ["images/preview~00+step+7"]
+    assert names(database, logged, "evaluate/grids") == ["evaluate/grids/a.txt"]
+    downloaded = MlflowClient(database).download_artifacts(logged.info.run_id, "curve.csv", str(tmp_path))
+    assert Path(downloaded).read_text() == "1,2\n", "an artifact is what it was when it was logged"
+    (dataset,) = logged.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("mis", "a" * 36)
+    assert logged.info.artifact_uri.startswith((tmp_path / "mlruns").as_uri())
+    assert list((tmp_path / "spool").iterdir()) == [], "nothing waits"
+
+
+def test_a_run_ends_as_its_stage_does(database: str, tmp_path: Path) -> None:
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), tracker(database, tmp_path / "spool").run(error.__name__, stage="train", tags={}):
+            raise error
+    assert [(run.info.run_name, run.info.status) for run in runs(database)] == [
+        ("ValueError", "FAILED"),
+        ("KeyboardInterrupt", "KILLED"),
+    ]
+
+
+def test_what_the_server_refuses_is_named_and_holds_nothing_up(
+    database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracker(database, tmp_path / "spool").run("run", stage="train", tags={}) as run:
+        run.params({"seed": 1})
+        run.params({"seed": 2})
+        run.metrics({"loss": 1.0, "": 2.0}, step=0)
+        run.metrics({"loss": 0.5}, step=1)
+    (logged,) = runs(database)
+    assert logged.data.params == {"seed": "1"}
+    assert (1, 0.5) in points(database, logged, "loss")
+    assert [
+        record.getMessage().partition(" was refused")[0] for record in caplog.records if "refused" in record.message
+    ]
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, tiny_pipeline: Path) -> None:
+    import mlflow.pyfunc
+    import pandas as pd
+
+    scores = {"fid/mean": 3.5, "agreement/given=1": 0.9}
+    with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
+        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={"manifest": "ff"}) == "1"
+        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={}) == "1", "once a run"
+    with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
+        assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}) == "2"
+    (first, _) = runs(database, "evaluate")
+    assert points(database, first, "fid/mean") == [(0, 3.5)]
+    version = MlflowClient(database).get_model_version("m2m-self", "1")
+    assert version.tags == {"manifest": "ff"}
+    assert version.run_id == first.info.run_id
+    packed = list((tmp_path / "mlruns").rglob("*"))
+    assert [file for file in packed if file.suffix == ".safetensors"]
+    assert not [file for file in packed if file.suffix in {".pkl", ".bin", ".pt"}], "nothing is pickled"
+
+    mlflow.set_tracking_uri(database)
+    model = mlflow.pyfunc.load_model("models:/m2m-self/1")
+    png = io.BytesIO()
+    PICTURE.resize((16, 16)).save(png, "PNG")
+    given = pd.DataFrame({"image": [base64.b64encode(png.getvalue()).decode()] * 2})
+    drawn = [
+        model.predict(given, params={"num_images": 2, "num_inference_steps": 2, "seed": seed}) for seed in (1, 1, 2)
+    ]
+    assert [Image.open(io.BytesIO(base64.b64decode(text))).mode for text in drawn[0]["image"]] == ["RGB", "RGB"]
+    assert drawn[0].equals(drawn[1])
+    assert not drawn[0].equals(drawn[2])
+
+
+@pytest.fixture(scope="module")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An M2M-Self pipeline folder with random weights."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from m2m.models.unet import ImageSetUNet
+    from m2m.pipeline import M2MPipeline
+
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 8}
+    vae = AutoencoderKL(
+        **sizes,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+    )
+    parent = UNet2DConditionModel(
+        **sizes,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=(1, 1),
+        layers_per_block=1,
+    )
+    unet = ImageSetUNet.from_parent(parent, empty_prompt=torch.zeros(8), variant="self", max_context=2)
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipeline = M2MPipeline(vae=vae, unet=unet, scheduler=scheduler, image_encoder=None, feature_extractor=None)
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+# A server that goes and comes back
+
+
+class Server:
+    """An MLflow server that can be killed and brought back with what it knew."""
+
+    def __init__(self, folder: Path, database: str) -> None:
+        self.folder, self.database = folder, database
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+                *("--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")),
+                *("--workers", "1"),
+            ],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except (URLError, OSError):
+                assert self.process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: str) -> Iterator[Server]:
+    server = Server(tmp_path, database)
+    yield server
+    server.kill()
+
+
+def test_training_goes_on_without_the_server_and_all_is_sent_once(
+    server: Server,
+    database: str,
+    tmp_path: Path,
+    tiny_pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("m2m.tracking.delivery.SECONDS_BETWEEN_ATTEMPTS", 0.2)
+    spool = tmp_path / "spool"
+
+    # Away from the beginning to the end of a run.
+    started = time.monotonic()
+    with tracker(server.uri, spool).run("first", stage="train", tags={}) as run:
+        run.metrics({"loss": 1.0}, step=1)
+        run.image(PICTURE, key="preview/00", step=1)
+        assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}) is None
+    assert time.monotonic() - started < 20
+    assert [record.levelname for record in caplog.records if "does not answer" in record.message] == ["WARNING"]
+    caplog.clear()
+
+    # There, away in the middle, back before the end.
+    server.start()
+    with tracker(server.uri, spool).run("second", stage="train", tags={}) as run:
+        for step in range(900):
+            run.metrics({"loss": float(step)}, step=step)
+            if step == 300:
+                wait_for(lambda: len(runs(database)) == 2 and "loss" in runs(database)[1].data.metrics)
+                server.kill()
+            if step in (100, 500):
+                run.image(PICTURE, key="preview/00", step=step)
+            if step == 600:
+                wait_for(lambda: any("does not answer" in record.message for record in caplog.records))
+                server.start()
+    first, second = runs(database)
+    assert (first.info.run_name, first.info.status) == ("first", "FINISHED")
+    assert points(database, first, "loss") == [(1, 1.0)]
+    assert points(database, second, "loss") == [(step, float(step)) for step in range(900)]
+    assert second.info.status == "FINISHED"
+    assert pictures(server.uri, first) == ["images/preview~00+step+1"]
+    assert pictures(server.uri, second) == ["images/preview~00+step+100", "images/preview~00+step+500"]
+    assert [v.run_id for v in MlflowClient(database).search_model_versions("name = 'm2m-self'")] == [first.info.run_id]
+    assert len([record for record in caplog.records if "does not answer" in record.message]) == 1
+    assert len([record for record in caplog.records if "answers again" in record.message]) == 1
+    assert list(spool.iterdir()) == []
+
+
+def wait_for(condition: object, seconds: float = 30) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# A process that is killed
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from PIL import Image
+    from m2m.tracking import open_tracker
+    with open_tracker(sys.argv[1], spool=Path(sys.argv[2]), interval=0.05).run("train-self", stage="train", tags={}) as run:
+        for step in range(10):
+            run.metrics({"loss": 1 / (step + 1)}, step=step)
+        run.image(Image.new("RGB", (8, 8)), key="preview/00", step=4)
+        run._delivery.drain()
+        run.metrics({"loss": 1 / 11}, step=10)
+        print(run.id, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_run(database: str, spool: Path) -> str:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), database, str(spool)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    return ended.stdout.strip()
+
+
+def test_a_killed_run_goes_on_where_it_was(database: str, tmp_path: Path) -> None:
+    key = killed_run(database, tmp_path / "spool")
+    with tracker(database, tmp_path / "spool").run("train-self", stage="train", tags={}, resume_key=key) as run:
+        assert run.id == key
+        for step in range(6, 20):  # from a checkpoint on
+            run.metrics({"loss": 1 / (step + 1)}, step=step)
+            run.image(PICTURE, key="preview/00", step=4 if step < 10 else step)
+    (logged,) = runs(database)
+    assert points(database, logged, "loss") == [(step, 1 / (step + 1)) for step in range(20)]
+    assert len(pictures(database, logged)) == 11
+    assert logged.info.status == "FINISHED"
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_the_next_run_sends_what_a_killed_one_left(database: str, tmp_path: Path) -> None:
+    key = killed_run(database, tmp_path / "spool")
+    with tracker(database, tmp_path / "spool").run("other", stage="train", tags={}) as run:
+        wait_for(lambda: len(list((tmp_path / "spool").iterdir())) == 1)
+        assert run.id != key
+    left, _ = runs(database)
+    assert left.data.tags["m2m.run"] == key
+    assert left.info.status == "KILLED"
+    assert points(database, left, "loss") == [(step, 1 / (step + 1)) for step in range(11)]
+
+
+def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    (tmp_path / "new").mkdir()
+    code = "import sys; from m2m.tracking import check_tracking; check_tracking(sys.argv[1])"
+    both = [subprocess.Popen([sys.executable, "-c", code, uri], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0), ("", 0)]
+
+
+# Sending twice
+
+
+def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Path, tiny_pipeline: Path) -> None:
+    from m2m.tracking.remote import Remote
+
+    header = Header("key", "run", "train", {}, database, 1_700_000_000_000)
+    for _ in range(2):  # the second time as after a kill between sending and noting it
+        journal = Journal.create(tmp_path / "spool", header)
+        image = journal.place("image.png")
+        PICTURE.save(journal.kept(image))
+        sent = [
+            ("params", {"values": {"a": "1"}}),
+            ("metrics", {"points": [["loss", 1.0, 5, 1_700_000_000_001]]}),
+            ("image", {"key": "p", "step": 1, "time": 1_700_000_000_002, "file": image}),
+            ("dataset", {"name": "mis", "source": "s", "digest": "d", "context": "training"}),
+            (
+                "register",
+                {"name": "m", "file": journal.keep(tiny_pipeline), "metrics": {"fid": 1.0}, "tags": {}, "time": 1},
+            ),
+        ]
+        for kind, values in sent:
+            journal.append(kind, **values)
+        for entry in journal.pending():
+            Remote(database).open_run(header).send([entry], journal)
+        journal.close()
+        shutil.rmtree(tmp_path / "spool")
+    (logged,) = runs(database)
+    assert points(database, logged, "loss") == [(5, 1.0)]
+    assert points(database, logged, "fid") == [(0, 1.0)]
+    assert len(pictures(database, logged)) == 1
+    assert len(logged.inputs.dataset_inputs) == 1
+    assert len(MlflowClient(database).search_model_versions("name = 'm'")) == 1
+
+
+# The journal
+
+
+def header(key: str = "key", server: str = "s") -> Header:
+    return Header(key, "run", "train", {}, server, 0)
+
+
+def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, header())
+    journal.append("params", values={"a": "1"})
+    journal.close()
+    with (tmp_path / "key" / "entries.jsonl").open("ab") as lines:
+        lines.write(b'{"kind": "params", "val')
+    journal = Journal.create(tmp_path, header())
+    journal.append("params", values={"b": "2"})
+    assert [entry.values for entry in journal.pending()] == [{"values": {"a": "1"}}, {"values": {"b": "2"}}]
+    journal.mark_sent(next(journal.pending()).end)
+    assert [entry.values for entry in journal.pending()] == [{"values": {"b": "2"}}]
+    journal.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_recorded_by_one_process_at_a_time(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, header())
+    with pytest.raises(UserError, match="another process"):
+        Journal.create(tmp_path, header())
+    assert list(Journal.left_behind(tmp_path, "s")) == []
+    journal.close()
+    assert list(Journal.left_behind(tmp_path, "elsewhere")) == []
+    (left,) = Journal.left_behind(tmp_path, "s")
+    left.close()
+
+
+def test_weights_are_kept_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2m.tracking.journal.LINK_FROM", 4)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"12345")
+    (tmp_path / "model" / "card").write_bytes(b"abc")
+    journal = Journal.create(tmp_path / "spool", header())
+    kept = journal.kept(journal.keep(tmp_path / "model"))
+    assert (kept / "weights").samefile(tmp_path / "model" / "weights")
+    assert not (kept / "card").samefile(tmp_path / "model" / "card")
+    assert (kept / "card").read_bytes() == b"abc"
+    journal.close()
+
+
+# The rest
+
+
+def test_no_password_is_written_or_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = "http://person:topsecret@127.0.0.1:9"
+    with tracker(uri, tmp_path / "spool").run("run", stage="train", tags={}) as run:
+        run.params({"seed": 1})
+    written = b"".join(file.read_bytes() for file in (tmp_path / "spool").rglob("*") if file.is_file())
+    assert written
+    assert b"topsecret" not in written
+    assert caplog.records
+    assert "topsecret" not in caplog.text
+    with pytest.raises(UserError) as refusal:
+        check_tracking(uri)
+    assert "topsecret" not in str(refusal.value)
+
+
+def test_none_turns_tracking_off(tmp_path: Path) -> None:
+    null = open_tracker("none", spool=tmp_path)
+    assert isinstance(null, NullTracker)
+    with null.run("run", stage="train", tags={}, resume_key="key") as run:
+        run.params({})
+        run.metrics({"a": 1.0}, step=1)
+        run.image(PICTURE, key="a", step=1)
+        run.artifact(tmp_path)
+        run.dataset("mis", source="s", digest="d", context="training")
+        assert run.register(tmp_path, "m", metrics={}, tags={}) is None
+        assert run.id == "key"
+    check_tracking("none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_machine_is_watched() -> None:
+    seen: list[dict[str, float]] = []
+    with sampling(lambda values, *, step: seen.append({**values, "step": step}), interval=0.01):
+        wait_for(lambda: len(seen) >= 2)
+    assert {"system/cpu_utilization_percentage", "system/process_memory_megabytes"} <= seen[0].keys()
+    assert 0 < sample()["system/system_memory_usage_percentage"] <= 100
+
+
+def test_a_full_disk_ends_the_watching_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    def full(values: object, *, step: int) -> None:
+        raise OSError("no space left")
+
+    with caplog.at_level(logging.WARNING), sampling(full, interval=0.01):
+        wait_for(lambda: "no more system metrics" in caplog.text)
+
+
+def test_importing_tracking_does_not_import_mlflow() -> None:
+    code = "import sys, m2m.tracking; print(json.dumps('mlflow' in sys.modules))".replace(
+        "import sys", "import sys, json"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout) is False
