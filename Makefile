@@ -58,7 +58,7 @@ ui: $(READY) ## Open MLflow on this machine: http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(MAIN)/mlflow.db}" --default-artifact-root "$(MAIN)/mlruns"
 
-clean: ## Remove what can be made again: environment, caches, results (never the store, DVC's cache, runs)
-	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove what can be made again: results and caches (not .venv, the object store, DVC's cache or the runs)
+	rm -rf build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf work out reports models/m2m-* data/captions.parquet data/mis.json data/mis.md
 	find m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +

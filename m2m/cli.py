@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -77,7 +77,9 @@ def foundation(
     machine = Machine("foundation", offline=wanted.source == "world")
     from m2m.stages import foundation
 
-    foundation.run(wanted, out=out, work=machine.settings.work, device=machine.device())
+    machine.prepare_torch()
+    foundation.run(wanted, out=out, work=machine.settings.work)
+    typer.echo(f"{out}: stable-diffusion, dino, clip, inception")
 
 
 @app.command()
@@ -179,6 +181,30 @@ def evaluate(
     )
     registered = f"registered as m2m-{variant} version {made.version}" if made.version else "to be registered later"
     typer.echo(f"{metrics}: {len(made.numbers)} numbers; {registered}")
+
+
+@app.command()
+def report(
+    params: ParamsFile = PARAMS,
+    manifest: ManifestFile = MANIFEST,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("reports/index.html"),
+) -> None:
+    """Writes one page with tables beside the paper's, curves and galleries of both variants."""
+    wanted = _params(params).report
+    Machine("report")
+    from m2m.stages import report
+
+    items = [
+        report.Evaluated(
+            variant=variant,
+            metrics=Path(f"metrics/evaluate-{variant}.json"),
+            plots=Path(f"reports/evaluate-{variant}"),
+            curve=Path(f"reports/train-{variant}.csv"),
+        )
+        for variant in get_args(Variant)
+    ]
+    report.run(wanted, items=items, manifest=manifest, out=out)
+    typer.echo(str(out))
 
 
 @app.command()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from m2m.tracking import Tracker
 
 QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -20,9 +21,10 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
     "WDS_SECURE": "1",
 }
-"""No library calls home, none asks a hub: models are folders."""
+"""No library calls home, none asks a hub (models are folders), none chats."""
 
 
 class Machine:
@@ -53,12 +55,22 @@ class Machine:
         spool = self.settings.work / "spool"
         return open_tracker(self.settings.tracking_uri, spool=spool, tags={k: v for k, v in tags.items() if v})
 
-    def device(self) -> str:
-        """The device to compute on; also sets the number of threads."""
+    def prepare_torch(self) -> None:
+        """Sets the number of threads, and keeps the progress bars of libraries off the terminal."""
+        import diffusers.utils.logging
         import torch
+        import transformers.utils.logging
 
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
+
+    def device(self) -> str:
+        """The device to compute on; torch is prepared for it."""
+        import torch
+
+        self.prepare_torch()
         if self.settings.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"M2M_DEVICE is {self.settings.device}, but torch finds no GPU; unset it")
         if self.settings.device == "auto":

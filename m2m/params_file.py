@@ -24,6 +24,8 @@ Key = str | int
 Keys = tuple[Key, ...]
 
 _EXPECTED = "a complete parameter file such as profiles/embedded.yaml"
+_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
+"""What PyYAML sees in a file that has no tags."""
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {
@@ -66,8 +68,7 @@ class _Document:
         return self.lines[keys]
 
     def fault(self, line: int, keys: Keys, text: str) -> UserError:
-        where = f"{_dotted(keys)}: " if keys else ""
-        return UserError(f"{self.path}:{line}: {where}{text}")
+        return UserError(f"{self.path}:{line}: {_dotted(keys)}{text}")
 
 
 def _read(path: Path) -> _Document:
@@ -101,7 +102,7 @@ def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[y
     line = node.start_mark.line + 1
     if node in within:
         raise document.fault(line, keys, "refers to itself; write the value out")
-    if not node.tag.startswith("tag:yaml.org,2002:"):
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
         raise document.fault(line, keys, f"tag {node.tag!r} not understood; leave it out")
     within = (*within, node)
     if isinstance(node, yaml.SequenceNode):
@@ -158,7 +159,7 @@ class _Fault:
                 known = list(_schema_at(keys[:-1], document.value).get("properties", ()))
                 near = difflib.get_close_matches(str(keys[-1]), known, n=1)
                 right = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
-                return cls(document.line(keys), f"{_dotted(keys)}: unknown key; {right}", unknown=True)
+                return cls(document.line(keys), f"{_dotted(keys)}unknown key; {right}", unknown=True)
             case "missing":
                 text = "missing; every key must be there"
             case "union_tag_not_found":
@@ -170,7 +171,7 @@ class _Fault:
             case _:
                 text = f"is {_shown(details['input'])}, {_expectation(details['msg'])}"
         description = _one_line(_schema_at(keys, document.value).get("description"))
-        return cls(document.line(keys), f"{_dotted(keys)}: {text}" + (f" ({description})" if description else ""))
+        return cls(document.line(keys), f"{_dotted(keys)}{text}" + (f" ({description})" if description else ""))
 
 
 def _without_tags(location: Keys, value: Any) -> Iterator[Key]:
@@ -209,7 +210,7 @@ def _schema_at(keys: Keys, value: Any) -> Mapping[str, Any]:
 def _expectation(message: str) -> str:
     """Pydantic's message in the words of a YAML file."""
     message = re.sub(r"a valid dictionary or instance of \w+", "a block of keys", message)
-    return _one_line(message.replace("Input should", "should").replace("valid tuple", "list"))
+    return _one_line(re.sub(r"^\w+ should", "should", message).replace("valid tuple", "list"))
 
 
 def _shown(value: Any) -> str:
@@ -228,7 +229,9 @@ def _shown(value: Any) -> str:
 
 
 def _dotted(keys: Keys) -> str:
-    return ".".join(str(key) if str(key).isprintable() and len(str(key)) <= 60 else repr(key)[:60] for key in keys)
+    """``train.common.seed: ``, to go before what is said of this key; nothing for the file as a whole."""
+    names = (str(key) if str(key).isprintable() and len(str(key)) <= 60 else repr(key)[:60] for key in keys)
+    return ".".join(names) + ": " if keys else ""
 
 
 def _one_line(text: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -21,20 +22,35 @@ SECRET_KEY = "m2msecretkey"
 
 @dataclass(frozen=True)
 class S3Server:
-    """A bucket on a real S3 server at 127.0.0.1; `root` is the folder that the server keeps the bucket's objects in."""
+    """An empty bucket on a real S3 server at 127.0.0.1, and a way to its objects that is not the project's own."""
 
     endpoint: str
     bucket: str
-    root: Path
+    client: Any
+    """Of boto3."""
 
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}"
 
+    def write(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=content)
+
+    def read(self, key: str) -> bytes:
+        return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+    def keys(self) -> list[str]:
+        return [entry["Key"] for entry in self.client.list_objects_v2(Bucket=self.bucket).get("Contents", [])]
+
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=key)
+
 
 @pytest.fixture(scope="session")
-def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Endpoint and root folder of `rclone serve s3`, which runs as long as the test session."""
+def s3_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A boto3 client of `rclone serve s3`, which runs as long as the test session."""
+    import boto3
+
     root = tmp_path_factory.mktemp("s3")
     rclone = Path(sys.executable).with_name("rclone")
     with socket.socket() as probe:
@@ -51,7 +67,7 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
     endpoint = f"http://127.0.0.1:{port}"
     try:
         _wait_until_it_answers(endpoint, server)
-        yield endpoint, root
+        yield boto3.Session(ACCESS_KEY, SECRET_KEY, region_name="us-east-1").client("s3", endpoint_url=endpoint)
     finally:
         server.terminate()
         server.wait(timeout=10)
@@ -73,20 +89,18 @@ def _wait_until_it_answers(endpoint: str, server: subprocess.Popen[bytes]) -> No
 
 
 @pytest.fixture
-def s3_server(s3_process: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def s3_server(s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """A fresh bucket on a running S3 server, with the AWS variables set to reach it."""
-    endpoint, root = s3_process
-    bucket = "m2m-test"
-    shutil.rmtree(root / bucket, ignore_errors=True)
-    (root / bucket).mkdir()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    server = S3Server(endpoint=s3_client.meta.endpoint_url, bucket=f"bucket-{token_hex(4)}", client=s3_client)
+    server.client.create_bucket(Bucket=server.bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    yield S3Server(endpoint=endpoint, bucket=bucket, root=root / bucket)
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,14 @@ def test_a_written_file_is_all_there_is(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    with pytest.raises(KeyError), new_file(path) as draft:
-        draft.write_bytes(b"half of the n")
-        raise KeyError
+
+    def write_half() -> None:
+        with new_file(path) as draft:
+            draft.write_bytes(b"half of the n")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == {"file"}
 
@@ -44,7 +49,7 @@ def test_what_a_disk_refuses_is_said_in_one_line(
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
-    def refuse(descriptor: int) -> None:
+    def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)

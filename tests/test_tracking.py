@@ -1,4 +1,4 @@
-"""Runs reach MLflow once and in order, whatever happens to the server or to us. The databases and servers here are real."""
+"""Runs reach MLflow once and in order, whatever happens to the server or to us. Databases and servers are real."""
 
 from __future__ import annotations
 
@@ -168,36 +168,16 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
 
 
 @pytest.fixture(scope="module")
-def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An M2M-Self pipeline folder with random weights."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+def tiny_pipeline(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An M2M-Self pipeline folder, untrained."""
+    from m2m.params_file import load_params
+    from m2m.stages.train import start
 
-    from m2m.models.unet import ImageSetUNet
-    from m2m.pipeline import M2MPipeline
-
-    torch.manual_seed(0)
-    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 8}
-    vae = AutoencoderKL(
-        **sizes,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-    )
-    parent = UNet2DConditionModel(
-        **sizes,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=(1, 1),
-        layers_per_block=1,
-    )
-    unet = ImageSetUNet.from_parent(parent, empty_prompt=torch.zeros(8), variant="self", max_context=2)
-    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    pipeline = M2MPipeline(vae=vae, unet=unet, scheduler=scheduler, image_encoder=None, feature_extractor=None)
     folder = tmp_path_factory.mktemp("pipeline")
-    pipeline.save_pretrained(folder)
-    return folder
+    (folder / "stable-diffusion").symlink_to(tiny_stable_diffusion)
+    common = load_params(Path(__file__).parents[1] / "profiles" / "smoke.yaml").train.common
+    start(folder, "self", common).save_pretrained(folder / "m2m-self")
+    return folder / "m2m-self"
 
 
 # A server that goes and comes back
@@ -313,7 +293,8 @@ KILLED = """
     from pathlib import Path
     from PIL import Image
     from m2m.tracking import open_tracker
-    with open_tracker(sys.argv[1], spool=Path(sys.argv[2]), interval=0.05).run("train-self", stage="train", tags={}) as run:
+    tracker = open_tracker(sys.argv[1], spool=Path(sys.argv[2]), interval=0.05)
+    with tracker.run("train-self", stage="train", tags={}) as run:
         for step in range(10):
             run.metrics({"loss": 1 / (step + 1)}, step=step)
         run.image(Image.new("RGB", (8, 8)), key="preview/00", step=4)

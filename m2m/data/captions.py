@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
@@ -99,12 +100,14 @@ def captions_digest(captions: Iterable[Caption]) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = getattr(error, "strerror", None) or "it is no Parquet file"
-        raise UserError(f"cannot read captions {path}: {reason}; run the captions stage") from error
-    if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)} of the captions stage")
-    return file
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
+            if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:
+                raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)}")
+            yield file
+    except pa.ArrowInvalid as error:
+        raise UserError(f"cannot read captions {path}: it is no Parquet file; run the captions stage") from error
+    except OSError as error:
+        raise UserError(f"cannot read captions {path}: {error.strerror or error}; run the captions stage") from error

@@ -161,7 +161,7 @@ def _text_of(raw: bytes | None) -> str | BadLine:
 
 def _read_parquet(path: Path) -> Iterator[str | BadLine]:
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
             schema = file.schema_arrow
             if "caption" not in schema.names:
                 raise UserError(f"captions.path: {path} has no column caption; it has {', '.join(schema.names)}")

@@ -133,11 +133,18 @@ class _About(BaseModel):
     id: str
     caption: str
     images: Annotated[int, Field(ge=1, le=999)]
+    latents: bool
 
 
 def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
-    about = {**image_set.extras, "id": image_set.id, "caption": image_set.caption, "images": len(image_set.images)}
-    yield f"{image_set.id}.json", json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
+    about = _About(
+        id=image_set.id,
+        caption=image_set.caption,
+        images=len(image_set.images),
+        latents=image_set.latents is not None,
+        **image_set.extras,
+    )
+    yield f"{image_set.id}.json", json.dumps(about.model_dump(), sort_keys=True, ensure_ascii=False).encode()
     for index, image in enumerate(image_set.images):
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG", compress_level=_COMPRESSION)
@@ -155,13 +162,14 @@ def _assemble(id_: str, parts: Mapping[str, bytes]) -> ImageSet:
     except ValidationError as error:
         raise _ShardError(f"{id_}.json is not what describes a set: {error.errors()[0]['msg']}") from error
     names = [f"{index:03}.png" for index in range(about.images)]
-    if about.id != id_ or set(parts) - {"latents.npy"} != {"json", *names}:
-        found = sum(part.endswith(".png") for part in parts)
-        raise _ShardError(f"{id_}.json describes {about.images} images of {about.id!r}; there are {found}, or others")
+    if about.id != id_ or set(parts) != {"json", *names} | ({"latents.npy"} if about.latents else set()):
+        described = f"{about.images} images of {about.id} {'with' if about.latents else 'without'} latents"
+        found = ", ".join(sorted(set(parts) - {"json"})) or "none"
+        raise _ShardError(f"{id_}.json describes {described}, but there are {found}")
     images = [_decode_image(f"{id_}.{name}", parts[name]) for name in names]
     if len({image.shape for image in images}) > 1:
         raise _ShardError(f"the images of {id_} differ in size")
-    latents = _decode_latents(f"{id_}.latents.npy", parts["latents.npy"]) if "latents.npy" in parts else None
+    latents = _decode_latents(f"{id_}.latents.npy", parts["latents.npy"]) if about.latents else None
     if latents is not None and len(latents) != len(images):
         raise _ShardError(f"{id_} has {len(images)} images and the latents of {len(latents)}")
     extras = about.model_extra or {}

@@ -105,5 +105,9 @@ def _load(folder: Path) -> StableDiffusionPipeline:
             f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
         )
         raise UserError(text) from error
+    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if words != known:  # transformers takes a missing vocabulary for an empty one
+        text = f"{folder}: damaged (the tokenizer has {words} words, the text encoder knows {known}); restore it"
+        raise UserError(f"{text} (dvc checkout) or run the foundation stage again")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

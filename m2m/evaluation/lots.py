@@ -52,7 +52,7 @@ def unconditional(
     """
     drawing = params.model_dump(mode="json", include={"seed", "solver", "num_inference_steps", "sets_per_batch"})
     weights = folder_digest(stable_diffusion)
-    folder = folder_of(work, {**drawing, "weights": weights, "sets": len(captions), "device": device})
+    folder = folder_of(work, {**drawing, "weights": weights, "sets": len(captions), "device": device.partition(":")[0]})
 
     @cache  # loaded only if a picture is missing
     def base() -> StableDiffusion:

@@ -129,15 +129,13 @@ def measure(batches: Iterable[Batch], networks: Networks) -> Measurements:
     text_image: list[CLIPScore] = []
     for captions, images in batches:
         pixels = _on(networks.device, images)
-        sets, positions = pixels.shape[:2]
-        text_image = text_image or [networks.clip.score().to(networks.device) for _ in range(positions)]
-        for position, metric in enumerate(text_image):
-            metric.update(pixels[:, position], list(captions))
         readings.append(_read(pixels, networks))
-        embedded = torch.cat(
-            [networks.clip.embed(part) for part in torch.split(pixels.flatten(0, 1), PICTURES_AT_ONCE)]
-        )
-        embeddings.append(embedded.reshape(sets, positions, -1).cpu())
+        parts = [networks.clip.embed(part) for part in torch.split(pixels.flatten(0, 1), PICTURES_AT_ONCE)]
+        embedded = torch.cat(parts).reshape(*pixels.shape[:2], -1)
+        embeddings.append(embedded.cpu())
+        text_image = text_image or [networks.clip.score().to(networks.device) for _ in range(pixels.shape[1])]
+        for position, metric in enumerate(text_image):
+            metric.update(embedded[:, position, None, None], list(captions))
     scores = torch.stack([metric.compute().cpu() for metric in text_image])
     return Measurements(_joined(readings), torch.cat(embeddings), scores)
 

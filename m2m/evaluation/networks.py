@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
@@ -23,6 +24,8 @@ from m2m.models.classifier import WorldClassifier
 
 ATTRIBUTES = ("noun", "colour", "style")
 """What a caption of the embedded world names, and a head of its class network reads."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
@@ -49,7 +52,7 @@ class Networks:
         where = torch.device(device)
         inception, architecture = _load_inception(foundation / "inception")
         clip = Clip.from_pretrained(foundation / "clip")
-        clip.towers.to(where)
+        clip.model.to(where)  # type: ignore[arg-type]
         names = {
             "inception": f"{architecture}@{folder_digest(foundation / 'inception')[:12]}",
             "clip": f"clip@{folder_digest(foundation / 'clip')[:12]}",
@@ -63,10 +66,10 @@ class Networks:
 
 
 class Clip:
-    """A CLIP folder: unit embeddings of pictures, and torchmetrics' score of pictures against captions."""
+    """A CLIP folder: unit embeddings of pictures, and torchmetrics' score of them against captions."""
 
     def __init__(self, model: CLIPModel, processor: CLIPProcessor) -> None:
-        self.towers = Towers(model)
+        self.model = model
         self.processor = processor
 
     @classmethod
@@ -77,49 +80,48 @@ class Clip:
             UserError: a file is missing or not readable.
         """
         try:
-            model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise _incomplete(folder) from error
+        except UNREADABLE as error:
+            raise _incomplete(folder, error) from error
         return cls(model.eval().requires_grad_(False), processor)
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit embeddings (n, D) of uint8 pictures (n, 3, H, W), computed on the pictures' device."""
-        pixels = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
-        return F.normalize(self.towers.get_image_features(pixels.to(images.device)), dim=-1)
+        pixels = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"].to(images.device)
+        return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
 
     def score(self) -> CLIPScore:
-        """A fresh CLIPScore with these towers: give it uint8 pictures and as many captions."""
-        return CLIPScore(model_name_or_path=lambda: (self.towers, self.prepare))  # type: ignore[arg-type, return-value]
+        """A fresh CLIPScore: give it embedded pictures, shaped (n, 1, 1, D) since it wants pictures, and n captions."""
+        return CLIPScore(model_name_or_path=lambda: (Embedded(self.model), self.prepare))  # type: ignore[arg-type, return-value]
 
-    def prepare(
-        self, *, text: Sequence[str] | None = None, images: Sequence[Tensor] | None = None, **options: Any
-    ) -> Any:
-        """The processor with captions cut to the text tower's length before the end token is set, not after."""
+    def prepare(self, *, text: Sequence[str] | None = None, images: Sequence[Tensor] = (), **options: Any) -> Any:
+        """Tokens of captions, cut before the end token is set, not after; or a batch of embedded pictures."""
         if text is None:
-            return self.processor(images=images, **options)
-        limit = self.towers.model.text_model.embeddings.position_embedding.num_embeddings
+            return {"pixel_values": torch.stack(list(images))}
+        limit = self.model.text_model.embeddings.position_embedding.num_embeddings
         return self.processor(text=list(text), truncation=True, max_length=limit, **options)
 
 
-class Towers(nn.Module):
-    """CLIP's two towers as torchmetrics 1.9 expects them: giving tensors, where transformers 5 gives output objects."""
+class Embedded(nn.Module):
+    """CLIP as torchmetrics 1.9 calls it, for pictures that are embedded already: no picture goes through it twice.
+
+    It gives tensors, which torchmetrics expects, where transformers 5 gives output objects.
+    """
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
         self.model = model
         self.config = model.config
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """(n, 3, h, w) normalised pixels to (n, D)."""
-        features: Tensor = self.model.get_image_features(pixel_values=pixel_values).pooler_output
-        return features
+    def get_image_features(self, embeddings: Tensor) -> Tensor:
+        """(n, 1, 1, D) to (n, D)."""
+        return embeddings.flatten(1)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(n, L) tokens to (n, D)."""
-        features: Tensor = self.model.get_text_features(
-            input_ids=input_ids, attention_mask=attention_mask
-        ).pooler_output
+        output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        features: Tensor = output.pooler_output
         return features
 
 
@@ -130,9 +132,12 @@ def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
             known = " or ".join(LOADERS)
             raise UserError(f"{folder}/config.json: architecture is {architecture!r}, expected {known}")
         return LOADERS[architecture](folder), architecture
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _incomplete(folder) from error
+    except UNREADABLE as error:
+        raise _incomplete(folder, error) from error
 
 
-def _incomplete(folder: Path) -> UserError:
-    return UserError(f"{folder}: not a complete model folder; the foundation stage must make it again (m2m foundation)")
+def _incomplete(folder: Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(
+        f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
+    )

@@ -188,8 +188,8 @@ class ImageSetUNet(UNet2DConditionModel):
     def _context_tokens(self, patches: Tensor, levels: Tensor) -> Tensor:
         """DINOv2's tokens of images and the noise on these: (…, L, context_dim), (…) -> (…, L, cross_attention_dim)."""
         times = self.time_proj(levels.flatten()).to(patches.dtype)  # (images, sinusoids)
-        level = self.context_level(times).view(*levels.shape, 1, -1)  # (…, 1, cross_attention_dim)
-        return self.context_proj(patches) + level  # type: ignore[no-any-return]
+        level = self.context_level(times)  # (images, cross_attention_dim)
+        return self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])  # type: ignore[no-any-return]
 
 
 def empty_prompt(folder: Path) -> Tensor:

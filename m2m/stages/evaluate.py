@@ -70,7 +70,7 @@ def run(
         "model": folder_digest(model),
         "manifest": data.digest,
         "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets"}),
-        "device": device,
+        "device": device.partition(":")[0],
     }
     drafts = work / f"evaluate-{variant}"
     folder = folder_of(drafts, made_from)
@@ -79,14 +79,16 @@ def run(
     tags = {"variant": variant, "manifest": data.digest}
     with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=_run_before(folder)) as record:
         write_atomically(folder / "run", record.id.encode())
-        record.params(params.model_dump(mode="json"))
-        record.dataset("mis", source=store.uri, digest=data.digest, context="evaluation")
+        record.params({**params.model_dump(mode="json"), "model": made_from["model"]})
+        record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation")
 
         scores, measured = _measure(params, sets, draws, networks, foundation, work, device)
         numbers: dict[str, float | int | str] = {
             **measured,
             "sets": params.sets,
             "images": draws[params.given].pictures,
+            "given": params.given,
+            "subset/sets": params.subset.sets,
             "seed": params.seed,
             "manifest": data.digest,
             **{f"network/{judge}": name for judge, name in networks.names.items()},
@@ -94,7 +96,8 @@ def run(
         write_atomically(plots / "positions.csv", table.to_csv(scores))
         for given, draw in draws.items():
             shown = [sets[index] for index in range(min(params.gallery_sets, draw.count))]
-            gallery = draw_gallery([one.images[:given] for one in shown], [*draw.first(len(shown))])
+            rows = zip((one.images[:given] for one in shown), draw.first(len(shown)), strict=True)
+            gallery = draw_gallery(rows)
             write_atomically(plots / f"given-{given}.png", to_png(gallery, [one.caption for one in shown]))
             record.image(gallery, key=f"gallery/given-{given}", step=0)
         write_atomically(metrics, table.to_json(numbers))

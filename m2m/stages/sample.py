@@ -12,17 +12,14 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from m2m.contact_sheet import contact_sheet
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
-from m2m.files import file_digest, folder_digest, write_atomically
+from m2m.files import file_digest, folder_digest, write_atomically, writing
 from m2m.params import SolverName
 from m2m.photos import open_photo, square
-from m2m.pipeline import M2MPipeline
+from m2m.pipeline import load_pipeline
 from m2m.progress import progress
-
-SHEET_COLUMNS = 8
-GAP = 4
-FRAME_COLOUR = (214, 96, 30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class Drawn:
 def run(
     drawing: Drawing, *, model: Path, images: Sequence[Path], out: Path, commit: str, threads: int, device: str
 ) -> Drawn:
-    """Writes ``001.png`` … and ``contact-sheet.png``; the text entry ``m2m`` of each has the command that draws it again.
+    """Writes ``001.png`` … and ``contact-sheet.png``; the text entry ``m2m`` of each names the command that made it.
 
     Args:
         model: a pipeline folder.
@@ -64,11 +61,16 @@ def run(
     if drawing.num_images < 1:
         raise UserError(f"--num-images is {drawing.num_images}; ask for at least 1")
     given = [open_photo(path) for path in images]
-    pipeline = _load(model, drawing.solver).to(device)
+    pipeline = load_pipeline(model, device=device)
+    pipeline.scheduler = make_scheduler(drawing.solver, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     last_timestep = pipeline.scheduler.config.num_train_timesteps - 1
     if drawing.num_inference_steps > last_timestep + 1 or drawing.context_timestep > last_timestep:
         raise UserError(f"the model has {last_timestep + 1} timesteps; give fewer steps, or a smaller context timestep")
 
+    files = tuple(out / f"{number:03}.png" for number in range(1, drawing.num_images + 1))
+    with writing(files[0]):  # a place that cannot be written to is better known before the drawing
+        out.mkdir(parents=True, exist_ok=True)
     steps = drawing.num_images * drawing.num_inference_steps
     with progress(steps, "sample", unit="steps") as advance:
 
@@ -96,37 +98,12 @@ def run(
         "device": device,
         **asdict(drawing),
     }
-    files = tuple(out / f"{number:03}.png" for number in range(1, len(drawn) + 1))
     for number, (file, picture) in enumerate(zip(files, drawn, strict=True), 1):
         write_atomically(file, _png(picture, {**note, "number": number}))
     sheet = out / "contact-sheet.png"
-    write_atomically(sheet, _png(contact_sheet([square(photo, pipeline.image_size) for photo in given], drawn), note))
+    seen = [square(photo, pipeline.image_size) for photo in given]
+    write_atomically(sheet, _png(contact_sheet([(seen, drawn)]), note))
     return Drawn(files, sheet)
-
-
-def contact_sheet(given: Sequence[Image.Image], drawn: Sequence[Image.Image]) -> Image.Image:
-    """All pictures of a set in order on white, the given ones framed."""
-    pictures = [*given, *drawn]
-    side = pictures[0].width + GAP
-    rows, columns = -(-len(pictures) // SHEET_COLUMNS), min(len(pictures), SHEET_COLUMNS)
-    sheet = Image.new("RGB", (columns * side + GAP, rows * side + GAP), "white")
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, SHEET_COLUMNS)
-        left, top = column * side, row * side
-        if number < len(given):
-            sheet.paste(FRAME_COLOUR, (left, top, left + side + GAP, top + side + GAP))
-        sheet.paste(picture, (left + GAP, top + GAP))
-    return sheet
-
-
-def _load(model: Path, solver: SolverName) -> M2MPipeline:
-    try:
-        pipeline = M2MPipeline.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: not a complete M2M pipeline folder; expected one such as models/m2m-dino") from error
-    pipeline.scheduler = make_scheduler(solver, pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
-    return pipeline
 
 
 def _command(drawing: Drawing, model: Path, images: Sequence[Path]) -> str:

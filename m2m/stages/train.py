@@ -75,6 +75,8 @@ def run(
     )
     with joined_ranks(device) as ranks:
         pipeline = start(foundation, variant, common).to(ranks.device)
+        if common.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
         objective = Objective(pipeline, common, device=ranks.device)
         course = Course(
             sets=ImageSets(store, data, "train"),

@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -30,8 +31,8 @@ from botocore.parsers import ResponseParserError
 from m2m.errors import UserError
 from m2m.files import file_digest, new_file
 
-# Two attempts of at most 4 s each, so that a silent server is reported within ten seconds.
-_QUICK = Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 2, "mode": "standard"})
+# One attempt, so that a silent server is reported within ten seconds and a busy one still has five.
+_QUICK = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 1, "mode": "standard"})
 # The response's own checksum is not asked for: every read is held against our SHA-256.
 _PATIENT = Config(
     connect_timeout=5,
@@ -88,7 +89,7 @@ class S3Store:
     def check(self) -> None:
         probe = self._object(f".check-{token_hex(6)}")
         with self._explained():
-            # Reads and writes name what is wrong in their answer's body; a HEAD request has none.
+            # Writes and reads say in their answer's body what is wrong; the answer to a HEAD request has none.
             self._quick.put_object(**probe, Body=b"m2m")
             self._quick.get_object(**probe)["Body"].read()
             self._quick.delete_object(**probe)
@@ -153,7 +154,8 @@ class S3Store:
         with self._explained(key):
             for attempt in range(2):
                 try:
-                    answer = self._client.get_object(**self._object(key), Range=f"bytes={position}-")
+                    rest = {"Range": f"bytes={position}-"} if position else {}  # no range fits an empty object
+                    answer = self._client.get_object(**self._object(key), **rest)
                     for chunk in answer["Body"].iter_chunks(_CHUNK):
                         position += len(chunk)
                         yield chunk
@@ -172,14 +174,13 @@ class S3Store:
             if key and code in _ABSENT:
                 text = f"{key} is not in the store {self._where}; run the stage that makes it again"
                 raise UserError(text) from error
-            raise UserError(f"store {self._where}: {_CAUSES.get(code, f'it refuses with {code}')}") from error
+            refusal = f"it refuses {key} with {code}" if key else f"it refuses with {code}"
+            raise UserError(f"store {self._where}: {_CAUSES.get(code, refusal)}") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise UserError(f"store {self._where}: {_NO_KEYS}") from error
         except ParamValidationError as error:
-            raise UserError(
-                f"store {self._where}: not a possible name of a bucket; set M2M_STORE to another"
-            ) from error
-        except (HTTPClientError, IncompleteReadError) as error:
+            raise UserError(f"store {self._where}: no bucket can have this name; set M2M_STORE to another") from error
+        except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
             raise UserError(f"store {self._where}: {_NO_ANSWER}") from error
         except ResponseParserError as error:
             raise UserError(f"store {self._where}: {_NOT_S3}") from error

@@ -37,9 +37,7 @@ class MlflowTracker:
     """Seconds that the end of a run may wait for a slow server."""
 
     @contextmanager
-    def run(
-        self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None
-    ) -> Iterator[Run]:
+    def run(self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None) -> Iterator[Run]:
         key = resume_key or uuid4().hex
         header = Header(key, name, stage, {**self.tags, **tags}, without_password(self.uri), now())
         journal = Journal.create(self.spool, header)

@@ -37,8 +37,6 @@ SIGNATURE = ModelSignature(
 REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow", "pandas")
 
 
-
-
 def _example_png() -> str:
     """A grey picture as the model takes them."""
     png = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
+from m2m.contact_sheet import contact_sheet
 from m2m.data.sets import ImageSets
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
@@ -16,8 +17,6 @@ from m2m.training.objective import Objective
 
 PREVIEW_STEPS = 10
 """Steps of the solver: enough to see what is drawn."""
-GAP = 2
-"""White pixels between pictures."""
 
 
 class HeldOut:
@@ -54,7 +53,7 @@ class HeldOut:
             return float(self._objective(self._pipeline.unet, self._examples).double().mean())
 
     def previews(self, ema: Ema) -> dict[str, Image.Image]:
-        """For each set a strip of the given picture and those drawn after it; all strips as one picture, too."""
+        """For each set the given picture, framed, and those drawn after it; and all sets as one picture."""
         with ema.applied():
             (drawn,) = self._pipeline(
                 [[picture] for picture in self._given],
@@ -63,19 +62,8 @@ class HeldOut:
                 generator=[derive(self._objective.common.seed, "preview", place) for place in range(len(self._given))],
                 return_dict=False,
             )
-        strips = [_sheet([[given, *pictures]]) for given, pictures in zip(self._given, drawn, strict=True)]
+        rows = [([given], pictures) for given, pictures in zip(self._given, drawn, strict=True)]
         return {
-            **{f"preview/{place:02}": strip for place, strip in enumerate(strips)},
-            "preview/all": _sheet([[strip] for strip in strips]),
+            **{f"preview/{place:02}": contact_sheet([row]) for place, row in enumerate(rows)},
+            "preview/all": contact_sheet(rows),
         }
-
-
-def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """Pictures of one size in rows and columns."""
-    width, height = rows[0][0].size
-    columns = max(map(len, rows))
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (column * (width + GAP), row * (height + GAP)))
-    return sheet

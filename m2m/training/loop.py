@@ -97,7 +97,7 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
             f"train ({ranks.count}) times gradient_accumulation ({parts})"
         )
     places = ranks.share(course.variant.sets_per_step)
-    parameters = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
+    learning = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
     network = _data_parallel(state.network, course, ranks)
 
     def fetch(step: int) -> Examples:
@@ -119,7 +119,7 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
                     loss = objective(network, part)  # (sets of the part,)
                     (loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
-            grad_norm = clip_grad_norm_(parameters, common.max_grad_norm)
+            grad_norm = clip_grad_norm_(learning, common.max_grad_norm)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             state.ema.update()

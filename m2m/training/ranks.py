@@ -49,12 +49,12 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     A group that the caller has already joined, as under Ray's Torch trainer, is used and left open. On ``cuda`` each
     rank takes the card of its number on the machine.
     """
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if not dist.is_initialized() and not launched:
-        yield Ranks(device=torch.device(device))
+    own = torch.device(device)
+    if not dist.is_initialized() and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        yield Ranks(device=own)
         return
-    own = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0)) if device == "cuda" else torch.device(device)
     if own.type == "cuda":
+        own = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
         torch.cuda.set_device(own)
     if dist.is_initialized():
         yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)

@@ -31,14 +31,14 @@ def start_or_resume(network: nn.Module, common: TrainCommon, checkpoints: Checkp
     Raises:
         UserError: the checkpoint is damaged.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=common.weight_decay, fused=True)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, weight_decay=common.weight_decay, fused=True)
     state = TrainState(network=network, optimizer=optimizer, ema=Ema(network, decay=common.ema.decay))
     if (checkpoint := checkpoints.latest()) is not None:
         state.load(checkpoint)
         _log.info("goes on from %s", checkpoint)
     elif others := checkpoints.of_other_runs():
-        _log.info("starts afresh: the checkpoints in %s are of other parameters, data or foundations", others[0].parent)
+        _log.warning("starts afresh: the checkpoints in %s are of other parameters or data", others[0].parent)
     return state
 
 

@@ -28,9 +28,8 @@ def test_it_has_the_published_names_and_sizes() -> None:
     with torch.device("meta"):
         model = InceptionV3()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert (
-        sum(value.numel() for value in model.parameters()) == 23_834_568 + 8 * 2049
-    )  # the usual count without auxiliary head, and 8 more classes
+    usual = 23_834_568  # parameters of Inception-v3 with 1000 classes, without the auxiliary head
+    assert sum(value.numel() for value in model.parameters()) == usual + 8 * 2049
     assert shapes["Conv2d_1a_3x3.conv.weight"] == (32, 3, 3, 3)
     assert shapes["Mixed_6c.branch7x7dbl_5.conv.weight"] == (192, 160, 1, 7)
     assert shapes["Mixed_7c.branch3x3dbl_3b.bn.running_var"] == (384,)

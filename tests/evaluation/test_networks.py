@@ -1,6 +1,7 @@
 """The judges, from folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_clip_embeds_as_its_model_does(foundation: Path, pictures: torch.Tensor)
 def test_clip_score_is_the_cosine_of_the_two_towers(foundation: Path, pictures: torch.Tensor) -> None:
     clip = Clip.from_pretrained(foundation / "clip")
     metric = clip.score()
-    metric.update(pictures, CAPTIONS)
+    metric.update(clip.embed(pictures)[:, None, None], CAPTIONS)
     model = CLIPModel.from_pretrained(foundation / "clip").eval()
     with torch.no_grad():
         cosines = [
@@ -69,7 +70,9 @@ def test_long_captions_keep_their_end_token(foundation: Path, pictures: torch.Te
     tokens = clip.prepare(text=[LONG], return_tensors="pt", padding=True)["input_ids"][0]
     assert len(tokens) == 16
     assert tokens[-1] == clip.processor.tokenizer.eos_token_id
-    clip.score().update(pictures[:1], [LONG])  # torchmetrics warns where it has to cut itself
+    clip.score().update(
+        clip.embed(pictures[:1])[:, None, None], [LONG]
+    )  # torchmetrics warns where it has to cut itself
 
 
 def test_networks_know_what_their_folders_hold(foundation: Path) -> None:
@@ -83,8 +86,8 @@ def test_networks_know_what_their_folders_hold(foundation: Path) -> None:
     ("config", "words"),
     [
         ({"architecture": "alexnet"}, "is 'alexnet', expected world-classifier or inception-v3-compat"),
-        ({"architecture": "inception-v3-compat"}, "not a complete model folder"),
-        ({}, "not a complete model folder"),
+        ({"architecture": "inception-v3-compat"}, "incomplete or damaged"),
+        ({}, "incomplete or damaged"),
     ],
 )
 def test_a_wrong_inception_folder_is_one_clear_line(tmp_path: Path, config: dict[str, str], words: str) -> None:
@@ -97,5 +100,14 @@ def test_a_wrong_inception_folder_is_one_clear_line(tmp_path: Path, config: dict
 
 def test_a_missing_clip_folder_is_one_clear_line(foundation: Path, tmp_path: Path) -> None:
     (tmp_path / "inception").symlink_to(foundation / "inception")
-    with pytest.raises(UserError, match="clip: not a complete model folder"):
+    with pytest.raises(UserError, match="clip: incomplete or damaged"):
+        Networks.load(tmp_path, device="cpu")
+
+
+def test_damaged_weights_are_one_clear_line(foundation: Path, tmp_path: Path) -> None:
+    (tmp_path / "inception").symlink_to(foundation / "inception")
+    shutil.copytree(foundation / "clip", tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="clip: incomplete or damaged"):
         Networks.load(tmp_path, device="cpu")

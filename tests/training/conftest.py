@@ -61,8 +61,8 @@ def foundation(tiny_stable_diffusion: Path, tiny_dino: Path, tmp_path_factory: p
     return folder
 
 
-@pytest.fixture
-def common() -> Callable[..., TrainCommon]:
+@pytest.fixture(scope="session")
+def make_common() -> Callable[..., TrainCommon]:
     """Parameters of training, with changes."""
 
     def make(**changes: Any) -> TrainCommon:
@@ -92,8 +92,8 @@ def common() -> Callable[..., TrainCommon]:
     return make
 
 
-@pytest.fixture
-def variant() -> Callable[..., TrainVariant]:
+@pytest.fixture(scope="session")
+def make_variant() -> Callable[..., TrainVariant]:
     """Parameters of a variant, with changes: 12 steps of 4 sets of 4 images."""
 
     def make(**changes: Any) -> TrainVariant:

@@ -1,7 +1,7 @@
-"""Trains in processes that are really killed; `test_resume.py` calls it with a plan in JSON.
+"""Trains in processes that are really killed; `test_resume.py` calls it with launches of the train stage in JSON.
 
-It imports everything once and then forks a process for every rank of every launch, which is quick. Torch is told to use one
-thread: a process with running threads could not be forked.
+It imports everything once and then forks a process for every rank of every launch, which is quick. Torch is told to use
+one thread: a process with running threads could not be forked.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from m2m.params import TrainCommon, TrainVariant
 from m2m.stages import train as stage
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker
-from m2m.training import checkpoints, loop, session
+from m2m.training import checkpoints, held_out, loop, session
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arrange_death(moment: str | None, counter: Path) -> None:
-    """Counts the steps in a file, and has the process killed at a moment: ``step 3``, ``saving 128``, ``replacing 128``."""
-    event, _, at = (moment or "").partition(" ")
+def arrange(moment: str, counter: Path) -> None:
+    """Notes the steps in a file, and kills the process at a moment: ``step 3``, ``saving 72`` or ``replacing 72``."""
+    event, _, at = moment.partition(" ")
     save, remove = checkpoints.TrainState.save, checkpoints.shutil.rmtree
 
     def counted(*arguments: Any) -> Iterator[int]:
@@ -57,34 +57,34 @@ def arrange_death(moment: str | None, counter: Path) -> None:
     checkpoints.shutil.rmtree = not_removed
 
 
-def work(plan: dict[str, Any], launch: dict[str, Any], rank: int, port: int) -> None:
+def work(launch: dict[str, Any], rank: int, port: int) -> None:
     """One rank of one launch."""
     out = Path(launch["out"])
     if launch["ranks"] > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(launch["ranks"])}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    counter = out / f"steps-{rank}" if rank == 0 else Path(os.devnull)
-    arrange_death(launch.get("killed") if rank == launch.get("victim", 0) else None, counter)
+    dies = rank == launch.get("victim", 0)
+    arrange(launch.get("killed", "") if dies else "", out / "steps" if rank == 0 else Path(os.devnull))
     stage.run(
-        TrainCommon.model_validate(plan["common"]),
-        plan["variant"],
-        TrainVariant.model_validate(plan["params"]),
-        manifest=Path(plan["manifest"]),
-        foundation=Path(plan["foundation"]),
+        TrainCommon.model_validate(launch["common"]),
+        launch["variant"],
+        TrainVariant.model_validate(launch["params"]),
+        manifest=Path(launch["manifest"]),
+        foundation=Path(launch["foundation"]),
         out=out / "model",
         curve=out / "curve.csv",
         work=out / "work",
-        store=LocalStore(Path(plan["store"])),
+        store=LocalStore(Path(launch["store"])),
         tracker=NullTracker(),
         device="cpu",
     )
 
 
-def carry_out(plan: dict[str, Any], launch: dict[str, Any]) -> dict[str, Any]:
-    """Starts the ranks; when one is killed ends the others, as torchrun does. Tells how they ended and what was done."""
+def carry_out(launch: dict[str, Any]) -> dict[str, Any]:
+    """Starts the ranks; if one is killed, ends the others, as torchrun does. Tells how they ended and what was done."""
     out = Path(launch["out"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "steps-0").write_text("")
+    (out / "steps").write_text("")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -93,9 +93,9 @@ def carry_out(plan: dict[str, Any], launch: dict[str, Any]) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             try:
-                work(plan, launch, rank, port)
+                work(launch, rank, port)
             except BaseException as error:
-                print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
+                print(f"{out} rank {rank}: {error!r}", file=sys.stderr, flush=True)
                 os._exit(1)
             os._exit(0)
         children.append(child)
@@ -108,12 +108,12 @@ def carry_out(plan: dict[str, Any], launch: dict[str, Any]) -> dict[str, Any]:
                 os.kill(other, signal.SIGTERM)
     return {
         "codes": [codes[child] for child in children],
-        "steps": [int(line) for line in (out / "steps-0").read_text().split()],
+        "steps": [int(line) for line in (out / "steps").read_text().split()],
         "checkpoints": sorted(path.name for path in out.glob("work/*/*/[0-9]*")),
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    the_plan = json.loads(sys.argv[1])
-    print(json.dumps([carry_out(the_plan, launch) for launch in the_plan["launches"]]))
+    held_out.PREVIEW_STEPS = 2  # nobody looks at them here
+    print(json.dumps([carry_out(launch) for launch in json.load(sys.stdin)]))

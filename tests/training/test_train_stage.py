@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from m2m.errors import UserError
@@ -21,29 +21,32 @@ from m2m.params import TrainCommon, TrainVariant
 from m2m.pipeline import M2MPipeline
 from m2m.stages import train
 from m2m.tracking import NullTracker
+from m2m.training import held_out
 
-Common = Callable[..., TrainCommon]
-Variant = Callable[..., TrainVariant]
+Run = Callable[..., train.Trained]
 
 
 @dataclass
-class RememberingTracker:
-    """Keeps what is said to it; its own run."""
+class Remembering:
+    """A tracker that keeps what is said to it; its own only run."""
 
     id: str = "run-1"
+    resumed: list[str | None] = field(default_factory=list)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     points: dict[int, Mapping[str, float]] = field(default_factory=dict)
     pictures: dict[tuple[str, int], Image.Image] = field(default_factory=dict)
-    parameters: dict[str, Any] = field(default_factory=dict)
-    datasets: list[str] = field(default_factory=list)
+    datasets: list[tuple[str, str]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
-    resumed: list[str | None] = field(default_factory=list)
+    fails_at: int | None = None
 
     @contextmanager
     def run(
         self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None
-    ) -> Iterator[RememberingTracker]:
+    ) -> Iterator[Remembering]:
         assert (name, stage) == (f"train-{tags['variant']}", "train")
         self.resumed.append(resume_key)
+        self.tags = tags
         yield self
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -51,28 +54,37 @@ class RememberingTracker:
 
     def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None:
         assert step is not None
+        if step == self.fails_at:
+            raise KeyboardInterrupt
         self.points[step] = values
 
     def image(self, image: Image.Image, *, key: str, step: int) -> None:
         self.pictures[key, step] = image
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        self.artifacts.append(path.name)
+        self.artifacts.append(folder + path.name)
 
     def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
-        self.datasets.append(digest)
+        assert source
+        self.datasets.append((name, digest))
+        assert context == "training"
 
-    def register(
-        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]
-    ) -> str | None:
-        raise AssertionError("evaluation registers models")
+    def register(self, model_folder: Path, name: str, **_: object) -> str | None:
+        raise AssertionError(f"{model_folder} is registered as {name} by evaluation, when its scores are known")
 
 
 @pytest.fixture
-def run(dataset: Any, foundation: Path, common: Common, variant: Variant) -> Callable[..., train.Trained]:
-    """The stage with its outputs below a folder, and with changes."""
+def run(
+    dataset: Any,
+    foundation: Path,
+    make_common: Callable[..., TrainCommon],
+    make_variant: Callable[..., TrainVariant],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """The stage with its outputs below a folder, 6 steps of 16 images, with changes; previews take 2 steps."""
+    monkeypatch.setattr(held_out, "PREVIEW_STEPS", 2)
 
-    def call(folder: Path, name: Any = "self", **changes: Any) -> train.Trained:
+    def call(folder: Path, variant: Any = "self", *, common: dict[str, Any] | None = None, **changes: Any) -> Any:
         arguments = {
             "manifest": dataset.manifest,
             "foundation": foundation,
@@ -84,37 +96,123 @@ def run(dataset: Any, foundation: Path, common: Common, variant: Variant) -> Cal
             "device": "cpu",
             **changes,
         }
-        return train.run(
-            arguments.pop("common", common()), name, arguments.pop("variant", variant(images=96)), **arguments
-        )
+        return train.run(make_common(**common or {}), variant, make_variant(images=96), **arguments)
 
     return call
 
 
-@pytest.mark.parametrize("name", ["self", "dino"])
-def test_it_makes_a_pipeline_that_loads_and_draws(run: Callable[..., train.Trained], tmp_path: Path, name: str) -> None:
-    made = run(tmp_path, name)
-    assert made.images_seen == 96
-    pipeline = M2MPipeline.from_pretrained(tmp_path / "model")
-    pipeline.set_progress_bar_config(disable=True)
-    given = Image.new("RGB", (64, 64), "red")
-    drawn = pipeline([given], 2, num_inference_steps=2, generator=0).images
-    assert [image.size for image in drawn] == [(64, 64)] * 2
-    assert pipeline.unet.config.variant == name
-    assert not (tmp_path / "work" / f"train-{name}").exists() or not list(
-        (tmp_path / "work" / f"train-{name}").iterdir()
-    )
-    assert not list(tmp_path.glob(".model*"))
-    card = (tmp_path / "model" / "README.md").read_text()
-    assert f"It has seen 96 images, in sets of 4" in card
-
-
-def test_the_same_run_elsewhere_gives_the_same_bytes(
-    run: Callable[..., train.Trained], foundation: Path, tmp_path: Path
+@pytest.mark.parametrize("variant", ["self", "dino"])
+def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
+    run: Run, dataset: Any, foundation: Path, tmp_path: Path, variant: str
 ) -> None:
-    run(tmp_path / "one", "dino")
-    moved = tmp_path / "moved"
-    shutil.copytree(foundation, moved)
-    run(tmp_path / "other" / "deeper", "dino", foundation=moved)
-    assert folder_digest(tmp_path / "one" / "model") == folder_digest(tmp_path / "other" / "deeper" / "model")
-    assert (tmp_path / "one" / "curve.csv").read_bytes() == (tmp_path / "other" / "deeper" / "curve.csv").read_bytes()
+    tracker = Remembering()
+    made = run(tmp_path, variant, tracker=tracker)
+    model = tmp_path / "model"
+    pipeline = M2MPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline([Image.new("RGB", (64, 64), "red")], 2, num_inference_steps=2, generator=0).images
+    assert [image.size for image in drawn] == [(64, 64)] * 2
+    assert pipeline.unet.config.variant == variant
+    assert not [path for path in tmp_path.iterdir() if path.name not in {"model", "curve.csv", "work"}]
+    assert not list((tmp_path / "work").glob("*/*"))
+
+    with (tmp_path / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(tracker.points) == [int(row.pop("images_seen")) for row in rows] == [48, 96]
+    assert [dict(point) for point in tracker.points.values()] == [{k: float(v) for k, v in row.items()} for row in rows]
+    assert made == train.Trained(images_seen=96, held_out_loss=tracker.points[96]["held_out_loss"])
+    assert set(tracker.pictures) == {(key, 96) for key in ("preview/00", "preview/01", "preview/all")}
+    manifest = Manifest.read(dataset.manifest)
+    assert tracker.datasets == [("mis", manifest.digest)]
+    assert tracker.tags == {"variant": variant, "manifest": manifest.digest}
+    assert tracker.parameters["learning_rate"] == 1e-3
+    assert tracker.parameters["model"] == folder_digest(model)
+    assert tracker.artifacts == ["curve.csv"]
+
+    card = (model / "README.md").read_text()
+    folders = ["stable-diffusion", "dino"] if variant == "dino" else ["stable-diffusion"]
+    digests = [folder_digest(foundation / name) for name in folders]
+    assert all(text in card for text in ("It has seen 96 images, in sets of 4", manifest.digest, *digests))
+    assert ("dino" in card.split("Parameters:")[0].split("SHA-256 of the folder")[1]) == (variant == "dino")
+
+
+def test_the_same_run_elsewhere_gives_the_same_bytes(run: Run, foundation: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other" / "deeper"
+    run(one, "dino")
+    shutil.copytree(foundation, tmp_path / "moved")
+    run(other, "dino", foundation=tmp_path / "moved")
+    assert folder_digest(one / "model") == folder_digest(other / "model")
+    assert (one / "curve.csv").read_bytes() == (other / "curve.csv").read_bytes()
+    assert all(str(tmp_path) not in path.read_text() for path in (one / "model").rglob("*.json"))
+
+
+def test_v_prediction_and_checkpointed_activations_reach_the_model(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, common={"prediction_type": "v_prediction", "gradient_checkpointing": True})
+    scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
+    assert scheduler["beta_start"] == 0.00085
+
+
+def test_it_goes_on_with_the_same_tracked_run_and_then_starts_another(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tracker=Remembering(fails_at=96))
+    assert not (tmp_path / "model").exists()
+    tracker = Remembering(id="run-1")
+    run(tmp_path, tracker=tracker)
+    assert tracker.resumed == ["run-1"]
+    assert list(tracker.points) == [96]
+    finished = folder_digest(tmp_path / "model")
+    run(tmp_path, tracker=tracker)
+    assert tracker.resumed == ["run-1", None]
+    assert folder_digest(tmp_path / "model") == finished
+
+
+def test_other_parameters_start_afresh_and_say_so(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tracker=Remembering(fails_at=96))
+    tracker = Remembering()
+    run(tmp_path, common={"weight_decay": 0.02}, tracker=tracker)
+    assert tracker.resumed == [None]
+    assert list(tracker.points) == [48, 96]
+    assert "starts afresh" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("stable-diffusion", "no such folder"),
+        ("stable-diffusion/unet", "incomplete or damaged"),
+        ("stable-diffusion/vae/diffusion_pytorch_model.safetensors", "incomplete or damaged"),
+        ("stable-diffusion/scheduler/scheduler_config.json", "incomplete or damaged"),
+        ("dino/model.safetensors", "incomplete or damaged"),
+    ],
+)
+def test_a_foundation_in_which_something_is_missing_is_refused(
+    run: Run, foundation: Path, tmp_path: Path, broken: str, words: str
+) -> None:
+    shutil.copytree(foundation, tmp_path / "foundation")
+    path = tmp_path / "foundation" / broken
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=words) as caught:
+        run(tmp_path, "dino", foundation=tmp_path / "foundation")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_cut_short_are_refused(run: Run, foundation: Path, tmp_path: Path) -> None:
+    shutil.copytree(foundation, tmp_path / "foundation")
+    weights = tmp_path / "foundation" / "stable-diffusion" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="incomplete or damaged"):
+        run(tmp_path, foundation=tmp_path / "foundation")
+
+
+@pytest.mark.parametrize(("split", "words"), [("train", "cannot train with"), ("test", "no test sets")])
+def test_a_manifest_without_the_sets_of_a_split_is_refused(
+    run: Run, dataset: Any, tmp_path: Path, split: str, words: str
+) -> None:
+    manifest = Manifest.read(dataset.manifest)
+    left = tuple(shard for shard in manifest.shards if shard.split != split)
+    manifest.model_copy(update={"shards": left}).write(tmp_path / "mis.json")
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, manifest=tmp_path / "mis.json")

@@ -1,0 +1,165 @@
+"""Tables and single figures of the report, from the flat numbers of each variant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from m2m.params import Variant
+
+Numbers = Mapping[str, float | int | str]
+
+NAMES: Mapping[Variant, str] = {"self": "M2M-Self", "dino": "M2M-DINO"}
+BASELINES = {
+    "mis": "Held-out MIS sets (ceiling)",
+    "copy": "The given image, copied",
+    "stable_diffusion": "Stable Diffusion without caption (floor)",
+    "shuffled": "Held-out MIS sets, colours exchanged",
+}
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric, and how it is shown."""
+
+    key: str
+    title: str
+    digits: int = 2
+    factor: float = 1.0
+    """100 for shares that are shown in per cent"""
+
+
+QUALITY = (
+    Column("fid", "FID ↓"),
+    Column("inception_score", "IS ↑"),
+    Column("clip_text_image", "CLIP text–image ↑"),
+    Column("clip_image_image", "CLIP image–image ↑"),
+)
+PAPER = {
+    "M2M-Self, 9M": ("9.56 ± 1.21", "26.19 ± 0.67", "22.71 ± 0.52", "76.29 ± 0.02"),
+    "M2M-DINO, 6M": ("8.88 ± 0.87", "28.07 ± 0.58", "23.05 ± 0.49", "77.41 ± 0.03"),
+}
+"""Shen et al., 2024, on 10K MIS test sets, in the order of `QUALITY`."""
+AGREEMENT = (
+    Column("noun_agreement", "Shape, %", 1, 100),
+    Column("colour_agreement", "Colour, %", 1, 100),
+    Column("content_agreement", "Content, %", 1, 100),
+    Column("style_agreement", "Style, %", 1, 100),
+)
+VARIETY = (
+    Column("diversity", "Distance of features"),
+    Column("spread/place", "Spread of place", 3),
+    Column("spread/size", "Spread of size", 3),
+    Column("spread/angle", "Spread of angle", 3),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    name: str
+    cells: Sequence[str]
+    variant: Variant | None = None
+    """whose row it is; None for baselines and the paper's"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; the paper's, if it has any, stand apart."""
+
+    headings: Sequence[str]
+    rows: Sequence[Row]
+    paper: Sequence[Row] = ()
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A single figure and what it says."""
+
+    label: str
+    value: str
+
+
+def quality(numbers: Mapping[Variant, Numbers]) -> Table:
+    """The paper's metrics of variants and baselines, and the paper's own figures."""
+    table = _compare(QUALITY, numbers)
+    return Table(table.headings, table.rows, [Row(name, cells) for name, cells in PAPER.items()])
+
+
+def agreement(numbers: Mapping[Variant, Numbers]) -> Table:
+    """Agreement with captions of variants and baselines; no columns where the class network names no attributes."""
+    return _compare(AGREEMENT, numbers)
+
+
+def variety(numbers: Mapping[Variant, Numbers]) -> Table:
+    """What differs within sets, of variants and baselines."""
+    return _compare(VARIETY, numbers)
+
+
+def given(numbers: Mapping[Variant, Numbers]) -> Table | None:
+    """Content and style by number of given pictures, with paired differences; None where there is no agreement."""
+    found = [re.fullmatch(r"content_agreement/given=(\d+)/mean", key) for key in next(iter(numbers.values()))]
+    counts = sorted(int(match[1]) for match in found if match)
+    rows = [
+        Row(
+            f"{NAMES[variant]}, {count} given",
+            [cell for name in ("content", "style") for cell in _of_given(of_variant, name, count)],
+            variant,
+        )
+        for variant, of_variant in numbers.items()
+        for count in counts
+    ]
+    return Table(["Content, %", "difference", "Style, %", "difference"], rows) if counts else None
+
+
+def glance(numbers: Numbers) -> list[Fact]:
+    """The few figures of a variant that tell whether it does what it is for."""
+    shares = {
+        "content_agreement": "of the agreement in content that held-out sets reach",
+        "style_agreement": "of their agreement in style",
+        "diversity": "of their variety",
+        "fid_drift": "drift of FID from first to last position, of what exchanging the colours costs",
+    }
+    facts = []
+    for name, label in shares.items():
+        if (share := numbers.get(f"relative/{name}")) is not None:
+            facts.append(Fact(label, f"{100 * float(share):.0f} %"))
+    return facts
+
+
+def _compare(columns: Sequence[Column], numbers: Mapping[Variant, Numbers]) -> Table:
+    shared = next(iter(numbers.values()))
+    columns = [column for column in columns if _cell(shared, "", column) != MISSING]
+    rows = [
+        Row(NAMES[variant], [_cell(of_variant, "", column) for column in columns], variant)
+        for variant, of_variant in numbers.items()
+    ]
+    for baseline, name in BASELINES.items():
+        cells = [_cell(shared, f"baseline/{baseline}/", column) for column in columns]
+        if any(cell != MISSING for cell in cells):
+            rows.append(Row(name, cells))
+    return Table([column.title for column in columns], rows)
+
+
+def _cell(numbers: Numbers, prefix: str, column: Column) -> str:
+    key = prefix + column.key
+    if key in numbers:
+        return f"{column.factor * float(numbers[key]):.{column.digits}f}"
+    if f"{key}/mean" not in numbers:
+        return MISSING
+    mean, std = (column.factor * float(numbers[f"{key}/{part}"]) for part in ("mean", "std"))
+    return f"{mean:.{column.digits}f} ± {std:.{column.digits}f}"
+
+
+def _of_given(numbers: Numbers, name: str, count: int) -> tuple[str, str]:
+    """Agreement with `count` given pictures, and its difference from the usual number, with its interval."""
+    agreement = f"{100 * float(numbers[f'{name}_agreement/given={count}/mean']):.1f}"
+    pair = re.compile(rf"(paired/{name}_agreement/given={count}-minus-\d+)/mean")
+    match = next(filter(None, map(pair.fullmatch, numbers)), None)
+    if match is None:
+        return agreement, MISSING
+    mean, low, high = (100 * float(numbers[f"{match[1]}/{part}"]) for part in ("mean", "low", "high"))
+    return agreement, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

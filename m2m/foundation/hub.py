@@ -1,0 +1,251 @@
+"""Published weights as model folders: snapshots of the Hugging Face hub at pinned commits, a file of pinned SHA-256.
+
+Nothing is loaded that could run code: safetensors, JSON and text are all that is fetched from the hub, and the one file
+that is published as a pickle is read as plain tensors, once, and kept as safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
+
+import httpx2
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors.torch import save
+from torch import Tensor
+
+from m2m.errors import UserError
+from m2m.files import file_digest, write_atomically, writing
+from m2m.params import HubFile, HubFoundation, HubSnapshot
+from m2m.progress import progress
+
+Layout = Mapping[str, str | None]
+"""Folder of a repository -> how its file of weights is called (without suffix), if it has weights."""
+
+STABLE_DIFFUSION: Layout = {
+    "": None,
+    "feature_extractor": None,
+    "scheduler": None,
+    "tokenizer": None,
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+"""A ``StableDiffusionPipeline`` without its safety checker."""
+TRANSFORMER: Layout = {"": "model"}
+OPTIONAL = {"feature_extractor"}
+TERMS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
+"""What says on which terms the weights may be used."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
+
+SECONDS_TO_ANSWER = 30
+CHUNK = 2**20
+
+
+def fetch(params: HubFoundation, *, out: Path, work: Path, architecture: str) -> None:
+    """Fill ``out`` with the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``.
+
+    Downloads are kept in ``work`` by what pins them, and only linked into ``out``: a run that was killed goes on, a
+    second one fetches nothing.
+
+    Args:
+        architecture: what ``inception/config.json`` calls the network that the pinned file belongs to.
+
+    Raises:
+        UserError: no network; no such repository, revision or file; weights that are pickles only; a checksum that does
+            not agree; a disk that refuses.
+    """
+    # The environment variable is read when the library is imported, which may have been long before.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    snapshots = (
+        ("stable-diffusion", params.stable_diffusion, STABLE_DIFFUSION),
+        ("dino", params.dino, TRANSFORMER),
+        ("clip", params.clip, TRANSFORMER),
+    )
+    with writing(work):
+        for name, snapshot, layout in snapshots:
+            kept = work / snapshot.repo.replace("/", "--") / snapshot.revision
+            for file in download(snapshot, layout, kept):
+                _link(kept / file, out / name / file)
+        weights = resume(params.inception, work)
+    convert(weights, out / "inception", {"architecture": architecture, **params.inception.model_dump()})
+
+
+def choose(names: Collection[str], layout: Layout) -> list[str]:
+    """The files of a repository that the layout needs: no half precision, no second format, nothing twice.
+
+    Raises:
+        UserError: something is missing; says what, and whether it is there as a pickle only.
+    """
+    chosen = [name for name in TERMS if name in names]
+    for folder, stem in layout.items():
+        inside = sorted(path.name for path in map(PurePosixPath, names) if path.parent == PurePosixPath(folder))
+        texts = [name for name in inside if name.endswith((".json", ".txt")) and not name.endswith(".index.json")]
+        if not any(name.endswith(".json") for name in texts) and folder not in OPTIONAL:
+            raise UserError(f"no configuration (JSON) in {folder or 'its root'}")
+        weights = _weights(inside, stem) if stem else []
+        if stem and not weights:
+            pickles = [name for name in inside if name.endswith(PICKLES)]
+            only = f" (only {pickles[0]}, and pickles are never loaded)" if pickles else ""
+            raise UserError(f"no {stem}.safetensors in {folder or 'its root'}{only}")
+        chosen += [str(PurePosixPath(folder, name)) for name in (*texts, *weights) if name not in TERMS]
+    return chosen
+
+
+def _weights(names: Collection[str], stem: str) -> list[str]:
+    """One file, or the parts of one with their index; none if there is neither."""
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if whole in names:
+        return [whole]
+    parts = [name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", name)]
+    return [index, *parts] if parts and index in names else []
+
+
+def download(snapshot: HubSnapshot, layout: Layout, folder: Path) -> list[str]:
+    """Bring the files of a snapshot that the layout needs into a folder, and give their names.
+
+    What is there already stays. All are held against the checksums that the hub states for this commit; a bad one is
+    fetched once more.
+
+    Raises:
+        UserError: as :func:`fetch`.
+    """
+    repo, revision = snapshot.repo, snapshot.revision
+    api = HfApi()
+    with _asking_hub(snapshot):
+        found = api.model_info(repo, revision=revision, timeout=SECONDS_TO_ANSWER)
+    try:
+        names = choose([file.rfilename for file in found.siblings or []], layout)
+    except UserError as error:
+        raise UserError(f"{repo} at {revision}: {error}; pin a repository or a revision that has it") from error
+    for _ in range(2):
+        # The library names these anew in every process: what a killed one left is of no use to the next.
+        for orphan in folder.glob(".cache/huggingface/download/**/*.incomplete"):
+            orphan.unlink()
+        with _asking_hub(snapshot):
+            snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=names)
+            checked = api.verify_repo_checksums(repo, revision=revision, local_dir=folder)
+        if not checked.mismatches:
+            return names
+        for mismatch in checked.mismatches:
+            (folder / mismatch["path"]).unlink()
+    bad = checked.mismatches[0]["path"]
+    raise UserError(f"{repo} at {revision}: {bad} has not the checksum that the hub states, even when fetched again")
+
+
+def resume(file: HubFile, work: Path) -> Path:
+    """Bring a file to ``work``, under a name that it gets once its SHA-256 is right, and give its path.
+
+    What an earlier run received stays and is not fetched again. A bad one is fetched once more, from its start.
+
+    Raises:
+        UserError: the server does not give the file, or gives another one.
+    """
+    whole, part = (work / f"{file.sha256}{suffix}" for suffix in (".pth", ".part"))
+    if whole.is_file() and file_digest(whole) == file.sha256:
+        return whole
+    for _ in range(2):
+        with _asking(file.url):
+            _receive(file.url, part)
+        digest = file_digest(part)
+        if digest == file.sha256:
+            part.rename(whole)
+            return whole
+        part.unlink()
+    raise UserError(f"{file.url}: its SHA-256 is {digest}, but foundation.inception.sha256 says {file.sha256}")
+
+
+def _receive(url: str, part: Path) -> None:
+    """Append to ``part`` what it still lacks of the file at ``url``."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    done = part.stat().st_size if part.is_file() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with httpx2.stream("GET", url, headers=headers, follow_redirects=True, timeout=SECONDS_TO_ANSWER) as response:
+        if done and response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing is lacking, or the part is of another file: the checksum will tell
+        response.raise_for_status()
+        if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+            done = 0
+        chunks, kept = -(-(done + int(response.headers.get("Content-Length", 0))) // CHUNK), done // CHUNK
+        with part.open("ab" if done else "wb") as file, progress(chunks, "inception", unit="MiB") as advance:
+            advance(kept, skipped=True)
+            for chunk in response.iter_raw(CHUNK):
+                file.write(chunk)
+                advance()
+
+
+def convert(weights: Path, folder: Path, config: Mapping[str, str]) -> None:
+    """Write a state dictionary that torch saved as ``model.safetensors``, with its ``config.json``.
+
+    Raises:
+        UserError: the file holds anything but tensors by name.
+    """
+    refusal = f"{config['url']}: not a state dictionary of tensors by name, as torch saves one"
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(refusal) from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(refusal)
+    # Cloned: safetensors refuses tensors that share memory.
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    write_atomically(folder / "model.safetensors", save(tensors))
+    write_atomically(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+@contextmanager
+def _asking_hub(snapshot: HubSnapshot) -> Iterator[None]:
+    """Turns what the hub answers, or that it does not, into one line for a person."""
+    repo, page = snapshot.repo, f"{constants.ENDPOINT}/{snapshot.repo}"
+    with _asking(repo):
+        try:
+            yield
+        except HFValidationError as error:
+            raise UserError(f"{repo!r} is not the name of a repository; expected 'owner/name'") from error
+        except GatedRepoError as error:
+            raise UserError(f"{repo}: accept its terms at {page}, then set HF_TOKEN") from error
+        except RepositoryNotFoundError as error:
+            raise UserError(f"{page}: not found, or private; check the name, or set HF_TOKEN") from error
+        except RevisionNotFoundError as error:
+            raise UserError(f"{page}: there is no revision {snapshot.revision}") from error
+
+
+@contextmanager
+def _asking(whom: str) -> Iterator[None]:
+    """Turns a network that fails into one line for a person."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise UserError(f"{whom}: HF_HUB_OFFLINE is set, so the hub may not be asked; unset it") from error
+    except (HfHubHTTPError, httpx2.HTTPStatusError) as error:
+        answer = f"{error.response.status_code} {error.response.reason_phrase}"
+        raise UserError(f"{whom}: the server answers {answer}; check the address, or try again later") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's, not the network's
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        text = f"{whom}: not received ({reason}); check the network; the same command then goes on where it was"
+        raise UserError(text) from error

@@ -1,0 +1,38 @@
+"""Stage ``foundation``: the networks that all else builds on, trained on the embedded world or fetched as published."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from m2m.errors import UserError
+from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
+from m2m.foundation import hub, world
+from m2m.params import HubFoundation, WorldFoundation
+from m2m.training.folders import new_folder
+
+
+def run(params: WorldFoundation | HubFoundation, *, out: Path, work: Path) -> None:
+    """Makes ``out``: the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``, all of them or none.
+
+    Networks and downloads that an earlier run finished are kept below ``work``, so a run that was killed goes on.
+
+    Raises:
+        UserError: a download fails or is not what was pinned, or the disk refuses.
+    """
+    with new_folder(out) as draft:
+        if isinstance(params, WorldFoundation):
+            # What other parameters made must not be taken for these parameters' own.
+            digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()
+            world.train(params, out=draft, work=work / "foundation" / digest[:16])
+        else:
+            hub.fetch(params, out=draft, work=work / "hub", architecture=ARCHITECTURE)
+            _expect_inception(draft / "inception", params.inception.url)
+
+
+def _expect_inception(folder: Path, url: str) -> None:
+    """Refuses other weights here, not hours later in the evaluation."""
+    try:
+        InceptionV3.from_pretrained(folder)
+    except RuntimeError as error:
+        raise UserError(f"{url}: these are not the weights of {ARCHITECTURE}; check foundation.inception") from error

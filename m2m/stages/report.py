@@ -1,0 +1,105 @@
+"""Stage ``report``: one page that shows what the pipeline made, beside the paper's figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import JsonValue
+
+from m2m.errors import UserError
+from m2m.evaluation.page import tables
+from m2m.evaluation.page.charts import position_charts, training_charts
+from m2m.evaluation.page.galleries import galleries
+from m2m.evaluation.page.tables import NAMES, Fact, Numbers
+from m2m.files import write_atomically
+from m2m.manifest import Manifest
+from m2m.params import ReportParams, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What training and evaluation left of one variant."""
+
+    variant: Variant
+    metrics: Path
+    """numbers (JSON)"""
+    plots: Path
+    """folder with galleries"""
+    curve: Path
+    """of training (CSV)"""
+
+
+def run(params: ReportParams, *, items: Sequence[Evaluated], manifest: Path, out: Path) -> None:
+    """Writes the page `out`, one file that needs no other; the same inputs give the same bytes.
+
+    Args:
+        items: at least one variant. Baselines are taken from the first: they are the same for all.
+        manifest: of the MIS dataset.
+
+    Raises:
+        UserError: an input is missing or not what its stage writes, or the disk refuses.
+    """
+    data = Manifest.read(manifest)
+    numbers = {item.variant: _numbers(item.metrics) for item in items}
+    shared = numbers[items[0].variant]
+    training = training_charts({item.variant: item.curve for item in items})
+    shown = [gallery for item in items for gallery in galleries(item.variant, item.plots)]
+    environment = Environment(
+        loader=PackageLoader("m2m.evaluation.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=params.title,
+        names=NAMES,
+        shared=shared,
+        glance={variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
+        galleries=sorted(shown, key=lambda gallery: gallery.given),
+        quality=tables.quality(numbers),
+        agreement=tables.agreement(numbers),
+        variety=tables.variety(numbers),
+        given=tables.given(numbers),
+        positions=position_charts(numbers),
+        training=training,
+        papers_networks=str(shared["network/inception"]).startswith("inception-v3"),
+        origin=_origin(data, shared),
+    )
+    write_atomically(out, page.encode())
+
+
+def _numbers(path: Path) -> Numbers:
+    try:
+        numbers = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; the evaluate stage must run first") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); run the evaluate stage again") from error
+    needed = ("sets", "images", "seed", "manifest", "network/inception", "network/clip", "fid/mean")
+    if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
+        raise UserError(f"{path}: not what the evaluate stage writes; run it again")
+    return numbers
+
+
+def _origin(data: Manifest, numbers: Numbers) -> list[Fact]:
+    splits = ", ".join(f"{count} {split}" for split, count in data.sets.items())
+    evaluated = f"{numbers['sets']} sets, {numbers['images']} generated images a variant, seed {numbers['seed']}"
+    return [
+        Fact("Dataset", f"{splits} sets of {data.images_per_set} images; {data.redrawn} images redrawn"),
+        Fact("Manifest", f"SHA-256 {numbers['manifest']}"),
+        *(Fact(_words(key).capitalize(), _flat(value)) for key, value in data.made_by.items() if key != "stage"),
+        Fact("Evaluated", evaluated),
+        Fact("Class network", str(numbers["network/inception"])),
+        Fact("CLIP", str(numbers["network/clip"])),
+    ]
+
+
+def _flat(value: JsonValue) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(key)} {_flat(part)}" for key, part in value.items())
+    return str(value)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")

@@ -1,0 +1,84 @@
+"""What others rely on, written down: layers, names, commands, and the size of a module that reads in one sitting."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from importlinter.cli import lint_imports
+
+from m2m.cli import app
+from m2m.params import Params
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "m2m").rglob("*.py"))
+READS_BETTER_WHOLE = {"m2m/pipeline.py", "m2m/models/unet.py"}
+
+
+def test_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(cache_dir=None) == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("m2m", {"ImageSetUNet", "M2MPipeline", "__version__"}),
+        ("m2m.store", {"LocalStore", "Store", "open_store"}),
+        ("m2m.tracking", {"NullTracker", "Run", "Tracker", "check_tracking", "open_tracker"}),
+    ],
+)
+def test_exported_names(module: str, names: set[str]) -> None:
+    package = importlib.import_module(module)
+    assert set(package.__all__) == names
+    assert all(hasattr(package, name) for name in names)
+
+
+def test_the_command_line() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    surface = {
+        name: " ".join(sorted(option for parameter in command.params for option in parameter.opts if option[0] == "-"))
+        for name, command in commands.items()
+    }
+    assert surface == {
+        "foundation": "--out --params",
+        "captions": "--out --params",
+        "generate": "--captions --foundation --manifest --params",
+        "train": "--curve --foundation --manifest --out --params --variant",
+        "evaluate": "--foundation --manifest --metrics --model --params --plots --variant",
+        "report": "--manifest --out --params",
+        "verify": "",
+        "sample": "--context-timestep --guidance-scale --images --model --num-images --out --seed --solver --steps",
+        "check": "--foundation",
+    }
+
+
+def test_a_stage_has_one_name_everywhere() -> None:
+    """Its key in params.yaml, its stage in dvc.yaml, its command and its module, with one function `run`."""
+    stages = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert stages == list(Params.model_fields)
+    for stage in stages:
+        assert callable(importlib.import_module(f"m2m.stages.{stage}").run)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_reads_in_one_sitting(module: Path) -> None:
+    longest = 400 if str(module.relative_to(ROOT)) in READS_BETTER_WHOLE else 300
+    assert len(module.read_text().splitlines()) <= longest
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    assert not {path.stem for path in MODULES} & {"utils", "util", "helpers", "common", "misc", "manager", "base"}
+
+
+def test_importing_m2m_is_light() -> None:
+    code = "import json, sys, m2m; print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert "m2m" in modules
+    assert not {"torch", "diffusers", "transformers", "mlflow", "boto3", "numpy"} & set(modules)

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from m2m.data import captions as module
+from m2m.data.captions import Caption, CaptionSource, captions_digest, read_captions, read_source, write_captions
+from m2m.errors import UserError
+
+SOURCE = CaptionSource(name="a source", licence="its terms")
+CAPTIONS = [
+    Caption("a-1", "a red star, neon", "train"),
+    Caption("a-2", '<PERSON> über ☃ — "quoted"', "test"),
+    Caption("a-3", "a red star, neon", "train"),
+]
+
+
+def test_it_reads_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 2)
+    path = tmp_path / "data" / "captions.parquet"
+    write_captions(path, iter(CAPTIONS), SOURCE)
+    assert list(read_captions(path)) == CAPTIONS
+    assert read_source(path) == SOURCE
+    assert pq.read_table(path).column_names == ["id", "caption", "split"]
+    assert pq.ParquetFile(path).num_row_groups == 2
+
+
+def test_the_same_captions_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        write_captions(tmp_path / name, CAPTIONS, SOURCE)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_an_error_midway_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    write_captions(path, CAPTIONS, SOURCE)
+    content = path.read_bytes()
+
+    def failing():
+        yield CAPTIONS[0]
+        raise UserError("the source broke off")
+
+    with pytest.raises(UserError, match="broke off"):
+        write_captions(path, failing(), SOURCE)
+    assert path.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["captions.parquet"]
+
+
+def test_the_digest_is_of_the_content() -> None:
+    assert captions_digest(CAPTIONS) == "37248ae7d7cb99ad79547310130f6d5074c9b134932654d2b48b413e38c466d4"
+    assert captions_digest(reversed(CAPTIONS)) != captions_digest(CAPTIONS)
+    assert captions_digest([Caption("a", "b", "train")]) != captions_digest([Caption("a", "b", "test")])
+
+
+@pytest.mark.parametrize("id_", ["", "a.b", "../a", "a/b", "ä", "a" * 65, "a\n"])
+def test_ids_can_name_files(id_: str) -> None:
+    with pytest.raises(UserError, match="set id"):
+        Caption(id_, "text", "train")
+
+
+def test_there_are_two_splits() -> None:
+    with pytest.raises(UserError, match="set a: split 'validation'; expected one of train, test"):
+        Caption("a", "text", "validation")  # type: ignore[arg-type]
+
+
+def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read captions .*missing: No such file"):
+        next(read_captions(tmp_path / "missing"))
+    (tmp_path / "text").write_text("id,caption,split")
+    with pytest.raises(UserError, match=r"cannot read captions .*text: it is no Parquet file"):
+        next(read_captions(tmp_path / "text"))
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"other\.parquet: no column caption, split"):
+        next(read_captions(tmp_path / "other.parquet"))
+    pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["train"]}), tmp_path / "own.parquet")
+    with pytest.raises(UserError, match="does not say where its captions come from"):
+        read_source(tmp_path / "own.parquet")

@@ -1,0 +1,96 @@
+from typing import Any, get_args
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+
+from m2m.diffusion.solvers import make_scheduler
+from m2m.errors import UserError
+from m2m.params import SolverName
+
+SD_2_1_BASE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
+SOLVERS = get_args(SolverName)
+
+
+NOISE = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def walk(name: SolverName, config: dict[str, Any], *, steps: int, mean: float, std: float) -> Tensor:
+    """Samples by the exact prediction for data that is normal with this mean and standard deviation."""
+    scheduler = make_scheduler(name, config)
+    scheduler.set_timesteps(steps)
+    z = None
+    for timestep in scheduler.timesteps:
+        product = scheduler.alphas_cumprod[timestep].double()
+        alpha, sigma = product.sqrt(), (1 - product).sqrt()
+        variance = alpha**2 * std**2 + sigma**2
+        z = alpha * mean + variance.sqrt() * NOISE if z is None else z
+        epsilon = sigma * (z - alpha * mean) / variance
+        x = (z - sigma * epsilon) / alpha
+        prediction = epsilon if config["prediction_type"] == "epsilon" else alpha * epsilon - sigma * x
+        z = scheduler.step(prediction, timestep, z, return_dict=False)[0]
+    assert z is not None
+    return z
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_becomes_data(name: SolverName, prediction_type: str) -> None:
+    """Also beyond [-1, 1], which bounds pictures, not latents."""
+    config = {**SD_2_1_BASE, "prediction_type": prediction_type}
+    samples = walk(name, config, steps=100, mean=3.0, std=0.5)
+    assert abs(samples.mean() - 3.0) < 0.05
+    assert abs(samples.std() - 0.5) < 0.05
+
+
+def test_multistep_solvers_need_fewer_steps() -> None:
+    errors = {
+        name: (walk(name, SD_2_1_BASE, steps=10, mean=1.0, std=0.5) - (1.0 + 0.5 * NOISE)).abs().mean()
+        for name in SOLVERS
+    }
+    assert errors["dpmsolver++"] < 0.5 * errors["ddim"]
+    assert errors["unipc"] < 0.5 * errors["ddim"]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_scheduler_keeps_the_models_noise_schedule(name: SolverName) -> None:
+    config = {**SD_2_1_BASE, "beta_end": 0.02, "num_train_timesteps": 500, "prediction_type": "v_prediction"}
+    schedule = {key: config[key] for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")}
+    scheduler = make_scheduler(name, config)
+    assert torch.equal(scheduler.alphas_cumprod, DDPMScheduler(**schedule).alphas_cumprod)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert make_scheduler(name, config) is not scheduler
+
+
+def test_ddim_is_the_one_of_stable_diffusion() -> None:
+    ours, theirs = make_scheduler("ddim", SD_2_1_BASE), DDIMScheduler.from_config(SD_2_1_BASE, clip_sample=False)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(10)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    assert ours.timesteps[-1] == 1
+    assert ours.final_alpha_cumprod == theirs.final_alpha_cumprod
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
+def test_multistep_solvers_start_at_the_noisiest_timestep(name: SolverName) -> None:
+    scheduler = make_scheduler(name, {**SD_2_1_BASE, "timestep_spacing": "leading"})
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[0] == 999
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_epsilon_is_refused_where_the_betas_end_in_pure_noise(name: SolverName) -> None:
+    config = {**SD_2_1_BASE, "rescale_betas_zero_snr": True}
+    with pytest.raises(UserError, match="pure noise"):
+        make_scheduler(name, config)
+    make_scheduler(name, {**config, "prediction_type": "v_prediction"})

@@ -1,0 +1,331 @@
+"""The M2M network: what it inherits, what it may see, and that training and sampling are the same function."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from m2m.models.image_set_attention import ContextCache, Window
+from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
+
+SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 3, 24
+VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
+WINDOWS = pytest.mark.parametrize("max_context", [1, 2, 8])
+SD_21_BASE: dict[str, Any] = {  # unet/config.json of stable-diffusion-2-1-base
+    "act_fn": "silu",
+    "attention_head_dim": [5, 10, 20, 20],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 1024,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "use_linear_projection": True,
+}
+
+
+def network(folder: Path, variant: Variant, *, max_context: int = 8, trained: bool = True) -> ImageSetUNet:
+    """From the tiny Stable Diffusion; `trained`: its new weights are no longer where they started."""
+    dim = DINO_DIM if variant == "dino" else 0
+    unet = ImageSetUNet.from_stable_diffusion(folder, variant=variant, max_context=max_context, context_dim=dim).eval()
+    if trained:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():
+                if ".attn2." in name or name.startswith("context_"):
+                    parameter += 0.2 * torch.randn_like(parameter)
+    return unet
+
+
+def batch(variant: Variant) -> tuple[Tensor, Tensor, ContextImages]:
+    """Noisy latents, their timesteps and context images of a training batch."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (4, 8, 8) if variant == "self" else (LENGTH, DINO_DIM)
+    noisy = torch.randn(SETS, POSITIONS, 4, 8, 8, generator=generator)
+    timesteps = torch.randint(1000, (SETS, POSITIONS), generator=generator)
+    images = torch.randn(SETS, POSITIONS, *shape, generator=generator)
+    levels = torch.randint(0, 300, (SETS, POSITIONS), generator=generator)
+    return noisy, timesteps, ContextImages(images, levels)
+
+
+@torch.no_grad()
+def predict(unet: ImageSetUNet, noisy: Tensor, timesteps: Tensor, context: ContextImages) -> Tensor:
+    return unet(noisy, timesteps, context, return_dict=False)[0]
+
+
+@VARIANTS
+def test_it_starts_as_the_parent_with_the_empty_prompt(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=2, trained=False)
+    parent = UNet2DConditionModel.from_pretrained(tiny_stable_diffusion, subfolder="unet")
+    noisy, timesteps, context = batch(variant)
+    text = empty_prompt(tiny_stable_diffusion).expand(SETS * POSITIONS, 1, -1)
+    with torch.no_grad():
+        expected = parent(noisy.flatten(0, 1), timesteps.flatten(), text).sample.view_as(noisy)
+    torch.testing.assert_close(predict(unet, noisy, timesteps, context), expected, rtol=1e-4, atol=1e-5)
+
+
+def carried(unet: ImageSetUNet, parent: UNet2DConditionModel, variant: Variant) -> set[str]:
+    """The names of the parent's weights that must be in `unet`, unchanged."""
+    weights = parent.state_dict()
+    new = {n for n in weights if ".attn2.to_k." in n or ".attn2.to_v." in n} if variant == "self" else set()
+    return set(weights) - new
+
+
+@pytest.mark.parametrize(("variant", "kept"), [("self", 654), ("dino", 686)])
+def test_all_of_sd_21_base_is_carried_over(variant: Variant, kept: int) -> None:
+    with torch.device("meta"):
+        parent = UNet2DConditionModel.from_config(SD_21_BASE)
+        unet = ImageSetUNet.from_parent(
+            parent, empty_prompt=torch.zeros(1024), variant=variant, max_context=24, context_dim=768
+        )
+    names = carried(unet, parent, variant)
+    shapes = unet.state_dict()
+    assert len(parent.state_dict()) == 686
+    assert len(names) == kept
+    assert all(shapes[name].shape == weight.shape for name, weight in parent.state_dict().items() if name in names)
+    attentions = unet.attentions()
+    assert len(attentions) == 16
+    assert {(a.heads, a.to_q.out_features) for a in attentions.values()} == {(5, 320), (10, 640), (20, 1280)}
+
+
+@VARIANTS
+def test_the_weights_of_sd_21_base_scaled_down_are_carried_over(variant: Variant) -> None:
+    torch.manual_seed(0)
+    small = {"block_out_channels": [20, 40, 80, 80], "norm_num_groups": 4, "cross_attention_dim": 16, "sample_size": 8}
+    parent = UNet2DConditionModel.from_config({**SD_21_BASE, **small})
+    unet = ImageSetUNet.from_parent(
+        parent, empty_prompt=torch.randn(16), variant=variant, max_context=3, context_dim=DINO_DIM
+    )
+    weights = unet.state_dict()
+    assert all(torch.equal(weights[name], parent.state_dict()[name]) for name in carried(unet, parent, variant))
+    assert predict(unet.eval(), *batch(variant)).isfinite().all()
+
+
+def test_a_network_without_plain_cross_attention_is_refused() -> None:
+    sdxl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 8}
+    with pytest.raises(ValueError, match="addition_embed_type must be off"):
+        ImageSetUNet(variant="self", max_context=2, block_out_channels=(32, 32, 32, 32), **sdxl)
+
+
+@VARIANTS
+def test_saving_and_loading_changes_no_bit(
+    tiny_stable_diffusion: Path, tmp_path: Path, variant: Variant, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=3)
+    logging.getLogger("diffusers").addHandler(caplog.handler)  # it does not propagate
+    unet.save_pretrained(tmp_path)
+    loaded = ImageSetUNet.from_pretrained(tmp_path, use_safetensors=True)
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert not caplog.records
+    assert (loaded.variant, loaded.max_context) == (variant, 3)
+    assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == {
+        k: list(v) if isinstance(v, tuple) else v for k, v in unet.config.items() if k[0] != "_"
+    }
+    ours, theirs = unet.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@VARIANTS
+@WINDOWS
+@pytest.mark.parametrize("other", [2.0, float("nan"), float("inf")])
+def test_a_context_image_changes_later_predictions_only(
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int, other: float
+) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=max_context)
+    noisy, timesteps, context = batch(variant)
+    before = predict(unet, noisy, timesteps, context)
+    for k in range(POSITIONS):
+        images = context.images.clone()
+        images[:, k] *= other
+        after = predict(unet, noisy, timesteps, ContextImages(images, context.timesteps))
+        assert torch.equal(after[:, : k + 1], before[:, : k + 1])
+        readers = range(k + 1, POSITIONS) if max_context == 8 or k == 0 else range(k + 1, min(k + max_context, POSITIONS))
+        for n in readers:
+            assert not torch.equal(after[:, n], before[:, n])
+
+
+@VARIANTS
+def test_a_noisy_image_and_its_timestep_change_their_own_prediction_only(
+    tiny_stable_diffusion: Path, variant: Variant
+) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    noisy, timesteps, context = batch(variant)
+    before = predict(unet, noisy, timesteps, context)
+    for k in range(POSITIONS):
+        others = [n for n in range(POSITIONS) if n != k]
+        other_noise, other_times = noisy.clone(), timesteps.clone()
+        other_noise[:, k] = float("nan")
+        other_times[:, k] = 999 - other_times[:, k]
+        for after in (predict(unet, other_noise, timesteps, context), predict(unet, noisy, other_times, context)):
+            assert torch.equal(after[:, others], before[:, others])
+            assert not torch.equal(after[:, k], before[:, k])
+
+
+def test_an_image_reads_nothing_outside_its_window(tiny_stable_diffusion: Path) -> None:
+    unet = network(tiny_stable_diffusion, "dino", max_context=2)
+    noisy, timesteps, context = batch("dino")
+    images = context.images.clone()
+    images[:, 1:3] = float("nan")
+    before, after = (
+        predict(unet, noisy, timesteps, ContextImages(seen, context.timesteps)) for seen in (context.images, images)
+    )
+    assert torch.equal(after[:, 4], before[:, 4])  # reads images 0 and 3
+    assert after[:, 3].isnan().all()  # reads images 0 and 2
+
+
+@VARIANTS
+def test_the_noise_on_a_context_image_is_told(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    noisy, timesteps, context = batch(variant)
+    clean = ContextImages(context.images, torch.zeros_like(context.timesteps))
+    before, after = predict(unet, noisy, timesteps, context), predict(unet, noisy, timesteps, clean)
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert not torch.allclose(before[:, 1], after[:, 1])
+
+
+@VARIANTS
+def test_the_order_of_context_images_is_their_slot(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    noisy, timesteps, context = batch(variant)
+    swap = [1, 0, 2, 3, 4]
+    swapped = ContextImages(context.images[:, swap], context.timesteps[:, swap])
+    before, after = (predict(unet, noisy, timesteps, images)[:, 2] for images in (context, swapped))
+    assert not torch.allclose(before, after, atol=1e-4)
+    for attention in unet.attentions().values():
+        torch.nn.init.zeros_(attention.slot_embedding)
+    before, after = (predict(unet, noisy, timesteps, images)[:, 2] for images in (context, swapped))
+    if variant == "dino":  # in M2M-Self the second image has read the first, too
+        torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+
+
+def record(unet: ImageSetUNet, image: Tensor, levels: Tensor, cache: ContextCache) -> None:
+    unet(image, levels, Window(cache, record=True))
+
+
+@VARIANTS
+@WINDOWS
+@torch.no_grad()
+def test_sampling_predicts_what_training_predicts(
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int
+) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=max_context)
+    noisy, timesteps, context = batch(variant)
+    trained = predict(unet, noisy, timesteps, context)
+    cache = ContextCache(max_context)
+    for n in range(POSITIONS):
+        sampled = unet(noisy[:, n], timesteps[:, n], Window(cache)).sample
+        torch.testing.assert_close(sampled, trained[:, n], rtol=1e-4, atol=1e-5)
+        record(unet, context.images[:, n], context.timesteps[:, n], cache)
+
+
+@VARIANTS
+@torch.no_grad()
+def test_a_guided_batch_is_the_empty_context_and_the_given_one(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    noisy, timesteps, context = batch(variant)
+    cache = ContextCache(8)
+    record(unet, context.images[:, 0], context.timesteps[:, 0], cache)
+    rows, times = noisy[:, 1], timesteps[:, 1]
+    guided = unet(torch.cat([rows, rows]), torch.cat([times, times]), Window(cache, unconditional=SETS)).sample
+    empty = unet(rows, times, Window(ContextCache(8))).sample
+    torch.testing.assert_close(guided, torch.cat([empty, unet(rows, times, Window(cache)).sample]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(guided[:SETS], guided[SETS:], atol=1e-4)
+
+
+@VARIANTS
+def test_dropping_empties_the_context_of_that_noisy_image_alone(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    noisy, timesteps, context = batch(variant)
+    dropped = torch.zeros(SETS, POSITIONS, dtype=torch.bool)
+    dropped[0, 2] = dropped[1, 3] = True
+    before = predict(unet, noisy, timesteps, context)
+    after = predict(unet, noisy, timesteps, ContextImages(context.images, context.timesteps, dropped))
+    alone = ContextImages(context.images.flatten(0, 1)[:, None], context.timesteps.view(-1, 1))  # sets of one image
+    empty = predict(unet, noisy.view(-1, 1, 4, 8, 8), timesteps.view(-1, 1), alone).view_as(noisy)
+    assert torch.equal(after[~dropped], before[~dropped])
+    torch.testing.assert_close(after[dropped], empty[dropped], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before[dropped], empty[dropped], atol=1e-4)
+
+
+@VARIANTS
+def test_the_last_context_image_may_be_left_out(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    noisy, timesteps, context = batch(variant)
+    shorter = ContextImages(context.images[:, :-1], context.timesteps[:, :-1])
+    assert torch.equal(predict(unet, noisy, timesteps, shorter), predict(unet, noisy, timesteps, context))
+
+
+@VARIANTS
+def test_gradient_checkpointing_changes_no_gradient_and_every_weight_has_one(
+    tiny_stable_diffusion: Path, variant: Variant
+) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=2).train()
+    noisy, timesteps, context = batch(variant)
+    gradients = []
+    for checkpointing in (False, True):
+        unet.zero_grad()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(noisy, timesteps, context).sample.square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in unet.named_parameters()})
+    plain, checkpointed = gradients
+    for name, gradient in plain.items():
+        assert gradient is not None
+        assert gradient.any(), f"no gradient reaches {name}"
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@VARIANTS
+def test_it_trains_in_bfloat16(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=2).train()
+    noisy, timesteps, context = batch(variant)
+    expected = predict(unet, noisy, timesteps, context)
+    dropped = torch.rand(SETS, POSITIONS) < 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = unet(noisy, timesteps, ContextImages(context.images, context.timesteps, dropped)).sample
+        torch.testing.assert_close(predict(unet, noisy, timesteps, context).float(), expected, rtol=0.1, atol=0.1)
+    prediction.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in unet.parameters())
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a program waits for the device to read a number from it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
+        return func(*args, **(kwargs or {}))
+
+
+@VARIANTS
+@WINDOWS
+@torch.no_grad()
+def test_no_pass_waits_for_the_device(tiny_stable_diffusion: Path, variant: Variant, max_context: int) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=max_context)
+    noisy, timesteps, context = batch(variant)
+    dropped = torch.rand(SETS, POSITIONS) < 0.5
+    cache = ContextCache(max_context)
+    with NoWaiting():
+        unet(noisy, timesteps, ContextImages(context.images, context.timesteps, dropped))
+        for n in range(3):
+            record(unet, context.images[:, n], context.timesteps[:, n], cache)
+        unet(torch.cat([noisy[:, 0]] * 2), timesteps[0, 0], Window(cache, unconditional=SETS))

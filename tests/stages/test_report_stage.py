@@ -1,0 +1,196 @@
+"""The report stage: one page from the files of the stages before it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2m.errors import UserError
+from m2m.evaluation.gallery import draw_gallery, to_png
+from m2m.manifest import Manifest, ShardEntry
+from m2m.params import ReportParams, Variant
+from m2m.stages import report
+
+PARAMS = ReportParams(title="Pictures & more")
+METRICS = ("fid", "inception_score", "clip_text_image", "clip_image_image", "diversity")
+AGREEMENTS = ("noun_agreement", "colour_agreement", "content_agreement", "style_agreement")
+VOID = {"meta", "img", "line", "polyline", "circle", "br"}
+
+
+def _scores(prefix: str, names: tuple[str, ...], value: float) -> dict[str, float]:
+    return {
+        f"{prefix}{name}/{part}": number
+        for name in names
+        for part, number in (
+            ("mean", value),
+            ("std", 0.25),
+            ("position/01", value - 0.25),
+            ("position/02", value + 0.25),
+        )
+    }
+
+
+def _numbers(network: str, *, agreement: bool) -> dict[str, float | int | str]:
+    names = METRICS + (AGREEMENTS if agreement else ())
+    numbers: dict[str, float | int | str] = {
+        **_scores("", names, 0.5),
+        **_scores("baseline/mis/", names, 0.75),
+        **_scores("baseline/copy/", names, 0.7),
+        **_scores("baseline/stable_diffusion/", names, 0.3),
+        **_scores("baseline/shuffled/", ("fid",), 41.5),
+        "relative/diversity": 0.876,
+        **{"sets": 192, "images": 1920, "seed": 0, "given": 1, "subset/sets": 64, "manifest": "ab" * 32},
+        **{"network/inception": network, "network/clip": "clip@123"},
+    }
+    if agreement:
+        for name in ("content", "style"):
+            numbers |= {f"{name}_agreement/given={given}/mean": 0.8 + given / 100 for given in (1, 4)}
+            numbers |= {f"paired/{name}_agreement/given=4-minus-1/{part}": value for part, value in _interval.items()}
+    return numbers
+
+
+_interval = {"mean": 0.03, "low": -0.012, "high": 0.071}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    entry = ShardEntry(
+        key=f"shards/{'a' * 64}.tar", sha256="a" * 64, size=1, first_set="a", last_set="b", count=192, split="test"
+    )
+    made_by = {"stage": "generate", "parameters": {"solver": "ddim"}}
+    path = tmp_path / "mis.json"
+    Manifest(schema_version=1, kind="mis", made_by=made_by, images_per_set=11, redrawn=2, shards=(entry,)).write(path)
+    return path
+
+
+@pytest.fixture
+def make_item(tmp_path: Path) -> Callable[..., report.Evaluated]:
+    def make(variant: Variant, network: str = "world-classifier@1", agreement: bool = True) -> report.Evaluated:
+        folder = tmp_path / variant
+        folder.mkdir()
+        (folder / "numbers.json").write_text(json.dumps(_numbers(network, agreement=agreement)))
+        (folder / "curve.csv").write_text("images_seen,loss,held_out_loss\n240,0.5,0.6\n480,0.25,0.3\n")
+        random = np.random.default_rng(0)
+        for given in (1, 4):
+            rows = [
+                (pictures[:given], pictures[given:])
+                for pictures in np.broadcast_to(random.integers(0, 256, (6, 5, 1, 1, 3), np.uint8), (6, 5, 64, 64, 3))
+            ]
+            captions = [f"set {row} <b>" for row in range(6)]
+            (folder / f"given-{given}.png").write_bytes(to_png(draw_gallery(rows), captions))
+        return report.Evaluated(
+            variant=variant, metrics=folder / "numbers.json", plots=folder, curve=folder / "curve.csv"
+        )
+
+    return make
+
+
+class Balance(HTMLParser):
+    """Fails where an element is closed that is not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_no_other_file(
+    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "reports" / "index.html"
+    report.run(PARAMS, items=[make_item("self"), make_item("dino")], manifest=manifest, out=out)
+    page = out.read_text()
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert len(balance.addresses) == 4
+    assert all(address.startswith("data:image/webp;base64,") for address in balance.addresses)
+    assert not re.search(r"https?://|url\(|@import", page)
+    assert "<h1>Pictures &amp; more</h1>" in page
+    assert "set 0 &lt;b&gt;" in page
+    assert page.count("set 5") == 2  # with one given; galleries with more are cut to their first rows
+
+
+def test_the_page_shows_the_numbers_beside_the_papers(
+    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+) -> None:
+    report.run(PARAMS, items=[make_item("self"), make_item("dino")], manifest=manifest, out=tmp_path / "index.html")
+    page = (tmp_path / "index.html").read_text()
+    for text in ("0.50 ± 0.25", "75.0 ± 25.0", "41.50 ± 0.25", "88 %", "+3.0 [-1.2, +7.1]", "SHA-256 " + "ab" * 32):
+        assert text in page
+    for text in ("9.56 ± 1.21", "28.07 ± 0.58", "22.71 ± 0.52", "77.41 ± 0.03", "They cannot be compared"):
+        assert text in page
+    assert page.count("<svg") == 6 + 2
+    assert "M2M-DINO, 4 given" in page
+
+
+def test_without_attributes_there_is_no_agreement(
+    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+) -> None:
+    item = make_item("self", network="inception-v3-compat@1", agreement=False)
+    report.run(PARAMS, items=[item], manifest=manifest, out=tmp_path / "index.html")
+    page = (tmp_path / "index.html").read_text()
+    assert "Shape, %" not in page
+    assert "More preceding images" not in page
+    assert "They cannot be compared" not in page
+    assert "with the same kind of networks" in page
+    assert page.count("<svg") == 4 + 2
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+) -> None:
+    items = [make_item("self"), make_item("dino")]
+    for name in ("a.html", "b.html"):
+        report.run(PARAMS, items=items, manifest=manifest, out=tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "content", "words"),
+    [
+        ("metrics", "none.json", None, "the evaluate stage must run first"),
+        ("metrics", "bad.json", "{", "not JSON"),
+        ("metrics", "other.json", "[1]", "not what the evaluate stage writes"),
+        ("curve", "none.csv", None, "the train stage must run first"),
+        ("curve", "bad.csv", "images_seen,loss\n1,2\n", "not a curve that the train stage wrote"),
+        ("curve", "empty.csv", "images_seen,loss,held_out_loss\n", "a curve without points"),
+        ("plots", "none", None, "no galleries in it"),
+        ("plots", "bad/given-1.png", "no picture", "not a gallery that the evaluate stage wrote"),
+    ],
+)
+def test_a_bad_input_is_one_clear_line(
+    make_item: Callable[..., report.Evaluated],
+    manifest: Path,
+    tmp_path: Path,
+    field: str,
+    name: str,
+    content: str | None,
+    words: str,
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    item = replace(make_item("self"), **{field: path.parent if path.suffix == ".png" else path})
+    with pytest.raises(UserError, match=words) as caught:
+        report.run(PARAMS, items=[item], manifest=manifest, out=tmp_path / "index.html")
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "index.html").exists()

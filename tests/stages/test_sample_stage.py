@@ -1,0 +1,111 @@
+"""Pictures in, pictures out, and each knows what made it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+from m2m.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An M2M-Self pipeline folder, untrained."""
+    from m2m.params_file import load_params
+    from m2m.stages.train import start
+
+    folder = tmp_path_factory.mktemp("sample")
+    (folder / "stable-diffusion").symlink_to(tiny_stable_diffusion)
+    start(folder, "self", load_params(ROOT / "profiles" / "smoke.yaml").train.common).save_pretrained(
+        folder / "m2m-self"
+    )
+    return folder / "m2m-self"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A photograph and a transparent drawing, of other sizes than the model's."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((120, 90), 60).convert("RGB").save("photo.jpg")
+    drawing = Image.new("RGBA", (50, 70))
+    ImageDraw.Draw(drawing).ellipse((5, 5, 40, 40), fill="teal")
+    drawing.save("drawing.png")
+    return ["photo.jpg", "drawing.png"]
+
+
+def sample(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["sample", "--steps", "2", *map(str, arguments)])
+
+
+def test_any_picture_leads_to_the_command_that_draws_it_again(model: Path, pictures: list[str], tmp_path: Path) -> None:
+    result = sample("--model", model, "--images", *pictures, "--num-images", 3, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "001.png",
+        "002.png",
+        "003.png",
+        "contact-sheet.png",
+    ]
+    with Image.open("out/002.png") as second, Image.open("out/003.png") as third:
+        assert second.size == third.size == (64, 64)
+        note = json.loads(second.text["m2m"])
+        assert second.tobytes() != third.tobytes()
+    assert note["seed"] == 5
+    assert note["number"] == 2
+    assert note["num_inference_steps"] == 2
+    assert [image["file"] for image in note["images"]] == pictures
+    assert len(note["model"]["sha256"]) == 64
+    program, command, *arguments = shlex.split(note["command"])
+    assert (program, command) == ("m2m", "sample")
+    assert CliRunner().invoke(app, ["sample", *arguments, "--out", "again"]).exit_code == 0
+    for name in ("001.png", "002.png", "003.png", "contact-sheet.png"):
+        assert Path("again", name).read_bytes() == Path("out", name).read_bytes()
+
+
+def test_the_contact_sheet_shows_all_in_order(model: Path, pictures: list[str]) -> None:
+    sample("--model", model, "--images", *pictures, "--num-images", 8)
+    with Image.open("out/contact-sheet.png") as sheet, Image.open("out/008.png") as last:
+        side, pitch = 128, 138  # a picture twice as big, its frame and the gap
+        assert sheet.size == (10 * pitch + 4, pitch + 4)
+        left = sheet.width - side - 3 - 4
+        shown = sheet.crop((left, 7, left + side, 7 + side))
+        assert shown.tobytes() == last.resize((side, side), Image.Resampling.NEAREST).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--images", "photo.jpg", "--num-images", "0"], "m2m: --num-images is 0; ask for at least 1"),
+        ([], "m2m: no pictures given; name at least one"),
+        (["--images", "text.txt"], "m2m: text.txt: not a picture"),
+        (["--images", "bomb.png"], "m2m: bomb.png: would unpack to more than"),
+        (["--images", "nowhere.png"], "m2m: nowhere.png: no such file"),
+        (["--images", "photo.jpg", "--context-timestep", "1000"], "m2m: the model has 1000 timesteps"),
+        (["--images", "photo.jpg", "--model", "nowhere"], "m2m: nowhere: not a model folder"),
+        (["--images", "photo.jpg", "--model", "broken"], "m2m: broken: incomplete or damaged"),
+        (["--images", "photo.jpg", "--out", "text.txt/out"], "m2m: cannot write text.txt/out/001.png"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(
+    arguments: list[str], said: str, model: Path, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("text.txt").write_text("no picture")
+    Path("broken").mkdir()
+    Path("broken/model_index.json").write_text((model / "model_index.json").read_text())
+    Image.new("L", (300, 300)).save("bomb.png")
+    if "bomb.png" in arguments:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80_000)
+    before = sorted(tmp_path.rglob("*"))
+    result = sample("--model", model, *arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(said)
+    assert sorted(tmp_path.rglob("*")) == before

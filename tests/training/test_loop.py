@@ -1,0 +1,179 @@
+"""The steps of training: they learn, and what should not matter to the result does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.errors import UserError
+from m2m.manifest import Manifest
+from m2m.params import TrainCommon, TrainVariant
+from m2m.stages.train import start
+from m2m.tracking import NullTracker
+from m2m.training.checkpoints import Checkpoints
+from m2m.training.held_out import HeldOut
+from m2m.training.loop import Course, train_steps
+from m2m.training.objective import Objective
+from m2m.training.ranks import Ranks
+from m2m.training.session import start_or_resume, train
+from m2m.training.state import TrainState
+
+CPU = torch.device("cpu")
+Made = Callable[..., tuple[TrainState, Course]]
+
+
+@pytest.fixture
+def make(
+    dataset: Any,
+    foundation: Path,
+    make_common: Callable[..., TrainCommon],
+    make_variant: Callable[..., TrainVariant],
+    tmp_path: Path,
+) -> Made:
+    """A state before the first step, and a course, with changes of the parameters and of the sets."""
+
+    def call(
+        name: Any = "self", *, sets: Any = None, params: dict[str, Any] | None = None, **changes: Any
+    ) -> tuple[TrainState, Course]:
+        common = make_common(**changes)
+        pipeline = start(foundation, name, common)
+        manifest = Manifest.read(dataset.manifest)
+        course = Course(
+            sets=ImageSets(dataset.store, manifest, "train") if sets is None else sets,
+            images_per_set=manifest.images_per_set,
+            objective=Objective(pipeline, common, device=CPU),
+            variant=make_variant(**params or {}),
+        )
+        return start_or_resume(pipeline.unet, common, Checkpoints(tmp_path / "none")), course
+
+    return call
+
+
+def weights_after(state: TrainState, course: Course) -> dict[str, torch.Tensor]:
+    for _ in train_steps(state, course, Ranks()):
+        pass
+    return {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+
+
+def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("name", ["self", "dino"])
+def test_it_learns_a_set_by_heart(make: Made, name: str) -> None:
+    params = {"images": 4 * 4 * 30, "sets_per_step": 4, "learning_rate": 5e-3}
+    state, course = make(name, sets=[ImageSets.__getitem__(make()[1].sets, 0)], params=params, guidance_dropout=0.0)
+    weights_after(state, course)
+    state.curve.settle(Ranks())
+    losses = [loss for loss, _ in state.curve.since]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    assert state.images_seen == 480
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(make: Made) -> None:
+    params = {"images": 48}
+    whole = weights_after(*make(params=params))
+    assert furthest(whole, weights_after(*make(params=params, gradient_accumulation=4))) < 1e-4
+    assert furthest(whole, weights_after(*make(params={**params, "learning_rate": 2e-3}))) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["self", "dino"])
+def test_checkpointed_activations_change_nothing(make: Made, name: str) -> None:
+    params = {"images": 32}
+    state, course = make(name, params=params)
+    state.network.enable_gradient_checkpointing()
+    assert furthest(weights_after(state, course), weights_after(*make(name, params=params))) < 1e-6
+
+
+def test_frozen_parts_stay_as_they_are(make: Made) -> None:
+    state, course = make(params={"images": 32})
+    state.network.conv_in.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+    after = weights_after(state, course)
+    frozen = {name for name in before if name.startswith("conv_in.")}
+    assert all(torch.equal(after[name], before[name]) for name in frozen)
+    assert all(torch.equal(state.ema.tensors()[name], before[name]) for name in frozen)
+    assert not torch.equal(after["conv_out.weight"], before["conv_out.weight"])
+
+
+def test_a_rank_gets_its_part_of_the_global_batch(make: Made) -> None:
+    _, course = make()
+    whole = course.examples(3, range(4))
+    parts = [course.examples(3, Ranks(rank=rank, count=2).share(4)) for rank in (0, 1)]
+    for f in fields(whole):
+        assert torch.equal(getattr(whole, f.name), torch.cat([getattr(part, f.name) for part in parts]))
+    assert not torch.equal(whole.noise[0], course.examples(4, range(4)).noise[0])
+
+
+def test_the_last_step_may_go_beyond_the_images_asked_for(make: Made) -> None:
+    state, course = make(params={"images": 33})
+    assert list(train_steps(state, course, Ranks())) == [0, 1, 2]
+    assert state.images_seen == 48
+
+
+def test_sets_that_cannot_be_divided_are_refused(make: Made) -> None:
+    state, course = make(params={"sets_per_step": 6}, gradient_accumulation=4)
+    with pytest.raises(UserError, match=r"sets_per_step is 6; .* \(1\) times gradient_accumulation \(4\)"):
+        next(train_steps(state, course, Ranks()))
+
+
+@pytest.mark.parametrize("changes", [{"set_size": 6}, {"sets": []}])
+def test_a_dataset_that_is_too_small_is_refused(make: Made, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="cannot train with"):
+        make(**changes)
+
+
+class Sets:
+    """Sets of which one has latents that are absurd, if finite."""
+
+    def __init__(self, sets: ImageSets, *, bad: int) -> None:
+        self.sets, self.bad = sets, bad
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def __getitem__(self, index: int) -> ImageSet:
+        good = self.sets[index]
+        assert good.latents is not None
+        if index != self.bad:
+            return good
+        return ImageSet(id=good.id, caption="", images=good.images, latents=good.latents * np.float32(1e30))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(make: Made, tmp_path: Path) -> None:
+    state, course = make()
+    bad = course.order(4)[2][0]
+    first = next(step for step in range(12) if bad in [index for index, _ in course.order(step)])
+    state, course = make(sets=Sets(course.sets, bad=bad), params={"images": 320}, checkpoint_every=16)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with NullTracker().run("train-self", stage="train", tags={}) as record, pytest.raises(UserError) as caught:
+        train("train-self", state, course, ranks=Ranks(), held_out=None, checkpoints=checkpoints, record=record)
+    assert f"(step {first + 1}), in the sets train-{bad:03};" in str(caught.value)
+    kept = checkpoints.latest()
+    assert (kept.name if kept else None) == (f"{16 * first:012}" if first else None)
+
+
+def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draws(
+    make: Made, dataset: Any, foundation: Path
+) -> None:
+    state, course = make(params={"images": 48})
+    manifest = Manifest.read(dataset.manifest)
+    pipeline = start(foundation, "self", course.objective.common)
+    pipeline.register_modules(unet=state.network)
+    held_out = HeldOut(pipeline, course.objective, ImageSets(dataset.store, manifest, "test"), device=CPU)
+    before = held_out.loss(state.ema)
+    assert before == held_out.loss(state.ema)
+    with torch.no_grad():
+        for parameter in state.network.parameters():
+            parameter.add_(1)
+    assert held_out.loss(state.ema) == before
+    state.ema.update()
+    assert held_out.loss(state.ema) != before
