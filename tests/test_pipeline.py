@@ -118,7 +118,9 @@ def test_each_step_predicts_what_the_training_pass_predicts(
         else:
             images = torch.stack([torch.from_numpy(np.array(picture)) for picture in [*given, *pictures]])
             context = dino_pixels(images.permute(0, 3, 1, 2), pipeline.feature_extractor)
-        noise = [torch.randn(image.shape, generator=seeds.generator(7, "context", i)) for i, image in enumerate(context)]
+        noise = [
+            torch.randn(image.shape, generator=seeds.generator(7, "context", i)) for i, image in enumerate(context)
+        ]
         levels = torch.full((len(context),), context_timestep)
         context = add_context_noise(context, torch.stack(noise), levels, products)
         context = dino_tokens(pipeline.image_encoder, context) if variant == "dino" else context
@@ -179,7 +181,8 @@ def test_given_images_matter_and_guidance_makes_them_matter_more(make_pipeline: 
 
     def difference(guidance_scale: float) -> float:
         one, other = (
-            latents(pipeline, images, 1, latents=start, guidance_scale=guidance_scale) for images in (photos(1), photos(2))
+            latents(pipeline, images, 1, latents=start, guidance_scale=guidance_scale)
+            for images in (photos(1), photos(2))
         )
         return float((one - other).norm())
 

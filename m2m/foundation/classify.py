@@ -22,7 +22,9 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def naming_loss(network: WorldClassifier, images: Tensor, labels: Mapping[str, Tensor], geometry: Tensor, placed: Tensor) -> Loss:
+def naming_loss(
+    network: WorldClassifier, images: Tensor, labels: Mapping[str, Tensor], geometry: Tensor, placed: Tensor
+) -> Loss:
     """Cross-entropy of every head, and the squared error of place, size and angle where a picture has them.
 
     Args:
@@ -36,16 +38,21 @@ def naming_loss(network: WorldClassifier, images: Tensor, labels: Mapping[str, T
         shown = images[batch].float()
         shown = shown + noise * torch.randn(shown.shape, generator=draws)
         readings = network(shown.clamp(0, 255))
-        named = sum(F.cross_entropy(readings.logits[head], labels[head][batch], label_smoothing=0.02) for head in labels)
+        named = sum(
+            F.cross_entropy(readings.logits[head], labels[head][batch], label_smoothing=0.02) for head in labels
+        )
         errors = (readings.geometry - geometry[batch]).square().mean(dim=1)
         measured = (errors * placed[batch]).sum() / placed[batch].sum().clamp_min(1)
-        return named + GEOMETRY_WEIGHT * measured
+        total: Tensor = named + GEOMETRY_WEIGHT * measured
+        return total
 
     return loss
 
 
 @torch.no_grad()
-def right(network: WorldClassifier, images: Tensor, labels: Mapping[str, Tensor], batch_size: int = 256) -> dict[str, Tensor]:
+def right(
+    network: WorldClassifier, images: Tensor, labels: Mapping[str, Tensor], batch_size: int = 256
+) -> dict[str, Tensor]:
     """Whether each picture, uint8 (n, 3, 64, 64), is read as labelled: head name -> bool (n,)."""
-    read = [network(part).logits for part in images.split(batch_size)]
+    read = [network(part).logits for part in torch.split(images, batch_size)]
     return {head: torch.cat([logits[head] for logits in read]).argmax(dim=1) == truth for head, truth in labels.items()}

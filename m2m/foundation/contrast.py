@@ -27,7 +27,11 @@ def build(params: TransformerFit, tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": HEADS,
         "projection_dim": params.hidden_size,
     }
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     return CLIPModel(
         CLIPConfig(
@@ -44,13 +48,13 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def contrastive_loss(model: CLIPModel, images: Tensor, tokens: Tensor) -> Loss:
-    """Cross-entropy of the similarities, over the pictures and over the captions; equal captions count as right for each other.
+    """Cross-entropy of the similarities, over pictures and over captions; equal captions are right for each other.
 
     Args:
         images: uint8 (n, 3, 64, 64); tokens: (n, length).
     """
 
-    def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
+    def loss(batch: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001
         out = model(input_ids=tokens[batch], pixel_values=pixels(images[batch]))
         same = (tokens[batch][:, None] == tokens[batch][None]).all(dim=2).float()
         target = same / same.sum(dim=1, keepdim=True)

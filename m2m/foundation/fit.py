@@ -1,4 +1,4 @@
-"""One small training loop for all networks of the foundation: seeded by the step, resumable from files, averaged at the end."""
+"""One small training loop for all networks of the foundation: seeded by the step, resumable, averaged at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def learning_rate(done: float, peak: float) -> float:
-    """Linear warm-up over the first twentieth, then a cosine to a fiftieth of the peak; ``done`` is the share of the run."""
+    """Linear warm-up over a twentieth of the run, then a cosine to a fiftieth of the peak; ``done``: the share done."""
     if done < WARMUP:
         return peak * done / WARMUP
     cosine = (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))) / 2
@@ -33,7 +33,7 @@ def learning_rate(done: float, peak: float) -> float:
 def fit(name: str, module: nn.Module, loss: Loss, *, fit: Fit, pictures: int, seed: int, work: Path) -> None:
     """Train ``module`` in place and leave the average of its weights in it, in eval mode and frozen.
 
-    Every batch and every draw is a function of (seed, name, step), so a run that was killed goes on to the same weights.
+    Every batch and every draw is a function of (seed, name, step): a run that was killed goes on to the same weights.
 
     Args:
         name: names the network in seeds, files and lines of progress.
@@ -50,7 +50,9 @@ def fit(name: str, module: nn.Module, loss: Loss, *, fit: Fit, pictures: int, se
     parameters = {key: value for key, value in module.named_parameters() if value.requires_grad}
     moments = {key: (torch.zeros_like(value), torch.zeros_like(value)) for key, value in parameters.items()}
     average = {key: value.detach().clone() for key, value in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=fit.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=fit.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     start = 0
     if checkpoint.exists():
         saved = load_file(checkpoint)
@@ -60,9 +62,9 @@ def fit(name: str, module: nn.Module, loss: Loss, *, fit: Fit, pictures: int, se
             average[key].copy_(saved[f"average/{key}"])
             moments[key][0].copy_(saved[f"first/{key}"])
             moments[key][1].copy_(saved[f"second/{key}"])
-    for key, value in parameters.items():
+    for key, weight in parameters.items():
         first, second = moments[key]
-        optimizer.state[value] = {"step": torch.tensor(float(start)), "exp_avg": first, "exp_avg_sq": second}
+        optimizer.state[weight] = {"step": torch.tensor(float(start)), "exp_avg": first, "exp_avg_sq": second}
 
     module.train()
     total, counted, began, line, saved_at = torch.zeros(()), 0, time.monotonic(), time.monotonic(), time.monotonic()
@@ -72,7 +74,7 @@ def fit(name: str, module: nn.Module, loss: Loss, *, fit: Fit, pictures: int, se
         for group in optimizer.param_groups:
             group["lr"] = learning_rate((step + 1) / steps, fit.learning_rate)
         value = loss(batch, draws)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -84,12 +86,18 @@ def fit(name: str, module: nn.Module, loss: Loss, *, fit: Fit, pictures: int, se
             rate = (step + 1 - start) / (now - began)
             left = (steps - step - 1) / rate / 60
             mean = float(total) / counted
-            print(f"{name}: step {step + 1}/{steps}, loss {mean:.4f}, {rate * fit.batch_size:.0f} images/s, {left:.1f} min left", flush=True)
+            print(
+                f"{name}: step {step + 1}/{steps}, loss {mean:.4f}, {rate * fit.batch_size:.0f} images/s, "
+                f"{left:.1f} min left",
+                flush=True,
+            )
             if not math.isfinite(mean):
                 raise FloatingPointError(f"{name}: the loss is {mean} near step {step + 1}")
             total, counted, line = torch.zeros(()), 0, now
         if now - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-            state = {"step": torch.tensor(step + 1)} | {f"weight/{key}": tensor for key, tensor in module.state_dict().items()}
+            state = {"step": torch.tensor(step + 1)} | {
+                f"weight/{key}": tensor for key, tensor in module.state_dict().items()
+            }
             for key, (first, second) in moments.items():
                 state |= {f"average/{key}": average[key], f"first/{key}": first, f"second/{key}": second}
             write(state, checkpoint)

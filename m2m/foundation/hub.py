@@ -176,7 +176,7 @@ def _receive(url: str, part: Path) -> None:
     done = part.stat().st_size if part.is_file() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with httpx2.stream("GET", url, headers=headers, follow_redirects=True, timeout=SECONDS_TO_ANSWER) as response:
-        if done and response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if done and response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
             return  # nothing is lacking, or the part is of another file: the checksum will tell
         response.raise_for_status()
         if response.status_code != httpx2.codes.PARTIAL_CONTENT:

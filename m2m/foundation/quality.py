@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -25,9 +26,10 @@ DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0
 def measure(folder: Path, *, seed: int) -> dict[str, float]:
     """Figures of a foundation folder on held-out combinations.
 
-    ``vae/psnr`` in dB; ``inception/<what>/real`` and ``/drawn``: shares of pictures of the world, and of the small Stable Diffusion's
-    drawings for captions it never saw, that the class network reads as captioned (content: noun and colour both);
-    ``clip/match``: share of pictures nearer to their own caption than to any other of a hundred.
+    ``vae/psnr`` in dB; ``inception/<what>/real``, ``/restored`` and ``/drawn``: shares of the world's pictures, of those
+    as the autoencoder restores them, and of what the small Stable Diffusion draws for captions it never saw, that the
+    class network reads as captioned (content: noun and colour both); ``clip/match``: the share of pictures nearer to
+    their own caption than to any other of a hundred.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion")
     classifier = WorldClassifier.from_pretrained(folder / "inception")
@@ -59,7 +61,11 @@ def drawings(pipeline: StableDiffusionPipeline, seed: int) -> tuple[Tensor, dict
     for start in range(0, DRAWINGS, 64):
         text = [caption.text(index % caption.templates) for index, caption in enumerate(captions[start : start + 64])]
         out = pipeline(
-            text, num_inference_steps=SOLVER_STEPS, guidance_scale=GUIDANCE, generator=draws[start : start + 64], output_type="pt"
+            text,
+            num_inference_steps=SOLVER_STEPS,
+            guidance_scale=GUIDANCE,
+            generator=draws[start : start + 64],
+            output_type="pt",
         )
         images.append((out.images * 255).round().to(torch.uint8))
     labels = {

@@ -1,8 +1,8 @@
 """The small DINOv2, trained without labels: self-distillation of the picture and of its masked patches.
 
-A student matches a teacher, its own moving average, on another view of the same picture (DINO, Caron et al., 2021) and on the
-patches that the student does not see (iBOT, Zhou et al., 2022), as DINOv2 (Oquab et al., 2023) does. Views differ in crop, mirror and
-brightness, never in hue: colour is content here.
+A student matches a teacher, its own moving average, on another view of the same picture (DINO, Caron et al., 2021) and
+on the patches that the student does not see (iBOT, Zhou et al., 2022), as DINOv2 (Oquab et al., 2023) does. Views
+differ in crop, mirror and brightness, never in hue: colour is content here.
 """
 
 from __future__ import annotations
@@ -70,7 +70,13 @@ class SelfDistillation(nn.Module):
 
 def head(width: int) -> nn.Module:
     """Tokens to prototypes."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width), Unit(), nn.Linear(width, PROTOTYPES, bias=False))
+    return nn.Sequential(
+        nn.Linear(width, 2 * width),
+        nn.GELU(),
+        nn.Linear(2 * width, width),
+        Unit(),
+        nn.Linear(width, PROTOTYPES, bias=False),
+    )
 
 
 class Unit(nn.Module):
@@ -87,7 +93,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def view(images: Tensor, draws: torch.Generator) -> Tensor:
-    """A random crop of 60 to 100 % of the side, mirrored half the time, a little brighter or darker: uint8 -> normalised pixels."""
+    """A random crop of 60 to 100 % of the side, maybe mirrored, brighter or darker: uint8 -> normalised pixels."""
     n = len(images)
     scale = 0.6 + 0.4 * torch.rand(n, generator=draws)
     shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, generator=draws) - 1)

@@ -1,13 +1,17 @@
-"""The small Stable Diffusion: a U-Net configured like SD 2.1-base's and its text encoder, trained together on latents."""
+"""The small Stable Diffusion: a U-Net configured like SD 2.1-base's and its text encoder, trained together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -20,7 +24,7 @@ MIN_SNR = 5.0
 
 
 class TextToImage(nn.Module):
-    """The two networks that learn together. As in latent diffusion's first text-to-image model, the text encoder is not CLIP's."""
+    """The two networks that learn together, as in the first latent diffusion: the text encoder is not CLIP's."""
 
     def __init__(self, params: UnetFit, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -53,7 +57,7 @@ class TextToImage(nn.Module):
         )
 
 
-def scheduler() -> DDIMScheduler:
+def scheduler() -> Any:
     """SD 2.1-base's noise schedule: scaled-linear betas, epsilon prediction, an offset of one step."""
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -97,14 +101,16 @@ def denoising_loss(networks: TextToImage, latents: Tensor, spread: Tensor, token
         predicted = networks.unet(noisy, timesteps, text).sample
         snr = alphas[timesteps] / (1 - alphas[timesteps])
         error = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
-        return (snr.clamp(max=MIN_SNR) / snr * error).mean()
+        weighted: Tensor = snr.clamp(max=MIN_SNR) / snr * error
+        return weighted.mean()
 
     return loss
 
 
 def save_pipeline(folder: Path, vae: AutoencoderKL, networks: TextToImage, tokenizer: CLIPTokenizer) -> None:
     """Write a ``StableDiffusionPipeline`` folder, safetensors only."""
-    pipeline = StableDiffusionPipeline(
+    build: Any = StableDiffusionPipeline
+    pipeline = build(
         vae=vae,
         text_encoder=networks.text_encoder,
         tokenizer=tokenizer,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from m2m.foundation.fit import Loss
@@ -19,7 +19,7 @@ ABSOLUTE_WEIGHT = 0.1
 def build(params: VaeFit) -> AutoencoderKL:
     """The untrained autoencoder for 64-pixel pictures; four levels, so that a latent pixel covers 8 x 8 pixels."""
     levels = len(params.block_out_channels)
-    return AutoencoderKL(
+    network: AutoencoderKL = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -30,6 +30,7 @@ def build(params: VaeFit) -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=64,
     )
+    return network
 
 
 def as_signal(images: Tensor) -> Tensor:
@@ -42,12 +43,13 @@ def reconstruction_loss(vae: AutoencoderKL, images: Tensor) -> Loss:
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
         signal = as_signal(images[batch])
-        # bfloat16 products double the speed of these wide, shallow convolutions; weights and their averages stay float32.
+        # bfloat16 products double the speed of these wide, shallow convolutions; weights and averages stay float32.
         with torch.autocast(signal.device.type, torch.bfloat16):
             posterior = vae.encode(signal).latent_dist
             restored = vae.decode(posterior.sample(generator=draws)).sample.float()
         error = F.mse_loss(restored, signal) + ABSOLUTE_WEIGHT * F.l1_loss(restored, signal)
-        return error + KL_WEIGHT * posterior.kl().mean()
+        total: Tensor = error + KL_WEIGHT * posterior.kl().mean()
+        return total
 
     return loss
 
@@ -55,14 +57,16 @@ def reconstruction_loss(vae: AutoencoderKL, images: Tensor) -> Loss:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
     """Posterior means and standard deviations, not yet scaled: uint8 (n, 3, 64, 64) -> two of float32 (n, 4, 8, 8)."""
-    posteriors = [vae.encode(as_signal(part)).latent_dist for part in images.split(batch_size)]
-    return torch.cat([posterior.mean for posterior in posteriors]), torch.cat([posterior.std for posterior in posteriors])
+    posteriors = [vae.encode(as_signal(part)).latent_dist for part in torch.split(images, batch_size)]
+    return torch.cat([posterior.mean for posterior in posteriors]), torch.cat(
+        [posterior.std for posterior in posteriors]
+    )
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, batch_size: int = 64) -> Iterator[Tensor]:
     """Latents, not scaled, (n, 4, 8, 8) -> batches of uint8 pictures (b, 3, 64, 64)."""
-    for part in latents.split(batch_size):
+    for part in torch.split(latents, batch_size):
         signal = vae.decode(part).sample
         yield ((signal + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -40,7 +41,7 @@ def learn_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     alphabet = [letter for letter in tokens if len(letter) == 1]
     endings = [letter + END_OF_WORD for letter in alphabet]
     vocabulary = list(dict.fromkeys([*tokens, *endings, START, END]))
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]  # pairs, although its annotation says strings
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(vocabulary)},
         merges=merges,

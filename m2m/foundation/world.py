@@ -1,12 +1,12 @@
-"""The foundation of the embedded world: five small networks, trained one after the other on pictures that it draws itself."""
+"""The foundation of the embedded world: five small networks, trained one after the other on its pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
@@ -43,7 +43,7 @@ class Lessons:
 
 
 class School:
-    """Trains each network on the same lessons; finished ones are kept in ``work``, so that a killed run goes on where it was."""
+    """Trains each network on the same lessons; finished ones stay in ``work``: a killed run goes on where it was."""
 
     def __init__(self, params: WorldFoundation, work: Path) -> None:
         self.params, self.work = params, work
@@ -60,16 +60,19 @@ class School:
         """Make the initial weights of the next network a function of the seed."""
         torch.manual_seed(derive(self.params.seed, name, "weights"))
 
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> Any:
         """The autoencoder, its scaling factor set so that scaled latents have unit variance over the lessons."""
         self.begin("vae")
-        network = vae.build(self.params.vae).to(memory_format=torch.channels_last)
-        self.teach("vae", network, vae.reconstruction_loss(network, self.lessons.images), self.params.vae, len(self.tokens))
+        network: Any = vae.build(self.params.vae)
+        network.to(memory_format=torch.channels_last)
+        self.teach(
+            "vae", network, vae.reconstruction_loss(network, self.lessons.images), self.params.vae, len(self.tokens)
+        )
         sample = self.lessons.images[:: max(1, len(self.tokens) // 2048)]
         network.register_to_config(scaling_factor=float(1 / vae.encode(network, sample)[0].std()))
         return network
 
-    def text_to_image(self, network: AutoencoderKL) -> text_to_image.TextToImage:
+    def text_to_image(self, network: Any) -> text_to_image.TextToImage:
         """The U-Net and its text encoder, trained on the autoencoder's latents."""
         self.begin("text_to_image")
         networks = text_to_image.TextToImage(self.params.unet, self.tokenizer)
@@ -79,7 +82,7 @@ class School:
         self.teach("text_to_image", networks, loss, self.params.unet, len(self.tokens))
         return networks
 
-    def inception(self, network: AutoencoderKL) -> WorldClassifier:
+    def inception(self, network: Any) -> WorldClassifier:
         """The class network, which sees some pictures as drawn and some as the autoencoder restores them."""
         self.begin("inception")
         lessons, count = self.lessons, len(self.tokens)
@@ -109,15 +112,19 @@ class School:
         """The encoder trained without labels."""
         self.begin("dino")
         pair = self_distil.SelfDistillation(self.params.dino)
-        self.teach("dino", pair, self_distil.distillation_loss(pair, self.lessons.images), self.params.dino, len(self.tokens))
+        self.teach(
+            "dino", pair, self_distil.distillation_loss(pair, self.lessons.images), self.params.dino, len(self.tokens)
+        )
         return pair.student
 
 
 def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
-    """Train all networks and write their folders into ``out``: ``stable-diffusion``, ``dino``, ``clip``, ``inception``."""
+    """Train all networks and write their folders: ``stable-diffusion``, ``dino``, ``clip``, ``inception``."""
     school = School(params, work)
     autoencoder = school.vae()
-    text_to_image.save_pipeline(out / "stable-diffusion", autoencoder, school.text_to_image(autoencoder), school.tokenizer)
+    text_to_image.save_pipeline(
+        out / "stable-diffusion", autoencoder, school.text_to_image(autoencoder), school.tokenizer
+    )
     school.inception(autoencoder).save_pretrained(out / "inception")
     contrast.save(out / "clip", school.clip(), school.tokenizer)
     self_distil.save(out / "dino", school.dino())

@@ -1,7 +1,7 @@
 """The Inception-like network of the embedded world: features for FID and IS, and readings of what a picture shows.
 
-It stands where Inception-v3 stands in the paper. Besides a short feature vector it names what it sees (noun, colour, style, step of a
-procedure) and measures where: place, size and angle, which a caption leaves free.
+It stands where Inception-v3 stands in the paper. Besides a short feature vector it names what it sees (noun, colour,
+style, step of a procedure) and measures where: place, size and angle, which a caption leaves free.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class WorldClassifier(nn.Module):
         self.classes = {head: tuple(names) for head, names in classes.items()}
         self.widths = tuple(widths)
         stem, *rest = self.widths
-        self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, stem), nn.SiLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, stem), nn.SiLU()
+        )
         self.stages = nn.Sequential(*(Residual(a, b) for a, b in zip(self.widths, rest, strict=False)))
         # Average and maximum together: the average carries style, the maximum carries shape.
         self.neck = nn.Linear(2 * self.widths[-1], FEATURES)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from m2m.errors import UserError
 from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
-from m2m.foundation import hub, world
+from m2m.foundation import hub, quality, world
 from m2m.params import HubFoundation, WorldFoundation
 from m2m.training.folders import new_folder
 
@@ -15,6 +16,7 @@ from m2m.training.folders import new_folder
 def run(params: WorldFoundation | HubFoundation, *, out: Path, work: Path) -> None:
     """Makes ``out``: the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``, all of them or none.
 
+    Of trained networks ``quality.json`` tells how good they are on pictures that they never saw.
     Networks and downloads that an earlier run finished are kept below ``work``, so a run that was killed goes on.
 
     Raises:
@@ -25,6 +27,8 @@ def run(params: WorldFoundation | HubFoundation, *, out: Path, work: Path) -> No
             # What other parameters made must not be taken for these parameters' own.
             digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()
             world.train(params, out=draft, work=work / "foundation" / digest[:16])
+            figures = quality.measure(draft, seed=params.seed)
+            (draft / "quality.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
         else:
             hub.fetch(params, out=draft, work=work / "hub", architecture=ARCHITECTURE)
             _expect_inception(draft / "inception", params.inception.url)

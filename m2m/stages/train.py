@@ -66,8 +66,9 @@ def run(
             store or the disk refuses.
     """
     data = Manifest.read(manifest)
-    parents = [foundation / name for name in ("stable-diffusion", "dino")[: 2 if variant == "dino" else 1]]
-    digests = {folder.name: folder_digest(folder) for folder in parents}
+    folders = ("stable-diffusion", "dino") if variant == "dino" else ("stable-diffusion",)
+    parents = [Parent.of(foundation / name) for name in folders]
+    digests = {parent.name: parent.digest for parent in parents}
     parameters = {**common.model_dump(mode="json"), **params.model_dump(mode="json")}
     name = f"train-{variant}"
     checkpoints = Checkpoints.of(
@@ -105,14 +106,15 @@ def run(
                     images_seen=state.images_seen,
                     parameters=parameters,
                     manifest=data,
-                    parents=[Parent.of(folder, digest=digests[folder.name]) for folder in parents],
+                    parents=parents,
                     commit=str(revision()),
                 )
                 write_model(pipeline, state.ema, out, card=card)
                 write_atomically(curve, state.curve.to_csv().encode())
                 record.params({"model": folder_digest(out)})
                 record.artifact(curve)
-                checkpoints.clear()
+        if ranks.is_first:
+            checkpoints.clear()
     return Trained(images_seen=state.images_seen, held_out_loss=state.curve.points[-1].held_out_loss)
 
 

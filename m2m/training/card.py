@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 
+from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import Variant
 
@@ -31,13 +32,15 @@ class Parent:
     licence: str
 
     @classmethod
-    def of(cls, folder: Path, *, digest: str) -> Parent:
-        """The licence is what the front matter of the folder's own card states, as on the Hugging Face hub."""
+    def of(cls, folder: Path) -> Parent:
+        """The licence is what the front matter of the folder's own card states, as on the Hugging Face hub.
+
+        Raises:
+            UserError: there is no such folder.
+        """
         card = folder / "README.md"
-        text = card.read_text(encoding="utf-8") if card.exists() else ""
-        front_matter = re.match(r"---\n(.*?)^---$", text, re.DOTALL | re.MULTILINE)
-        stated = yaml.safe_load(front_matter[1]) if front_matter else {}
-        return cls(name=folder.name, digest=digest, licence=stated.get("license", UNSTATED))
+        stated = (metadata_load(card) if card.is_file() else None) or {}
+        return cls(name=folder.name, digest=folder_digest(folder), licence=stated.get("license", UNSTATED))
 
 
 def model_card(

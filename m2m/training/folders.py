@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from m2m.files import writing
 
@@ -27,7 +30,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
-            yield draft
+            with _refusals_of_safetensors():
+                yield draft
             for written in (*draft.rglob("*"), draft):
                 _flush(written)
             if path.exists():
@@ -37,6 +41,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             for leftover in (draft, old):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _refusals_of_safetensors() -> Iterator[None]:
+    """Makes an `OSError` of what the library has only in words: ``No space left on device (os error 28)``."""
+    try:
+        yield
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), str(error)) from error
+        raise
 
 
 def _flush(path: Path) -> None:

@@ -22,6 +22,9 @@ from m2m.training.ranks import Ranks
 from m2m.training.schedule import is_due
 from m2m.training.state import TrainState
 
+SETS_NAMED = 8
+"""Ids in a message."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -93,9 +96,10 @@ def _settle(state: TrainState, course: Course, ranks: Ranks) -> None:
         step = error.images_seen // course.images_per_step - 1
         order = course.order(step)
         ids = [course.sets[order[place][0]].id for place in error.positions]
+        named = ", ".join(ids[:SETS_NAMED]) + (f" and {len(ids) - SETS_NAMED} more" if len(ids) > SETS_NAMED else "")
         raise UserError(
             f"the loss or its gradient is not finite after {error.images_seen} images (step {step + 1}), in the sets "
-            f"{', '.join(ids)}; look at them, or lower the learning rate. The last checkpoint is kept"
+            f"{named}; look at them, or lower the learning rate. The last checkpoint is kept"
         ) from error
 
 

@@ -54,7 +54,7 @@ def test_the_target_is_diffusers(sets: tuple[torch.Tensor, ...], prediction_type
 
 @TYPES
 def test_min_snr_weighs_the_error_of_the_image_by_at_most_gamma(prediction_type: PredictionType) -> None:
-    """In terms of x, the losses are SNR · |x - x̂|² for ε and (SNR + 1) · |x - x̂|² for v: min-SNR makes both min(SNR, γ)."""
+    """The losses weigh the error of x by SNR for ε and by SNR + 1 for v; min-SNR makes both min(SNR, γ)."""
     timesteps = torch.arange(1000)
     snr = compute_snr(SCHEDULER, timesteps)
     weight = min_snr_weight(timesteps, PRODUCTS, gamma=5.0, prediction_type=prediction_type)

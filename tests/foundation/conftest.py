@@ -1,11 +1,11 @@
-"""A hub of our own at 127.0.0.1: what huggingface_hub asks of the real one, with the faults that networks have."""
+"""Few pictures to learn from; and a hub at 127.0.0.1: what huggingface_hub asks of the real one, with networks' faults."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +14,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from torch import nn
+from transformers import CLIPTokenizer
+
+from m2m.foundation.fit import Loss
+from m2m.foundation.words import learn_tokenizer
+from m2m.foundation.world import Lessons
+from m2m.world.corpus import make_corpus
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -185,3 +192,32 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def lessons() -> Lessons:
+    """A few pictures of shapes and of procedures, as the networks of the world get them."""
+    return Lessons.of(make_corpus(pictures=12, views=0, steps=4, seed=0, held_out=False))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(lessons: Lessons) -> CLIPTokenizer:
+    return learn_tokenizer(lessons.captions)
+
+
+@pytest.fixture
+def descend() -> Callable[..., tuple[float, float]]:
+    """Trains on all pictures at once; gives the mean loss of the first and of the last few steps."""
+
+    def call(network: nn.Module, loss: Loss, *, pictures: int, steps: int, rate: float = 2e-3) -> tuple[float, float]:
+        optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad], lr=rate)
+        losses = []
+        for step in range(steps):
+            value = loss(torch.arange(pictures), torch.Generator().manual_seed(step))
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(value.item())
+        return sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+
+    return call

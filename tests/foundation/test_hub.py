@@ -130,14 +130,17 @@ def test_a_second_run_fetches_nothing_and_makes_the_same(hub: Any, get: Callable
 def test_without_links_files_are_copied(get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     first = get()
 
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(*_: Path) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(os, "link", refuse)
     assert folder_digest(get()) == folder_digest(first)
 
 
-def test_a_connection_that_breaks_is_resumed(hub: Any, get: Callable[..., Path], tiny_stable_diffusion: Path) -> None:
+def test_a_connection_that_breaks_is_resumed(
+    hub: Any, get: Callable[..., Path], tiny_stable_diffusion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     path = hub.resolve("sd/tiny", UNET)
     hub.breaks[path] = 10_000
     out = get()
@@ -153,7 +156,8 @@ def test_a_killed_run_goes_on_with_what_is_whole(
 ) -> None:
     hub.stalls[hub.resolve("sd/tiny", UNET)] = 10_000
     program = (
-        "import sys; from pathlib import Path; from m2m.foundation.hub import fetch; from m2m.params import HubFoundation;"
+        "import sys; from pathlib import Path;"
+        "from m2m.foundation.hub import fetch; from m2m.params import HubFoundation;"
         "params, out, work = sys.argv[1:];"
         "fetch(HubFoundation.model_validate_json(params), out=Path(out), work=Path(work), architecture='some-network')"
     )
@@ -213,7 +217,10 @@ def test_another_file_than_the_pinned_one_is_refused_and_nothing_of_it_kept(
     assert not (tmp_path / "out-0" / "inception").exists()
 
 
-def test_an_interrupted_file_goes_on_where_it_was(hub: Any, get: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_interrupted_file_goes_on_where_it_was(
+    hub: Any, get: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "CHUNK", 100)
     hub.breaks["/inception.pth"] = 700
     refused(get, r"inception\.pth: not received \(.*\); check the network; the same command then goes on where it was")
     (part,) = (path for path in (tmp_path / "work").iterdir() if path.is_file())
@@ -225,7 +232,7 @@ def test_an_interrupted_file_goes_on_where_it_was(hub: Any, get: Callable[..., P
 
 
 def test_a_part_that_is_whole_needs_no_more_and_one_too_long_starts_again(
-    hub: Any, get: Callable[..., Path], params: HubFoundation, tmp_path: Path
+    get: Callable[..., Path], params: HubFoundation, tmp_path: Path
 ) -> None:
     whole, part = (tmp_path / "work" / f"{params.inception.sha256}{suffix}" for suffix in (".pth", ".part"))
     for start in (WEIGHTS, WEIGHTS + b"more", b"other" + WEIGHTS[5:100]):
@@ -296,7 +303,7 @@ class Bomb:
         pytest.param(b"not saved by torch", id="no pickle"),
         pytest.param(b"", id="nothing"),
         pytest.param(WEIGHTS[:-50], id="cut off"),
-        pytest.param(pickle.dumps({"weight": Bomb()}), id="code"),
+        pytest.param(pickle.dumps({"weight": Bomb()}, protocol=2), id="code"),
     ],
 )
 def test_what_is_no_state_dictionary_is_refused(hub: Any, get: Callable[..., Path], content: bytes) -> None:

@@ -28,8 +28,8 @@ def attention(*, max_context: int, token_dim: int = TOKEN_DIM) -> ImageSetAttent
 def attend_to(module: ImageSetAttention, queries: Tensor, images: list[Tensor]) -> Tensor:
     """One set: queries (T, DIM) attend to the null token and to the window's images (L, token_dim), head by head."""
     tokens = torch.cat([module.null_token[None], *images])
-    slots = torch.cat([torch.zeros(1, INNER), *(module.slot_embedding[s].expand(len(i), -1) for s, i in enumerate(images))])
-    q, k, v = module.to_q(queries), module.to_k(tokens) + slots, module.to_v(tokens)
+    slots = [torch.zeros(1, INNER), *(module.slot_embedding[s].expand(len(i), -1) for s, i in enumerate(images))]
+    q, k, v = module.to_q(queries), module.to_k(tokens) + torch.cat(slots), module.to_v(tokens)
     heads = []
     for part in torch.arange(INNER).chunk(HEADS):
         scores = q[:, part] @ k[:, part].T / len(part) ** 0.5

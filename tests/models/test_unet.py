@@ -121,9 +121,8 @@ def test_the_weights_of_sd_21_base_scaled_down_are_carried_over(variant: Variant
 
 
 def test_a_network_without_plain_cross_attention_is_refused() -> None:
-    sdxl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 8}
-    with pytest.raises(ValueError, match="addition_embed_type must be off"):
-        ImageSetUNet(variant="self", max_context=2, block_out_channels=(32, 32, 32, 32), **sdxl)
+    with pytest.raises(ValueError, match="only_cross_attention must be off"):
+        ImageSetUNet(variant="self", max_context=2, block_out_channels=(32, 32, 32, 32), only_cross_attention=True)
 
 
 @VARIANTS
@@ -159,8 +158,8 @@ def test_a_context_image_changes_later_predictions_only(
         images[:, k] *= other
         after = predict(unet, noisy, timesteps, ContextImages(images, context.timesteps))
         assert torch.equal(after[:, : k + 1], before[:, : k + 1])
-        readers = range(k + 1, POSITIONS) if max_context == 8 or k == 0 else range(k + 1, min(k + max_context, POSITIONS))
-        for n in readers:
+        last = POSITIONS if k == 0 or max_context == 8 else min(k + max_context, POSITIONS)
+        for n in range(k + 1, last):
             assert not torch.equal(after[:, n], before[:, n])
 
 
@@ -248,7 +247,8 @@ def test_a_guided_batch_is_the_empty_context_and_the_given_one(tiny_stable_diffu
     rows, times = noisy[:, 1], timesteps[:, 1]
     guided = unet(torch.cat([rows, rows]), torch.cat([times, times]), Window(cache, unconditional=SETS)).sample
     empty = unet(rows, times, Window(ContextCache(8))).sample
-    torch.testing.assert_close(guided, torch.cat([empty, unet(rows, times, Window(cache)).sample]), rtol=1e-4, atol=1e-5)
+    given = unet(rows, times, Window(cache)).sample
+    torch.testing.assert_close(guided, torch.cat([empty, given]), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(guided[:SETS], guided[SETS:], atol=1e-4)
 
 

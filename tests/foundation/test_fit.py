@@ -1,0 +1,121 @@
+import runpy
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from m2m.foundation import fit as module
+from m2m.foundation.fit import EMA_DECAY, WARMUP, fit, learning_rate
+from m2m.params import Fit
+
+PROGRAM = Path(__file__).with_name("fit_until_killed.py")
+FEW = Fit(images=40, batch_size=4, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def program() -> dict[str, Any]:
+    return runpy.run_path(str(PROGRAM))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_fit_killed_twice_ends_as_an_uninterrupted_one_to_the_bit(program: dict[str, Any], tmp_path: Path) -> None:
+    whole = program["train"](tmp_path / "whole")
+    for moment, left in (
+        ("saving 5", ["network.checkpoint.safetensors", "network.checkpoint.tmp"]),
+        ("step 9", ["network.checkpoint.safetensors"]),
+    ):
+        ended = subprocess.run(
+            [sys.executable, PROGRAM, tmp_path / "broken", moment], check=False, capture_output=True, text=True
+        )
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert names(tmp_path / "broken") == left
+    assert int(load_file(tmp_path / "broken" / "network.checkpoint.safetensors")["step"]) == 9
+    broken = program["train"](tmp_path / "broken").state_dict()
+    assert all(torch.equal(value, broken[name]) for name, value in whole.state_dict().items())
+    assert names(tmp_path / "broken") == names(tmp_path / "whole") == ["network.safetensors"]
+
+
+def test_a_finished_fit_returns_at_once_with_the_same_weights(
+    program: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = program["train"](tmp_path)
+    assert "network: step 12/12, loss " in capsys.readouterr().out
+    second = program["train"](tmp_path)
+    assert capsys.readouterr().out == ""
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    for network in (first, second):
+        assert not network.training
+        assert not any(value.requires_grad for value in network.parameters())
+
+
+def test_the_weights_left_are_the_average_over_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(module, "write", lambda tensors, _: written.append({k: v.clone() for k, v in tensors.items()}))
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    network = nn.Linear(2, 1, bias=False)
+    average = network.weight.detach().clone()
+    target = torch.tensor([[1.0, -1.0]])
+    fit(
+        "line",
+        network,
+        lambda batch, draws: (network.weight - target - torch.rand(1, generator=draws)).square().sum() * len(batch),
+        fit=FEW,
+        pictures=3,
+        seed=0,
+        work=tmp_path,
+    )
+    assert len(written) == 11
+    for step, state in enumerate(written[:-1]):
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * state["weight/weight"]
+        torch.testing.assert_close(state["average/weight"], average)
+    assert torch.equal(network.weight, written[-2]["average/weight"])
+    assert not torch.equal(network.weight, written[-2]["weight/weight"])
+
+
+def test_batches_and_draws_depend_on_seed_name_and_step(tmp_path: Path) -> None:
+    def seen(name: str, seed: int, folder: str) -> list[tuple[Any, ...]]:
+        batches: list[tuple[Any, ...]] = []
+        network = nn.Linear(1, 1)
+
+        def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
+            batches.append((*batch.tolist(), torch.rand(1, generator=draws).item()))
+            return network.weight.square().sum()
+
+        fit(name, network, loss, fit=FEW, pictures=1000, seed=seed, work=tmp_path / folder)
+        return batches
+
+    first = seen("a", 0, "1")
+    assert first == seen("a", 0, "2")
+    assert len(set(first)) == len(first) == 10
+    assert not set(first) & set(seen("b", 0, "3"))
+    assert not set(first) & set(seen("a", 1, "4"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match=r"broken: the loss is nan near step 10"):
+        fit("broken", network, lambda *_: network.weight.sum() * torch.nan, fit=FEW, pictures=1, seed=0, work=tmp_path)
+    assert not tmp_path.joinpath("broken.safetensors").exists()
+
+
+def test_the_learning_rate_rises_once_and_falls_to_a_fiftieth() -> None:
+    rates = [learning_rate(step / 1000, 0.5) for step in range(1, 1001)]
+    top = round(1000 * WARMUP) - 1
+    assert rates[top] == pytest.approx(0.5) == max(rates)
+    assert rates[top // 2] == pytest.approx(0.5 * (top // 2 + 1) / (top + 1))
+    assert all(a < b for a, b in pairwise(rates[: top + 1]))
+    assert all(a > b for a, b in pairwise(rates[top:]))
+    assert rates[-1] == pytest.approx(0.01)
+    middle = learning_rate((1 + WARMUP) / 2, 0.5)
+    assert middle == pytest.approx(0.5 * (0.02 + 0.98 / 2))

@@ -1,0 +1,87 @@
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2m.data.captions import Caption, read_captions, read_source
+from m2m.errors import UserError
+from m2m.params import Cc12mCaptions, WorldCaptions
+from m2m.stages import captions
+from m2m.world.grammar import parse, picture_captions
+
+
+def world(**changes: Any) -> WorldCaptions:
+    return WorldCaptions.model_validate({"source": "world", "seed": 0, "train": 256, "test": 192, **changes})
+
+
+def cc12m(path: Path, **changes: Any) -> Cc12mCaptions:
+    fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 7, "test": 2}
+    return Cc12mCaptions.model_validate({**fields, "max_bad_fraction": 0.2, **changes})
+
+
+def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[Caption]:
+    captions.run(params, out=folder / "captions.parquet")
+    return list(read_captions(folder / "captions.parquet"))
+
+
+def test_the_test_has_the_combinations_that_training_never_sees(tmp_path: Path) -> None:
+    rows = written(world(), tmp_path)
+    assert Counter(row.split for row in rows) == {"train": 256, "test": 192}
+    assert len({row.id for row in rows}) == len(rows)
+    for row in rows:
+        assert parse(row.text).held_out == (row.split == "test"), row
+
+
+@pytest.mark.parametrize(("train", "test"), [(1000, 100), (10, 10)])
+def test_captions_spread_evenly_over_combinations_and_wordings(train: int, test: int, tmp_path: Path) -> None:
+    rows = written(world(train=train, test=test), tmp_path)
+    for split, count in (("train", train), ("test", test)):
+        combinations = picture_captions(held_out=split == "test")
+        wordings: dict[Any, Counter[str]] = {combination: Counter() for combination in combinations}
+        for row in rows:
+            if row.split == split:
+                wordings[parse(row.text)][row.text] += 1
+        least = count // len(combinations)
+        assert {texts.total() for texts in wordings.values()} <= {least, least + 1}
+        for combination, texts in wordings.items():
+            assert max(texts.values(), default=0) <= -(-texts.total() // combination.templates)
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    first = written(world(), tmp_path)
+    content = (tmp_path / "captions.parquet").read_bytes()
+    assert written(world(), tmp_path) == first
+    assert (tmp_path / "captions.parquet").read_bytes() == content
+    assert [row.text for row in written(world(seed=1), tmp_path)] != [row.text for row in first]
+
+
+def test_it_says_where_captions_come_from(tmp_path: Path) -> None:
+    written(world(), tmp_path)
+    assert read_source(tmp_path / "captions.parquet").name == "the embedded world"
+
+
+def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"https://example.org/{n}.jpg\t<PERSON> number {n}" for n in range(9)]
+    (tmp_path / "cc12m.tsv").write_text("\n".join([*lines[:4], "no tab", *lines[4:]]) + "\n", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        report = captions.run(cc12m(tmp_path / "cc12m.tsv"), out=tmp_path / "captions.parquet")
+    rows = list(read_captions(tmp_path / "captions.parquet"))
+    assert [row.text for row in rows] == [f"<PERSON> number {n}" for n in range(9)]
+    assert (report.train, report.test, report.bad) == (7, 2, 1)
+    assert report.examples == ("line 5: 1 columns instead of 2",)
+    assert "left out 1 bad lines: line 5: 1 columns instead of 2" in caplog.text
+    assert read_source(tmp_path / "captions.parquet").name == "Conceptual 12M"
+
+
+@pytest.mark.parametrize("content", [b"", b"no tab\n", b"\xff\xfe\n", b"u\tone\n"])
+def test_a_bad_source_leaves_everything_as_it_was(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cc12m.tsv").write_bytes(content)
+    out = tmp_path / "captions.parquet"
+    out.write_bytes(b"what was there")
+    with pytest.raises(UserError, match=r"captions\.path") as caught:
+        captions.run(cc12m(tmp_path / "cc12m.tsv"), out=out)
+    assert "\n" not in str(caught.value)
+    assert out.read_bytes() == b"what was there"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,389 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from m2m.data.captions import Caption, CaptionSource, write_captions
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.errors import UserError
+from m2m.files import folder_digest
+from m2m.manifest import Manifest
+from m2m.params import GenerateParams
+from m2m.seeds import image_seed
+from m2m.stages import generate, verify
+from m2m.store import LocalStore, Store, open_store
+from m2m.tracking import NullTracker
+
+ROWS = [Caption(f"train-{n}", f"a {n}", "train") for n in range(5)] + [
+    Caption(f"test-{n}", f"b {n}", "test") for n in range(2)
+]
+SOURCE = CaptionSource(name="a test", licence="none")
+FIELDS = {
+    "seed": 3,
+    "images_per_set": 3,
+    "solver": "unipc",
+    "num_inference_steps": 2,
+    "guidance_scale": 3.0,
+    "sets_per_shard": 2,
+    "batch_size": 4,
+    "max_redraws": 2,
+}
+
+
+class Workplace:
+    """Where one dataset is made."""
+
+    def __init__(
+        self, folder: Path, stable_diffusion: Path, captions: list[Caption] = ROWS, store: Store | None = None
+    ) -> None:
+        self.manifest = folder / "data" / "mis.json"
+        self.captions = folder / "captions.parquet"
+        self.work = folder / "work"
+        self.stable_diffusion = stable_diffusion
+        self.store = store or LocalStore(folder / "store")
+        write_captions(self.captions, captions, SOURCE)
+
+    def run(self, **changes: Any) -> Manifest:
+        return generate.run(
+            GenerateParams.model_validate({**FIELDS, **changes}),
+            captions=self.captions,
+            stable_diffusion=self.stable_diffusion,
+            manifest=self.manifest,
+            work=self.work,
+            store=self.store,
+            tracker=NullTracker(),
+            device="cpu",
+        )
+
+    def sets(self) -> dict[str, ImageSet]:
+        manifest = Manifest.read(self.manifest)
+        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A dataset that was made without incident."""
+    place = Workplace(tmp_path_factory.mktemp("made"), tiny_stable_diffusion)
+    place.run()
+    return place
+
+
+@pytest.fixture
+def place(tiny_stable_diffusion: Path, tmp_path: Path) -> Workplace:
+    """A place where nothing has been made."""
+    return Workplace(tmp_path, tiny_stable_diffusion)
+
+
+def drawings(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor, Tensor], None] | None = None) -> list[Tensor]:
+    """The noise of every batch that is drawn from now on; `change` may alter its latents."""
+    batches: list[Tensor] = []
+    denoise = StableDiffusion.denoise
+
+    def watched(self: StableDiffusion, noise: Tensor, embeddings: Tensor) -> Tensor:
+        batches.append(noise)
+        latents = denoise(self, noise, embeddings).clone()
+        if change:
+            change(noise, latents)
+        return latents
+
+    monkeypatch.setattr(StableDiffusion, "denoise", watched)
+    return batches
+
+
+def noise_of(set_id: str, index: int, attempt: int = 0) -> Tensor:
+    return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(image_seed(3, set_id, index, attempt)))
+
+
+def test_each_caption_has_its_set(made: Workplace) -> None:
+    manifest = Manifest.read(made.manifest)
+    assert manifest.sets == {"train": 5, "test": 2}
+    assert [(shard.first_set, shard.last_set, shard.count, shard.split) for shard in manifest.shards] == [
+        ("train-0", "train-1", 2, "train"),
+        ("train-2", "train-3", 2, "train"),
+        ("train-4", "train-4", 1, "train"),
+        ("test-0", "test-1", 2, "test"),
+    ]
+    sets = made.sets()
+    assert {one.id: one.caption for one in sets.values()} == {row.id: row.text for row in ROWS}
+    for one in sets.values():
+        assert one.images.shape == (3, 64, 64, 3)
+        assert one.latents is not None
+        assert one.latents.shape == (3, 4, 8, 8)
+        assert one.extras == {"seeds": [image_seed(3, one.id, index) for index in range(3)]}
+    pictures = np.concatenate([one.images for one in sets.values()])
+    assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == 21
+    assert verify.run(made.manifest, store=made.store).images == 21
+
+
+def test_an_image_can_be_drawn_again_from_what_the_set_says(made: Workplace) -> None:
+    model = StableDiffusion(
+        made.stable_diffusion, solver="unipc", num_inference_steps=2, guidance_scale=3.0, device="cpu"
+    )
+    one = made.sets()["train-3"]
+    noise = torch.stack([model.noise(seed) for seed in one.extras["seeds"]])
+    latents = model.denoise(noise, model.embed([one.caption] * 3))
+    torch.testing.assert_close(torch.from_numpy(one.latents), latents, atol=1e-4, rtol=1e-4)
+    decoded = model.decode(torch.from_numpy(one.latents)).numpy().astype(int)
+    assert abs(decoded - one.images).max() <= 1
+
+
+def test_the_manifest_says_what_made_it_and_nothing_of_when_and_where(made: Workplace) -> None:
+    made_by = Manifest.read(made.manifest).made_by
+    assert made_by["parameters"] == FIELDS
+    assert made_by["stable_diffusion"] == {"licence": "not stated", "sha256": folder_digest(made.stable_diffusion)}
+    assert made_by["captions"].pop("sha256")
+    assert made_by["captions"] == {"name": "a test", "licence": "none"}
+    assert set(made_by) == {"stage", "parameters", "captions", "stable_diffusion"}
+
+
+def test_the_card_names_numbers_and_terms(made: Workplace) -> None:
+    card = made.manifest.with_suffix(".md").read_text()
+    for text in (
+        "3 images of 64 x 64 pixels",
+        "| train | 5 | 15 | 3 |",
+        "| test | 2 | 6 | 1 |",
+        "| `solver` | unipc |",
+    ):
+        assert text in card
+    assert "Licence of the captions: none." in card
+    assert str(made.manifest.parent) not in card
+
+
+def test_another_run_makes_the_same_bytes(made: Workplace, place: Workplace) -> None:
+    place.run()
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    assert place.manifest.with_suffix(".md").read_bytes() == made.manifest.with_suffix(".md").read_bytes()
+
+
+def test_s3_holds_the_same_bytes(made: Workplace, s3_server: Any, tmp_path: Path) -> None:
+    store = open_store(f"{s3_server.uri}/mis", cache=tmp_path / "cache")
+    place = Workplace(tmp_path, made.stable_diffusion, store=store)
+    place.run()
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    assert len(s3_server.keys()) == 4
+    assert verify.run(place.manifest, store=store).shards == 4
+
+
+def test_batches_have_one_shape_and_each_image_its_own_noise(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = drawings(monkeypatch)
+    place.run()
+    assert {batch.shape for batch in batches} == {(4, 4, 8, 8)}
+    assert len(batches) == 2 + 2 + 1 + 2
+    expected = [noise_of(set_id, index) for set_id in ("train-2", "train-3") for index in range(3)]
+    drawn = torch.cat(batches[2:4])
+    assert torch.equal(drawn[:6], torch.stack(expected))
+    assert torch.equal(drawn[6:], drawn[4:5].expand(2, -1, -1, -1))
+
+
+def test_a_shard_does_not_hang_on_the_others(made: Workplace, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, made.stable_diffusion, ROWS[2:4])
+    place.run()
+    assert Manifest.read(place.manifest).shards == (Manifest.read(made.manifest).shards[1],)
+
+
+def test_captions_are_embedded_once(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[str] = []
+    embed = StableDiffusion.embed
+    monkeypatch.setattr(
+        StableDiffusion, "embed", lambda self, captions: embedded.extend(captions) or embed(self, captions)
+    )
+    place.run()
+    assert embedded == ["", "a 0", "a 1", "a 2", "a 3", "a 4", "", "b 0", "b 1"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_image_is_drawn_again_with_other_noise_and_counted(
+    value: float, made: Workplace, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = torch.stack([noise_of("train-1", 0), noise_of("train-1", 0, 1), noise_of("test-0", 2)])
+
+    def spoil(noise: Tensor, latents: Tensor) -> None:
+        for row, start in enumerate(noise):
+            if (spoiled == start).flatten(1).all(dim=1).any():
+                latents[row, 0, 0, 0] = value
+
+    batches = drawings(monkeypatch, spoil)
+    manifest = place.run()
+    assert manifest.redrawn == 3
+    assert "drawn again with new noise: 3 times" in place.manifest.with_suffix(".md").read_text()
+    assert {batch.shape for batch in batches} == {(4, 4, 8, 8)}
+    sets, expected = place.sets(), made.sets()
+    attempts = {("train-1", 0): 2, ("test-0", 2): 1}
+    for one in sets.values():
+        assert np.isfinite(one.latents).all()
+        for index in range(3):
+            attempt = attempts.get((one.id, index), 0)
+            assert one.extras["seeds"][index] == image_seed(3, one.id, index, attempt)
+            same = np.array_equal(one.images[index], expected[one.id].images[index])
+            assert same == (attempt == 0)
+
+
+def test_an_image_of_one_colour_is_bad(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, first = StableDiffusion.decode, []
+
+    def flat(self: StableDiffusion, latents: Tensor) -> Tensor:
+        pictures = decode(self, latents).clone()
+        if not first:
+            first.append(True)
+            pictures[2] = 128
+        return pictures
+
+    monkeypatch.setattr(StableDiffusion, "decode", flat)
+    assert place.run().redrawn == 1
+    assert place.sets()["train-0"].extras["seeds"][2] == image_seed(3, "train-0", 2, 1)
+
+
+def test_an_image_that_stays_bad_ends_the_run_and_is_named(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled = torch.stack([noise_of("train-0", 1, attempt) for attempt in range(3)])
+
+    def spoil(noise: Tensor, latents: Tensor) -> None:
+        for row, start in enumerate(noise):
+            if (spoiled == start).flatten(1).all(dim=1).any():
+                latents[row] = float("nan")
+
+    batches = drawings(monkeypatch, spoil)
+    with pytest.raises(UserError, match="set train-0: image 1 is not finite or of one colour in all 3 attempts"):
+        place.run()
+    assert not place.manifest.exists()
+    assert len(batches) == 2 + 1 + 1
+
+
+class Interrupting(LocalStore):
+    """A store at whose n-th upload the power fails, before or after it."""
+
+    def __init__(self, folder: Path, *, at: int, after: bool) -> None:
+        super().__init__(folder)
+        self.left, self.after = at, after
+
+    def put(self, key: str, path: Path, sha256: str) -> None:
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise KeyboardInterrupt
+        super().put(key, path, sha256)
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupted_run_goes_on_after_its_last_shard(
+    at: int, after: bool, made: Workplace, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place.manifest.parent.parent / "store"
+    place.store = Interrupting(folder, at=at, after=after)
+    with pytest.raises(KeyboardInterrupt):
+        place.run()
+    assert not place.manifest.exists()
+    batches = drawings(monkeypatch)
+    place.store = LocalStore(folder)
+    place.run()
+    assert len(batches) == sum([2, 2, 1, 2][at - 1 :])
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    assert len(list(folder.rglob("*.tar"))) == 4
+    assert not list(place.work.rglob("*.tar"))
+
+
+def test_a_killed_run_goes_on(made: Workplace, place: Workplace) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_generate_stage as t
+class Killing(t.LocalStore):
+    def put(self, key, path, sha256):
+        super().put(key, path, sha256)
+        if len(list(Path(sys.argv[3], "store").rglob("*.tar"))) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+t.torch.set_num_threads(int(sys.argv[4]))
+t.Workplace(Path(sys.argv[3]), Path(sys.argv[2]), store=Killing(Path(sys.argv[3], "store"))).run()
+"""
+    folder = place.manifest.parent.parent
+    paths = [str(Path(__file__).parent), str(place.stable_diffusion), str(folder), str(torch.get_num_threads())]
+    killed = subprocess.run([sys.executable, "-c", script, *paths], check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not place.manifest.exists()
+    place.run()
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    assert not list(place.work.rglob("*.tar"))
+
+
+def test_what_is_finished_needs_no_networks(
+    made: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = made.manifest.read_bytes()
+    monkeypatch.setattr(generate, "StableDiffusion", None)
+    made.run()
+    assert made.manifest.read_bytes() == content
+    assert capsys.readouterr().err.splitlines()[-1] == "generate: 21/21 images"
+
+
+def test_a_shard_that_the_store_lost_is_drawn_again(
+    made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made.manifest.parent.parent
+    shutil.copytree(folder, tmp_path / "copy")
+    place = Workplace(tmp_path / "copy", made.stable_diffusion)
+    lost, damaged = Manifest.read(made.manifest).shards[:2]
+    (tmp_path / "copy/store" / lost.key).unlink()
+    for record in (place.work / "generate").glob("*.json"):
+        if json.loads(record.read_bytes())["entry"]["key"] == damaged.key:
+            record.write_text("{")
+    batches = drawings(monkeypatch)
+    place.run()
+    assert len(batches) == 4
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    verify.run(place.manifest, store=place.store)
+
+
+def test_other_parameters_captions_or_weights_make_other_shards(
+    made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made.manifest.parent.parent, tmp_path / "copy")
+    shutil.copytree(made.stable_diffusion, tmp_path / "stable-diffusion")
+    place = Workplace(tmp_path / "copy", tmp_path / "stable-diffusion")
+    batches = drawings(monkeypatch)
+    place.run()
+    assert len(batches) == 0
+    place.run(seed=4)
+    assert len(batches) == 7
+    write_captions(place.captions, [*ROWS[:2], Caption("train-2", "another", "train"), *ROWS[3:]], SOURCE)
+    place.run()
+    assert len(batches) == 7 + 2
+    (tmp_path / "stable-diffusion" / "README.md").write_text("---\nlicense: openrail++\n---\n")
+    manifest = place.run()
+    assert len(batches) == 7 + 2 + 7
+    assert manifest.made_by["stable_diffusion"]["licence"] == "CreativeML Open RAIL++-M"
+
+
+def test_bad_input_is_named_before_anything_is_written(place: Workplace, tmp_path: Path) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words) as caught:
+            place.run()
+        assert "\n" not in str(caught.value)
+        assert not place.manifest.exists()
+        assert not place.work.exists()
+
+    folder, place.stable_diffusion = place.stable_diffusion, tmp_path / "nothing"
+    refused("nothing: no such folder")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "a.txt").touch()
+    refused("nothing: no Stable Diffusion folder")
+    place.stable_diffusion = folder
+    write_captions(place.captions, [], SOURCE)
+    refused("holds no captions")
+    place.captions.unlink()
+    refused("cannot read captions")
+    (tmp_path / "file").touch()
+    place.store = LocalStore(tmp_path / "file")
+    refused("its folder is a file")
