@@ -175,18 +175,25 @@ def test_a_batch_of_sets_of_any_sizes_is_each_set_alone(make_pipeline: MakePipel
         torch.testing.assert_close(together[index], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_given_images_matter_and_guidance_makes_them_matter_more(make_pipeline: MakePipeline) -> None:
-    pipeline = make_pipeline("dino")
-    start = torch.randn(1, 4, 8, 8)
+def test_guidance_leads_away_from_the_empty_context(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, start = make_pipeline("dino"), torch.randn(1, 4, 8, 8)
+    used: list[Tensor] = []
+    step = pipeline.scheduler.step
 
-    def difference(guidance_scale: float) -> float:
-        one, other = (
-            latents(pipeline, images, 1, latents=start, guidance_scale=guidance_scale)
-            for images in (photos(1), photos(2))
-        )
-        return float((one - other).norm())
+    def note(prediction: Tensor, *rest: Any, **more: Any) -> Any:
+        used.append(prediction)
+        return step(prediction, *rest, **more)
 
-    assert difference(4.0) > 2 * difference(1.0) > 0.01
+    monkeypatch.setattr(pipeline.scheduler, "step", note)
+    options = {"latents": start, "num_inference_steps": 1}
+    latents(pipeline, [], 1, **options)
+    for guidance_scale in (1.0, 4.0):
+        latents(pipeline, photos(1), 1, guidance_scale=guidance_scale, **options)
+    empty, given, guided = used
+    assert not torch.allclose(given, empty, atol=1e-2)
+    torch.testing.assert_close(guided, empty + 4.0 * (given - empty), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' Euler schedulers

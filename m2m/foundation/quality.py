@@ -15,7 +15,7 @@ from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
 from m2m.seeds import derive
 from m2m.world.corpus import make_corpus
-from m2m.world.grammar import picture_captions
+from m2m.world.grammar import parse, picture_captions
 from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
 
 PICTURES, VIEWS, STEPS = 768, 192, 192
@@ -26,18 +26,24 @@ DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0
 def measure(folder: Path, *, seed: int) -> dict[str, float]:
     """Figures of a foundation folder on held-out combinations.
 
-    ``vae/psnr`` in dB; ``inception/<what>/real``, ``/restored`` and ``/drawn``: shares of the world's pictures, of those
-    as the autoencoder restores them, and of what the small Stable Diffusion draws for captions it never saw, that the
-    class network reads as captioned (content: noun and colour both); ``clip/match``: the share of pictures nearer to
-    their own caption than to any other of a hundred.
+    ``vae/psnr`` in dB. ``inception/<what>/<of>``: shares that the class network reads as captioned (content: noun and
+    colour both) of the world's pictures, views and steps (``real-…``), of those as the autoencoder restores them
+    (``restored-…``), and of what the small Stable Diffusion draws for captions it never saw (``drawn``). ``clip/match``:
+    the share of pictures nearer to their own caption than to any other of 48.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion")
     classifier = WorldClassifier.from_pretrained(folder / "inception")
     unseen = Lessons.of(make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, held_out=True))
     restored = torch.cat(list(vae.decode(pipeline.vae, vae.encode(pipeline.vae, unseen.images)[0])))
     figures = {"vae/psnr": vae.psnr(restored, unseen.images)}
-    figures |= readings(classifier, unseen.images, unseen.labels, "real")
-    figures |= readings(classifier, restored, unseen.labels, "restored")
+    for kind, rows in (
+        ("picture", slice(PICTURES)),
+        ("view", slice(PICTURES, PICTURES + VIEWS)),
+        ("step", slice(-STEPS, None)),
+    ):
+        labels = {head: label[rows] for head, label in unseen.labels.items()}
+        figures |= readings(classifier, unseen.images[rows], labels, f"real-{kind}")
+        figures |= readings(classifier, restored[rows], labels, f"restored-{kind}")
     figures |= readings(classifier, *drawings(pipeline, seed), "drawn")
     figures["clip/match"] = match(folder / "clip", unseen)
     return {name: round(value, 4) for name, value in figures.items()}
@@ -76,14 +82,15 @@ def drawings(pipeline: StableDiffusionPipeline, seed: int) -> tuple[Tensor, dict
     return torch.cat(images), labels
 
 
-def match(folder: Path, unseen: Lessons, among: int = 100) -> float:
-    """The share of pictures whose own caption is the nearest of ``among`` different ones."""
+def match(folder: Path, unseen: Lessons, among: int = 48) -> float:
+    """The share of pictures whose own caption is the nearest of ``among`` with different meanings."""
     model = CLIPModel.from_pretrained(folder).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    captions = list(dict.fromkeys(unseen.captions))[:among]
-    chosen = [index for index, caption in enumerate(unseen.captions) if caption in captions]
+    meanings = list(dict.fromkeys(parse(text) for text in unseen.captions[:PICTURES]))[:among]
+    chosen = [index for index in range(PICTURES) if parse(unseen.captions[index]) in meanings]
     logits = model(
-        input_ids=text_to_image.tokenize(tokenizer, captions), pixel_values=contrast.pixels(unseen.images[chosen])
+        input_ids=text_to_image.tokenize(tokenizer, [meaning.text() for meaning in meanings]),
+        pixel_values=contrast.pixels(unseen.images[chosen]),
     ).logits_per_image
-    own = torch.tensor([captions.index(unseen.captions[index]) for index in chosen])
+    own = torch.tensor([meanings.index(parse(unseen.captions[index])) for index in chosen])
     return float((logits.argmax(dim=1) == own).float().mean())

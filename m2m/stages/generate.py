@@ -1,4 +1,4 @@
-"""Stage ``generate``: draws Multi-Image Sets, N images for each caption from N latent noises (paper, section on MIS)."""
+"""Stage ``generate``: draws Multi-Image Sets, N images for each caption from N noises (paper, section on MIS)."""
 
 from __future__ import annotations
 

@@ -41,6 +41,14 @@ class Ranks:
         dist.all_gather(parts, values)
         return torch.cat(parts, dim=1)
 
+    def from_first(self, value: float) -> float:
+        """The first rank's value, on every rank."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return shared.item()
+
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:

@@ -78,7 +78,7 @@ def train(
                 point = state.curve.close(
                     images_seen=now,
                     learning_rate=course.learning_rate(step),
-                    held_out_loss=held_out.loss(state.ema) if held_out else math.nan,
+                    held_out_loss=ranks.from_first(held_out.loss(state.ema) if held_out else math.nan),
                 )
                 record.metrics(point.metrics(), step=now)
             if held_out and (is_last or is_due(common.preview_every, before=before, after=now)):

@@ -1,4 +1,4 @@
-"""Few pictures to learn from; and a hub at 127.0.0.1: what huggingface_hub asks of the real one, with networks' faults."""
+"""Pictures to learn from; and a hub at 127.0.0.1 as huggingface_hub expects it, with the faults of a network."""
 
 from __future__ import annotations
 

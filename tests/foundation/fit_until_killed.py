@@ -33,12 +33,11 @@ def train(work: Path, *, killed: str = "") -> Network:
     """The whole fit, or what comes before the kill; every step writes a checkpoint."""
     event, _, at = killed.partition(" ")
     network, data, save = Network(), torch.linspace(-1, 1, 40).reshape(10, 4), module.save_file
+    checkpoint = work / "network.checkpoint.safetensors"
     module.SECONDS_BETWEEN_CHECKPOINTS = -1
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
-        done = (
-            0 if not list(work.glob("*.checkpoint.*")) else int(module.load_file(*work.glob("*.checkpoint.*"))["step"])
-        )
+        done = int(module.load_file(checkpoint)["step"]) if checkpoint.exists() else 0
         if event == "step" and done == int(at):
             os.kill(os.getpid(), signal.SIGKILL)
         noisy = data[batch] + 0.1 * torch.randn(len(batch), 4, generator=draws)

@@ -1,0 +1,121 @@
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from m2m.foundation import text_to_image
+from m2m.foundation.text_to_image import CAPTION_DROPOUT, TextToImage, denoising_loss, scheduler, tokenize
+from m2m.foundation.world import Lessons
+from m2m.params import UnetFit
+
+
+@pytest.fixture
+def networks(tokenizer: CLIPTokenizer) -> TextToImage:
+    torch.manual_seed(0)
+    params = UnetFit(images=1, batch_size=1, learning_rate=1e-3, block_out_channels=(16, 32), attention_head_dim=(1, 2))
+    return TextToImage(params, tokenizer)
+
+
+def test_the_noise_schedule_is_sd_2_1_bases() -> None:
+    config = scheduler().config
+    assert (config["beta_schedule"], config["beta_start"], config["beta_end"]) == ("scaled_linear", 0.00085, 0.012)
+    assert (config["steps_offset"], config["set_alpha_to_one"], config["clip_sample"]) == (1, False, False)
+    assert (config["prediction_type"], config["num_train_timesteps"]) == ("epsilon", 1000)
+
+
+def test_the_u_net_is_configured_as_sd_2_1_bases(networks: TextToImage) -> None:
+    config: Any = networks.unet.config
+    assert config.use_linear_projection
+    assert config.attention_head_dim == (1, 2)
+    assert config.cross_attention_dim == networks.text_encoder.config.hidden_size
+    assert (config.in_channels, config.out_channels, config.sample_size) == (4, 4, 8)
+
+
+def test_captions_are_padded_and_cut_to_one_length(tokenizer: CLIPTokenizer, lessons: Lessons) -> None:
+    ids = tokenize(tokenizer, ["", lessons.captions[0], "a red star " * 20])
+    assert ids.shape == (3, tokenizer.model_max_length)
+    assert ids[:, 0].tolist() == [tokenizer.bos_token_id] * 3
+    assert ids[:, -1].tolist() == [tokenizer.eos_token_id] * 3
+    assert ids[0, 1] == tokenizer.eos_token_id
+
+
+class Stub:
+    """Networks that answer as told and keep what they were asked."""
+
+    def __init__(self, prediction: Callable[[Tensor], Tensor]) -> None:
+        self.prediction = prediction
+        self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def text_encoder(self, ids: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=ids)
+
+    def unet(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Any:
+        self.asked.append((noisy, timesteps, text))
+        return SimpleNamespace(sample=self.prediction(noisy))
+
+
+def test_the_loss_is_the_weighted_error_of_the_noise() -> None:
+    n = 64
+    stub: Any = Stub(torch.zeros_like)
+    tokens, empty = torch.arange(n)[:, None] + 1, torch.zeros(1, 1, dtype=torch.long)
+    # With latents and spread zero the noisy latents are the noise, scaled: what was drawn can be read from them.
+    nothing = torch.zeros(n, 4, 8, 8)
+    loss = denoising_loss(stub, nothing, nothing, tokens, empty)(torch.arange(n), torch.Generator().manual_seed(0))
+    noisy, timesteps, _ = stub.asked[0]
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha = torch.cumprod(1 - betas, 0)[timesteps]
+    noise = noisy.double() / (1 - alpha).sqrt().view(-1, 1, 1, 1)
+    snr = alpha / (1 - alpha)
+    expected = (torch.minimum(snr, torch.tensor(5.0)) / snr * noise.square().mean(dim=(1, 2, 3))).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    assert timesteps.min() < 100
+    assert timesteps.max() > 900
+
+
+def test_latents_are_drawn_anew_around_their_means() -> None:
+    n = 256
+    stub: Any = Stub(torch.zeros_like)
+    mean, spread = torch.full((n, 4, 8, 8), 30.0), torch.full((n, 4, 8, 8), 4.0)
+    loss = denoising_loss(stub, mean, spread, torch.zeros(n, 1).long(), torch.zeros(1, 1).long())
+    loss(torch.arange(n), torch.Generator().manual_seed(0))
+    noisy, timesteps, _ = stub.asked[0]
+    alpha = scheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    scaled = (noisy - alpha.sqrt() * mean) / (alpha * 16 + 1 - alpha).sqrt()
+    assert scaled.mean().item() == pytest.approx(0, abs=0.02)
+    assert scaled.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_tenth_of_the_captions_is_dropped() -> None:
+    n = 4000
+    stub: Any = Stub(torch.zeros_like)
+    latents, tokens = torch.zeros(n, 4, 1, 1), torch.arange(n)[:, None] + 1
+    denoising_loss(stub, latents, latents, tokens, torch.zeros(1, 1).long())(
+        torch.arange(n), torch.Generator().manual_seed(0)
+    )
+    text = stub.asked[0][2]
+    dropped = text == 0
+    assert dropped.float().mean().item() == pytest.approx(CAPTION_DROPOUT, abs=0.02)
+    assert torch.equal(text[~dropped], tokens[~dropped])
+
+
+def test_it_learns(
+    networks: TextToImage, tokenizer: CLIPTokenizer, lessons: Lessons, descend: Callable[..., tuple[float, float]]
+) -> None:
+    latents = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(1)).expand(16, 4, 8, 8)
+    tokens, empty = tokenize(tokenizer, lessons.captions), tokenize(tokenizer, [""])
+    loss = denoising_loss(networks, latents, torch.zeros_like(latents), tokens, empty)
+    first, last = descend(networks, loss, pictures=16, steps=20)
+    assert last < 0.7 * first
+    for part in (networks.unet, networks.text_encoder):
+        parameters: Any = part
+        assert all(value.requires_grad for value in parameters.parameters())
+
+
+def test_the_scheduler_of_the_folder_is_the_one_of_training() -> None:
+    assert text_to_image.MIN_SNR == 5.0
+    assert len(scheduler().alphas_cumprod) == 1000
