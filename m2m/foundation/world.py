@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 from m2m.foundation import classify, contrast, self_distil, text_to_image, vae
+from m2m.foundation.card import write_cards
 from m2m.foundation.fit import Loss, fit
 from m2m.foundation.words import learn_tokenizer
 from m2m.models.classifier import WorldClassifier
@@ -128,3 +129,4 @@ def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
     school.inception(autoencoder).save_pretrained(out / "inception")
     contrast.save(out / "clip", school.clip(), school.tokenizer)
     self_distil.save(out / "dino", school.dino())
+    write_cards(out, params)
