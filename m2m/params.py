@@ -1,7 +1,7 @@
 """The typed parameters: one frozen model a stage, every value in YAML, nothing defaulted here.
 
-The keys are those of ``params.yaml`` and of every file under ``profiles/``. A stage of ``dvc.yaml`` lists exactly the keys that it
-reads, so the grouping below decides what a change makes stale.
+The keys are those of ``params.yaml`` and of every file under ``profiles/``. A stage of ``dvc.yaml`` lists exactly the
+keys that it reads, so the grouping below decides what a change makes stale.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VaeFit(Fit):
 
 class UnetFit(Fit):
     block_out_channels: tuple[int, ...]
-    attention_head_dim: tuple[int, ...] = Field(description="attention heads at each level, as SD 2.1's configuration names them")
+    attention_head_dim: tuple[int, ...] = Field(description="attention heads at each level (SD 2.1's name for them)")
 
 
 class TransformerFit(Fit):
@@ -88,7 +88,7 @@ class HubFoundation(Section):
 
 
 class WorldCaptions(Section):
-    """Captions written by the grammar of the embedded world; test captions name combinations held out of all training."""
+    """Captions by the grammar of the embedded world; the test ones name combinations held out of all training."""
 
     source: Literal["world"]
     seed: int

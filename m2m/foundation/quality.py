@@ -28,8 +28,8 @@ def measure(folder: Path, *, seed: int) -> dict[str, float]:
 
     ``vae/psnr`` in dB. ``inception/<what>/<of>``: shares that the class network reads as captioned (content: noun and
     colour both) of the world's pictures, views and steps (``real-…``), of those as the autoencoder restores them
-    (``restored-…``), and of what the small Stable Diffusion draws for captions it never saw (``drawn``). ``clip/match``:
-    the share of pictures nearer to their own caption than to any other of 48.
+    (``restored-…``), and of what the small Stable Diffusion draws for captions it never saw (``drawn``).
+    ``clip/match``: the share of pictures nearer to their own caption than to any other of 48.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion")
     classifier = WorldClassifier.from_pretrained(folder / "inception")
