@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
 from m2m.errors import UserError
-from m2m.evaluation.page import tables
-from m2m.evaluation.page.charts import position_charts, training_charts
-from m2m.evaluation.page.galleries import galleries
-from m2m.evaluation.page.tables import NAMES, Fact, Numbers
 from m2m.files import write_atomically
 from m2m.manifest import Manifest
+from m2m.page import tables
+from m2m.page.charts import position_charts, training_charts
+from m2m.page.galleries import galleries
+from m2m.page.tables import NAMES, Fact, Numbers
 from m2m.params import ReportParams, Variant
 
 
@@ -49,7 +49,7 @@ def run(params: ReportParams, *, items: Sequence[Evaluated], manifest: Path, out
     training = training_charts({item.variant: item.curve for item in items})
     shown = [gallery for item in items for gallery in galleries(item.variant, item.plots)]
     environment = Environment(
-        loader=PackageLoader("m2m.evaluation.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("m2m.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("page.html.jinja").render(
         title=params.title,

@@ -21,7 +21,7 @@ SEED = 20  # of pictures that served no decision
 
 @pytest.fixture(scope="module")
 def unseen() -> Lessons:
-    return Lessons.of(make_corpus(pictures=256, views=0, steps=64, seed=SEED, held_out=True))
+    return Lessons.of(make_corpus(pictures=144, views=0, steps=48, seed=SEED, held_out=True))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
-    monkeypatch.setattr(quality, "DRAWINGS", 96)
+    monkeypatch.setattr(quality, "DRAWINGS", 64)
     pipeline = StableDiffusionPipeline.from_pretrained(FOLDER / "stable-diffusion")
     images, labels = quality.drawings(pipeline, SEED)
     right = classify.right(classifier, images, labels)

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest
-from m2m.foundation import contrast, world
+from m2m.foundation import contrast, quality, world
 from m2m.models.classifier import WorldClassifier
 from m2m.params import Fit, TransformerFit, UnetFit, VaeFit, WorldFoundation
 from m2m.stages import foundation
@@ -31,9 +31,17 @@ TINY = WorldFoundation(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_pictures_to_measure() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in (("PICTURES", 6), ("VIEWS", 1), ("STEPS", 2), ("DRAWINGS", 4), ("SOLVER_STEPS", 2)):
+            patch.setattr(quality, name, count)
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the stage's result in ``foundation`` and what it kept in ``work``: really trained, for two steps."""
+    """A folder with the stage's result in ``foundation`` and what it kept in ``work``: really trained, two steps."""
     folder, threads = tmp_path_factory.mktemp("stage"), torch.get_num_threads()
     torch.set_num_threads(1)
     foundation.run(TINY, out=folder / "foundation", work=folder / "work")
@@ -47,7 +55,7 @@ def test_the_folders_are_those_of_the_real_classes(made: Path) -> None:
     from transformers import BitImageProcessorPil, CLIPModel, CLIPProcessor, Dinov2Model
 
     out = made / "foundation"
-    assert sorted(path.name for path in out.iterdir()) == ["clip", "dino", "inception", "stable-diffusion"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"clip", "dino", "inception", "stable-diffusion"}
     pipeline = StableDiffusionPipeline.from_pretrained(out / "stable-diffusion", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     (drawn,) = pipeline("a red star, neon", num_inference_steps=2).images
@@ -73,9 +81,17 @@ def test_latents_are_scaled_to_unit_variance(made: Path) -> None:
     assert latents.std().item() == pytest.approx(1, abs=1e-3)
 
 
+def test_the_stage_tells_how_good_the_networks_are(made: Path) -> None:
+    figures = json.loads((made / "foundation" / "quality.json").read_text())
+    shares = {name: value for name, value in figures.items() if name != "vae/psnr"}
+    assert {"inception/content/real-picture", "inception/style/drawn", "clip/match"} <= shares.keys()
+    assert all(0 <= value <= 1 for value in shares.values())
+    assert 0 < figures["vae/psnr"] < 26  # two steps do not make it good
+
+
 def test_weights_are_safetensors_and_no_file_tells_where_it_was_made(made: Path) -> None:
     files = [path for path in (made / "foundation").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
     for path in files:
         if path.suffix == ".json":
             assert str(made) not in path.read_text()
@@ -109,9 +125,10 @@ def test_a_run_that_ends_early_leaves_what_was_there_and_goes_on(
     def stop(*_: object) -> None:
         raise UserError("stopped here")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="stopped here"):
+    with monkeypatch.context() as patch:
         patch.setattr(contrast, "save", stop)
-        foundation.run(TINY, out=out, work=work)
+        with pytest.raises(UserError, match="stopped here"):
+            foundation.run(TINY, out=out, work=work)
     assert [path.name for path in out.iterdir()] == ["old"]
     assert {path.name for path in tmp_path.iterdir()} == {"foundation", "work"}
 
@@ -135,6 +152,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (out / "file").write_text("made")
 
     monkeypatch.setattr(world, "train", train)
+    monkeypatch.setattr(quality, "measure", lambda *_, **__: {})
     return kept
 
 

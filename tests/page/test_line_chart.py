@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from m2m.evaluation.page.line_chart import HEIGHT, WIDTH, Line, line_chart, ticks
+from m2m.page.line_chart import HEIGHT, WIDTH, Line, line_chart, ticks
 
 
 @pytest.mark.parametrize(

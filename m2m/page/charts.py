@@ -11,8 +11,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from m2m.errors import UserError
-from m2m.evaluation.page.line_chart import Line, line_chart
-from m2m.evaluation.page.tables import NAMES, Column, Numbers
+from m2m.page.line_chart import Line, line_chart
+from m2m.page.tables import NAMES, Column, Numbers
 from m2m.params import Variant
 
 BY_POSITION = (

@@ -13,7 +13,7 @@ from PIL import Image
 
 from m2m.errors import UserError
 from m2m.evaluation.gallery import CAPTIONS
-from m2m.evaluation.page.tables import NAMES
+from m2m.page.tables import NAMES
 from m2m.params import Variant
 
 WIDEST = 1600
