@@ -36,16 +36,15 @@ def new_file(path: Path) -> Iterator[Path]:
         UserError: the disk is full, read-only or out of reach.
     """
     draft = path.with_name(f".{path.name}.{token_hex(6)}")
+    _make_folder(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with writing(path):
+        try:
             yield draft
             _flush(draft)
             draft.replace(path)
             _flush(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -92,6 +91,14 @@ def folder_digest(folder: Path) -> str:
         raise UserError(f"{folder}: no such folder, or nothing in it")
     lines = (f"{file_digest(folder / name)}  {name}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # of a folder that is there, but takes in no other, as /proc
+        raise UserError(f"cannot write {path}: no folder can be made there; choose another place") from error
 
 
 def _flush(path: Path) -> None:

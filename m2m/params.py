@@ -164,6 +164,9 @@ class TrainVariant(Section):
     images: PositiveInt = Field(description="training images seen (sets x set_size), the clock of training")
     sets_per_step: PositiveInt = Field(description="sets in one optimizer step, over all ranks")
     learning_rate: LearningRate
+    context_learning_rate: LearningRate = Field(
+        description="peak for what reads the context images: keys, values, null token, slots, DINOv2's projection"
+    )
 
 
 class TrainVariants(Section):

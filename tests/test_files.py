@@ -100,3 +100,9 @@ def test_a_folder_without_files_has_no_digest(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="no such folder, or nothing in it"):
             folder_digest(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes in no other, as /proc is")
+def test_a_place_that_takes_no_folder_is_named() -> None:
+    with pytest.raises(UserError, match="no folder can be made there"):
+        write_atomically(Path("/proc/nowhere/file"), b"")

@@ -101,13 +101,11 @@ def _load(folder: Path) -> StableDiffusionPipeline:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        text = (
-            f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
-        )
+        text = f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
         raise UserError(text) from error
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     if words != known:  # transformers takes a missing vocabulary for an empty one
         text = f"{folder}: damaged (the tokenizer has {words} words, the text encoder knows {known}); restore it"
-        raise UserError(f"{text} (dvc checkout) or run the foundation stage again")
+        raise UserError(f"{text} from git or run the foundation stage again")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

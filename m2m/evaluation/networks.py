@@ -139,5 +139,5 @@ def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
 def _incomplete(folder: Path, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return UserError(
-        f"{folder}: incomplete or damaged ({reason}); restore it (dvc checkout) or run the foundation stage again"
+        f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
     )

@@ -9,7 +9,7 @@ from m2m.params import WorldFoundation
 NETWORKS = {
     "stable-diffusion": "A small text-to-image model, a StableDiffusionPipeline folder configured like SD 2.1-base: "
     "f = 8, four latent channels, linear projections, its noise schedule.",
-    "dino": "A small Dinov2Model, trained without labels by self-distillation.",
+    "dino": "A small Dinov2Model, trained without labels: two looks at one scene belong together.",
     "clip": "A small CLIPModel: pictures and captions in one space.",
     "inception": "The class network that stands in for Inception-v3: 64 features for FID, classes for noun, colour, "
     "style and step, and readings of place, size and angle.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
-from m2m.foundation import classify, contrast, self_distil, text_to_image, vae
+from m2m.foundation import classify, contrast, self_supervise, text_to_image, vae
 from m2m.foundation.card import write_cards
 from m2m.foundation.fit import Loss, fit
 from m2m.foundation.words import learn_tokenizer
 from m2m.models.classifier import WorldClassifier
 from m2m.params import Fit, WorldFoundation
 from m2m.seeds import derive
-from m2m.world.corpus import Corpus, make_corpus
+from m2m.world.corpus import Corpus, make_corpus, make_looks
 
 RESTORED_PICTURES = 12000  # how many the class network also sees through the autoencoder
 
@@ -49,13 +50,24 @@ class School:
     def __init__(self, params: WorldFoundation, work: Path) -> None:
         self.params, self.work = params, work
         print("drawing the corpus", flush=True)
-        counts = {"pictures": params.pictures, "views": params.views, "steps": params.steps}
-        self.lessons = Lessons.of(make_corpus(**counts, seed=params.seed, held_out=False))
+        self.counts = {"pictures": params.pictures, "views": params.views, "steps": params.steps}
+        self.lessons = Lessons.of(make_corpus(**self.counts, seed=params.seed, held_out=False))
         self.tokenizer: CLIPTokenizer = learn_tokenizer(self.lessons.captions)
         self.tokens = text_to_image.tokenize(self.tokenizer, self.lessons.captions)
 
-    def teach(self, name: str, network: nn.Module, loss: Loss, lessons: Fit, pictures: int) -> None:
-        fit(name, network, loss, fit=lessons, pictures=pictures, seed=self.params.seed, work=self.work)
+    def teach(
+        self, name: str, network: nn.Module, loss: Loss, lessons: Fit, pictures: int, matrices: Sequence[str] = ()
+    ) -> None:
+        fit(
+            name,
+            network,
+            loss,
+            fit=lessons,
+            pictures=pictures,
+            seed=self.params.seed,
+            work=self.work,
+            matrices=matrices,
+        )
 
     def begin(self, name: str) -> None:
         """Make the initial weights of the next network a function of the seed."""
@@ -110,13 +122,20 @@ class School:
         return model
 
     def dino(self) -> Dinov2Model:
-        """The encoder trained without labels."""
+        """The encoder trained without labels, on two looks at each of as many scenes."""
+        print("looking twice at each scene", flush=True)
+        looks = torch.from_numpy(make_looks(**self.counts, seed=self.params.seed)).permute(0, 1, 4, 2, 3)
         self.begin("dino")
-        pair = self_distil.SelfDistillation(self.params.dino)
+        network = self_supervise.Contrast(self.params.dino)
         self.teach(
-            "dino", pair, self_distil.distillation_loss(pair, self.lessons.images), self.params.dino, len(self.tokens)
+            "dino",
+            network,
+            self_supervise.contrastive_loss(network, looks),
+            self.params.dino,
+            looks.shape[1],
+            matrices=network.matrices(),
         )
-        return pair.student
+        return network.encoder
 
 
 def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
@@ -128,5 +147,5 @@ def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
     )
     school.inception(autoencoder).save_pretrained(out / "inception")
     contrast.save(out / "clip", school.clip(), school.tokenizer)
-    self_distil.save(out / "dino", school.dino())
+    self_supervise.save(out / "dino", school.dino())
     write_cards(out, params)

@@ -133,6 +133,18 @@ class ImageSetUNet(UNet2DConditionModel):
         """The Image-Set Attention of each transformer block, by its name in the state."""
         return {name: module for name, module in self.named_modules() if isinstance(module, ImageSetAttention)}
 
+    def context_parameters(self) -> list[nn.Parameter]:
+        """What reads the context images. New, or put to a new use, it has more to learn than the parent's weights."""
+        read = ("to_k.", "to_v.", "null_token", "slot_embedding")
+        attention = [
+            parameter
+            for module in self.attentions().values()
+            for name, parameter in module.named_parameters()
+            if name.startswith(read)
+        ]
+        projections = (self.context_proj, self.context_level) if self.variant == "dino" else ()
+        return attention + [parameter for projection in projections for parameter in projection.parameters()]
+
     def forward(
         self,
         sample: Tensor,

@@ -88,7 +88,7 @@ def run(
         held_out = None
         if ranks.is_first:
             held_out = HeldOut(pipeline, objective, ImageSets(store, data, "test"), device=ranks.device)
-        state = start_or_resume(pipeline.unet, common, checkpoints)
+        state = start_or_resume(pipeline.unet, common, params, checkpoints)
         with (tracker if ranks.is_first else NullTracker()).run(
             name,
             stage="train",

@@ -70,11 +70,11 @@ class Course:
             ]
         )
 
-    def learning_rate(self, step: int) -> float:
-        """The rate at the middle of a step."""
+    def learning_rate(self, step: int, *, peak: float | None = None) -> float:
+        """The rate at the middle of a step, for the weights of the parent or for those with another peak."""
         return learning_rate(
             (step + 0.5) * self.images_per_step,
-            peak=self.variant.learning_rate,
+            peak=self.variant.learning_rate if peak is None else peak,
             warmup_images=self.objective.common.warmup_images,
             images=self.variant.images,
             schedule=self.objective.common.schedule,
@@ -108,7 +108,7 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
     with closing(made_ahead(fetch, steps)) as batches:
         for step, examples in zip(steps, batches, strict=True):
             for group in state.optimizer.param_groups:
-                group["lr"] = course.learning_rate(step)
+                group["lr"] = course.learning_rate(step, peak=group["peak"])
             losses: list[Tensor] = []
             for part in examples.to(ranks.device).split(parts):
                 is_last = len(losses) + 1 == parts

@@ -7,10 +7,10 @@ import math
 from contextlib import nullcontext
 
 import torch
-from torch import nn
 
 from m2m.errors import UserError
-from m2m.params import TrainCommon
+from m2m.models.unet import ImageSetUNet
+from m2m.params import TrainCommon, TrainVariant
 from m2m.progress import progress
 from m2m.tracking import Run
 from m2m.training.checkpoints import Checkpoints
@@ -28,14 +28,25 @@ SETS_NAMED = 8
 _log = logging.getLogger(__name__)
 
 
-def start_or_resume(network: nn.Module, common: TrainCommon, checkpoints: Checkpoints) -> TrainState:
+def start_or_resume(
+    network: ImageSetUNet, common: TrainCommon, variant: TrainVariant, checkpoints: Checkpoints
+) -> TrainState:
     """The state of the newest checkpoint of this very run, or the state before the first step.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, weight_decay=common.weight_decay, fused=True)
+    context = network.context_parameters()
+    new = set(context)
+    carried = [parameter for parameter in network.parameters() if parameter not in new]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": carried, "peak": variant.learning_rate},
+            {"params": context, "peak": variant.context_learning_rate},
+        ],
+        weight_decay=common.weight_decay,
+        fused=True,
+    )
     state = TrainState(network=network, optimizer=optimizer, ema=Ema(network, decay=common.ema.decay))
     if (checkpoint := checkpoints.latest()) is not None:
         state.load(checkpoint)

@@ -84,6 +84,58 @@ def make_corpus(*, pictures: int, views: int, steps: int, seed: int, held_out: b
     return corpus
 
 
+def make_looks(*, pictures: int, views: int, steps: int, seed: int) -> NDArray[np.uint8]:
+    """Two looks at each of n scenes in no caption that is held out of training: (2, n, 64, 64, 3).
+
+    Between them a shape has moved, turned, grown and changed its shade; a solid is seen by another camera. What is
+    shown is not told: this is what a network without labels learns from.
+    """
+    sources = (
+        _scenes(pictures, _stream(seed, 3, held_out=False)),
+        _solids(views, _stream(seed, 4, held_out=False)),
+        _half_built(steps, _stream(seed, 5, held_out=False)),
+    )
+    looks = np.empty((2, pictures + views + steps, SIDE, SIDE, 3), dtype=np.uint8)
+    for row, pair in enumerate(pair for source in sources for pair in source):
+        looks[:, row] = pair
+    return looks
+
+
+_Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def _scenes(count: int, rng: np.random.Generator) -> Iterator[_Pair]:
+    captions = picture_captions(held_out=False)
+    for _ in range(count):
+        caption = captions[rng.integers(len(captions))]
+        yield paint(caption, Variation.draw(rng)), paint(caption, Variation.draw(rng))
+
+
+def _solids(count: int, rng: np.random.Generator) -> Iterator[_Pair]:
+    if count == 0:
+        return
+    from m2m.world.cameras import Camera
+    from m2m.world.solids import SolidObject, render_views
+
+    captions = view_captions(held_out=False)
+    for _ in range(count):
+        caption = captions[rng.integers(len(captions))]
+        assert caption.second is not None
+        solid = SolidObject.draw(caption.noun, caption.colour, *caption.second, rng)
+        first, second = render_views(solid, [Camera.draw(rng), Camera.draw(rng)])
+        yield first, second
+
+
+def _half_built(count: int, rng: np.random.Generator) -> Iterator[_Pair]:
+    procedures = procedure_captions(held_out=False)
+    for _ in range(count):
+        captions = procedures[rng.integers(len(procedures))]
+        caption = captions[rng.integers(len(captions))]
+        assert caption.step is not None
+        first, second = (paint_step(caption.noun, caption.colour, caption.step, Variation.draw(rng)) for _ in range(2))
+        yield first, second
+
+
 def _stream(seed: int, kind: int, held_out: bool) -> np.random.Generator:
     return np.random.default_rng([seed, kind, int(held_out)])
 

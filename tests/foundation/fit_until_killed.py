@@ -52,7 +52,7 @@ def train(work: Path, *, killed: str = "") -> Network:
     module.save_file = half_saved
     try:
         sizes = Fit(images=4 * STEPS, batch_size=4, learning_rate=0.01)
-        module.fit("network", network, loss, fit=sizes, pictures=10, seed=3, work=work)
+        module.fit("network", network, loss, fit=sizes, pictures=10, seed=3, work=work, matrices=["layers.3.weight"])
     finally:
         module.save_file, module.SECONDS_BETWEEN_CHECKPOINTS = save, 60
     return network

@@ -329,3 +329,18 @@ def test_no_pass_waits_for_the_device(tiny_stable_diffusion: Path, variant: Vari
         for n in range(3):
             record(unet, context.images[:, n], context.timesteps[:, n], cache)
         unet(torch.cat([noisy[:, 0]] * 2), timesteps[0, 0], Window(cache, unconditional=SETS))
+
+
+@VARIANTS
+def test_what_reads_the_context_is_all_that_a_context_reaches_first(
+    tiny_stable_diffusion: Path, variant: Variant
+) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    chosen = {id(parameter) for parameter in unet.context_parameters()}
+    names = {name.rsplit("attn2.", 1)[-1] for name, parameter in unet.named_parameters() if id(parameter) in chosen}
+    expected = {"to_k.weight", "to_v.weight", "null_token", "slot_embedding"}
+    expected |= (
+        {"to_v.bias"} if variant == "self" else {"context_proj.weight", "context_proj.bias", "context_level.weight"}
+    )
+    assert names == expected
+    assert not any("attn1" in name for name, parameter in unet.named_parameters() if id(parameter) in chosen)

@@ -107,6 +107,8 @@ def make_variant() -> Callable[..., TrainVariant]:
     """Parameters of a variant, with changes: 12 steps of 4 sets of 4 images."""
 
     def make(**changes: Any) -> TrainVariant:
-        return TrainVariant.model_validate({"images": 192, "sets_per_step": 4, "learning_rate": 1e-3, **changes})
+        return TrainVariant.model_validate(
+            {"images": 192, "sets_per_step": 4, "learning_rate": 1e-3, "context_learning_rate": 3e-3, **changes}
+        )
 
     return make

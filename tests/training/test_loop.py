@@ -52,7 +52,7 @@ def make(
             objective=Objective(pipeline, common, device=CPU),
             variant=make_variant(**params or {}),
         )
-        return start_or_resume(pipeline.unet, common, Checkpoints(tmp_path / "none")), course
+        return start_or_resume(pipeline.unet, common, course.variant, Checkpoints(tmp_path / "none")), course
 
     return call
 
@@ -177,3 +177,17 @@ def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draw
     assert held_out.loss(state.ema) == before
     state.ema.update()
     assert held_out.loss(state.ema) != before
+
+
+def test_what_reads_the_context_learns_at_its_own_rate(make: Made) -> None:
+    def moved(**rates: float) -> dict[str, float]:
+        state, course = make(params={"images": 16, **rates})
+        before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+        after = weights_after(state, course)
+        return {name: (after[name] - before[name]).abs().max().item() for name in before}
+
+    slow, fast = moved(context_learning_rate=1e-3), moved(context_learning_rate=1e-2)
+    for name in slow:
+        ratio = fast[name] / slow[name] if slow[name] else 1.0
+        reads = any(f"attn2.{part}" in name for part in ("to_k", "to_v", "null_token", "slot_embedding"))
+        assert 5 < ratio < 15 if reads and slow[name] else 0.5 < ratio < 2, (name, ratio)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m2m.world.corpus import Corpus, make_corpus
+from m2m.world.corpus import Corpus, make_corpus, make_looks
 from m2m.world.grammar import parse
 from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, STYLES
 
@@ -55,3 +55,15 @@ def test_one_kind_does_not_change_another() -> None:
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(ValueError, match="0 pictures"):
         make_corpus(pictures=0, views=0, steps=0, seed=0, held_out=False)
+
+
+def test_two_looks_show_one_scene_that_has_moved() -> None:
+    looks = make_looks(pictures=30, views=4, steps=10, seed=5)
+    assert looks.shape == (2, 44, 64, 64, 3)
+    assert looks.dtype == np.uint8
+    assert np.array_equal(looks, make_looks(pictures=30, views=4, steps=10, seed=5))
+    between, others = (
+        np.abs(looks[0].astype(int) - other.astype(int)).mean(axis=(1, 2, 3)) for other in (looks[1], looks[1][::-1])
+    )
+    assert (between > 0).all()  # it has moved,
+    assert between[:30].mean() < 0.7 * others[:30].mean()  # and is the same thing in the same style

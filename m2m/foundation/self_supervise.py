@@ -1,0 +1,133 @@
+"""The small DINOv2, trained without labels: two looks at one scene belong together (SimCLR, Chen et al., 2020).
+
+That alone would teach it to forget colours, in which the looks differ; so each patch must also tell its own.
+
+DINOv2 itself learned by self-distillation from 142 million photographs. In minutes that teaches a small network colours
+but no shapes; two looks at a thing that has moved, turned and grown between them, as in a film, teach it more.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+from m2m.foundation.fit import Loss
+from m2m.params import TransformerFit
+
+SIDE, PATCH, HEADS = 64, 8, 4
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TEMPERATURE = 0.1
+PROJECTED = 128
+HUE, GREY = 0.8, 0.2  # the shares of looks in other colours, and in none
+
+
+class Contrast(nn.Module):
+    """The encoder, the projection in which looks are compared, and what reads colours; only the encoder is kept."""
+
+    def __init__(self, params: TransformerFit) -> None:
+        super().__init__()
+        width = params.hidden_size
+        self.encoder = Dinov2Model(
+            Dinov2Config(
+                hidden_size=width,
+                num_hidden_layers=params.layers,
+                num_attention_heads=HEADS,
+                mlp_ratio=4,
+                image_size=SIDE,
+                patch_size=PATCH,
+                # About 1 / sqrt(width): from the default 0.02, made for wide networks, one this narrow hardly departs.
+                initializer_range=0.1,
+                attn_implementation="eager",  # on a CPU in bfloat16 many times faster than the fused one's backward
+            )
+        )
+        self.projection = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.GELU(), nn.Linear(4 * width, PROJECTED))
+        self.colours = nn.Linear(width, 12)  # RGB of the four quarters of a patch
+
+    def matrices(self) -> list[str]:
+        """The names of the transformer's weight matrices, which Muon trains in a third of AdamW's steps."""
+        return [
+            name for name, weight in self.named_parameters() if name.startswith("encoder.encoder.") and weight.ndim == 2
+        ]
+
+    def forward(self, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels (n, 3, 64, 64) -> a unit vector of each (n, 128), their patches' colours (n, 64, 12)."""
+        with torch.autocast(shown.device.type, torch.bfloat16):
+            tokens = self.encoder(shown).last_hidden_state  # (n, 65, width)
+        tokens = tokens.float()
+        projected = self.projection(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
+        return F.normalize(projected, dim=1), self.colours(tokens[:, 1:])
+
+
+def quarters(shown: Tensor) -> Tensor:
+    """The mean colour of each quarter of each patch: (n, 3, 64, 64) -> (n, 64, 12)."""
+    return F.pixel_unshuffle(F.avg_pool2d(shown, PATCH // 2), 2).flatten(2).mT
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 (n, 3, H, W) -> normalised as ImageNet is, which is what DINOv2's processor gives."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def look(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Another look: moved, turned, mirrored; other hues, contrast and brightness. uint8 -> normalised pixels."""
+    n = len(images)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=draws)
+
+    scale, angle, shift = uniform(0.75, 1.25), uniform(-math.pi / 6, math.pi / 6), uniform(-0.25, 0.25, 2)
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    across = torch.stack([scale * angle.cos() * mirror, -scale * angle.sin(), shift[:, 0]], dim=1)
+    down = torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), shift[:, 1]], dim=1)
+    grid = F.affine_grid(torch.stack([across, down], dim=1), [n, 3, SIDE, SIDE], align_corners=False)
+    seen = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    turn = torch.where(uniform(0, 1) < HUE, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
+    seen = torch.einsum("nij,njhw->nihw", hue_rotation(turn), seen).clamp(0, 255)
+    seen = torch.where(uniform(0, 1, 1, 1, 1) < GREY, seen.mean(dim=1, keepdim=True), seen)
+    middle = seen.mean(dim=(1, 2, 3), keepdim=True)
+    seen = (seen - middle) * uniform(0.5, 1.5, 1, 1, 1) + middle * uniform(0.8, 1.2, 1, 1, 1)
+    return pixels(seen.clamp(0, 255))
+
+
+def hue_rotation(angle: Tensor) -> Tensor:
+    """Rotations of RGB about the grey axis by angles (n) in radians: (n, 3, 3)."""
+    cosine, sine = angle.cos(), angle.sin() / math.sqrt(3)
+    same, next_, last = (1 + 2 * cosine) / 3, (1 - cosine) / 3 - sine, (1 - cosine) / 3 + sine
+    rows = ([same, next_, last], [last, same, next_], [next_, last, same])
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+
+
+def contrastive_loss(network: Contrast, looks: Tensor) -> Loss:
+    """Cross-entropy of finding a scene's other look among all of the batch (NT-Xent; Chen et al., equation 1).
+
+    To it comes the squared error of the patches' colours.
+
+    Args:
+        looks: uint8 (2, n, 3, 64, 64), two of each scene.
+    """
+
+    def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
+        size = len(batch)
+        shown = torch.cat([look(looks[0, batch], draws), look(looks[1, batch], draws)])  # (2b, 3, 64, 64)
+        projected, colours = network(shown)  # (2b, 128), (2b, 64, 12)
+        similarity = projected @ projected.T / TEMPERATURE  # (2b, 2b)
+        itself = torch.eye(2 * size, dtype=torch.bool)
+        found = F.cross_entropy(similarity.masked_fill(itself, -torch.inf), torch.arange(2 * size).roll(size))
+        return found + F.mse_loss(colours, quarters(shown))
+
+    return loss
+
+
+def save(folder: Path, encoder: Dinov2Model) -> None:
+    """Write a folder that ``Dinov2Model`` and its image processor load."""
+    encoder.save_pretrained(folder, safe_serialization=True)
+    size = {"height": SIDE, "width": SIDE}
+    BitImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size=size, image_mean=list(MEAN), image_std=list(STD)
+    ).save_pretrained(folder)
