@@ -112,13 +112,13 @@ def test_nothing_runs_twice(pipeline: Pipeline) -> None:
     ("old", "new", "stale"),
     [
         (
-            "    dino:\n      images: 14400",
-            "    dino:\n      images: 14448",
+            "    dino:\n      images: ",
+            "    dino:\n      images: 1",
             ["train --variant dino", "evaluate --variant dino", "report"],
         ),
         (
-            "    self:\n      images: 14400",
-            "    self:\n      images: 14448",
+            "    self:\n      images: ",
+            "    self:\n      images: 1",
             ["train --variant self", "evaluate --variant self", "report"],
         ),
         ("    set_size: 6", "    set_size: 5", BOTH),

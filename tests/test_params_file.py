@@ -143,9 +143,10 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
 
 def test_each_variant_has_its_own(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    file.write_text(GOOD.replace("    dino:\n      images: 14400", "    dino:\n      images: 7"))
+    file.write_text(re.sub(r"    dino:\n      images: \d+", "    dino:\n      images: 7", GOOD))
     variants = load_params(file).train.variant
-    assert (variants.of("self").images, variants.of("dino").images) == (14400, 7)
+    assert variants.of("dino").images == 7
+    assert variants.of("self").images > 7
 
 
 LINES = GOOD.splitlines(keepends=True)

@@ -111,7 +111,8 @@ class Draws:
 def made_ahead(make: Callable[[int], Made], steps: range) -> Generator[Made]:
     """What `make` gives for each step, made while the steps before are being worked on; its errors are raised here."""
     upcoming = iter(steps)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="examples") as maker:
+    # A second team of OpenMP threads would spin on the cores on which the network's team works.
+    with ThreadPoolExecutor(1, "examples", initializer=torch.set_num_threads, initargs=(1,)) as maker:
         waiting = deque(maker.submit(make, step) for step in islice(upcoming, STEPS_AHEAD))
         try:
             while waiting:
