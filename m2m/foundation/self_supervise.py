@@ -42,9 +42,10 @@ class Contrast(nn.Module):
                 patch_size=PATCH,
                 # About 1 / sqrt(width): from the default 0.02, made for wide networks, one this narrow hardly departs.
                 initializer_range=0.1,
-                attn_implementation="eager",  # on a CPU in bfloat16 many times faster than the fused one's backward
             )
         )
+        # On a CPU in bfloat16, going back through the fused one takes many times as long.
+        self.encoder.set_attn_implementation("eager")
         self.projection = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.GELU(), nn.Linear(4 * width, PROJECTED))
         self.colours = nn.Linear(width, 12)  # RGB of the four quarters of a patch
 
