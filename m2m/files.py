@@ -36,7 +36,7 @@ def new_file(path: Path) -> Iterator[Path]:
         UserError: the disk is full, read-only or out of reach.
     """
     draft = path.with_name(f".{path.name}.{token_hex(6)}")
-    _make_folder(path)
+    make_parent(path)
     with writing(path):
         try:
             yield draft
@@ -93,7 +93,12 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _make_folder(path: Path) -> None:
+def make_parent(path: Path) -> None:
+    """Makes the folder in which `path` will lie.
+
+    Raises:
+        UserError: the disk is full, read-only or out of reach, or the place takes no folder.
+    """
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from m2m.files import writing
+from m2m.files import make_parent, writing
 
 
 @contextmanager
@@ -25,10 +25,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: the disk is full, read-only or out of reach.
     """
     draft, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    make_parent(path)
     with writing(path):
         for leftover in (draft, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        draft.mkdir(parents=True)
+        draft.mkdir()
         try:
             with _refusals_of_safetensors():
                 yield draft

@@ -1,7 +1,8 @@
 """Captioned pictures with all their labels, in memory: what the foundation is trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,22 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Example:
+class _Look:
     image: NDArray[np.uint8]
-    caption: Caption
-    text: str
     geometry: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Something to look at, each time as it happens to be."""
+
+    caption: Caption
+    look: Callable[[], _Look]
+    rng: np.random.Generator
+
+    def text(self) -> str:
+        """The caption in one of its wordings."""
+        return self.caption.text(int(self.rng.integers(self.caption.templates)))
 
 
 def make_corpus(*, pictures: int, views: int, steps: int, seed: int, held_out: bool) -> Corpus:
@@ -54,11 +66,7 @@ def make_corpus(*, pictures: int, views: int, steps: int, seed: int, held_out: b
     """
     if min(pictures, views, steps) < 0 or pictures + views + steps == 0:
         raise ValueError(f"a corpus of {pictures} pictures, {views} views and {steps} steps")
-    sources = (
-        _pictures(pictures, _stream(seed, 0, held_out), held_out),
-        _views(views, _stream(seed, 1, held_out), held_out),
-        _steps(steps, _stream(seed, 2, held_out), held_out),
-    )
+    scenes = _scenes(pictures, views, steps, seed=seed, kinds=(0, 1, 2), held_out=held_out)
     n = pictures + views + steps
     corpus = Corpus(
         images=np.empty((n, SIDE, SIDE, 3), dtype=np.uint8),
@@ -70,16 +78,16 @@ def make_corpus(*, pictures: int, views: int, steps: int, seed: int, held_out: b
         geometry=np.zeros((n, 5), dtype=np.float32),
         has_geometry=np.zeros(n, dtype=np.bool_),
     )
-    for row, example in enumerate(example for source in sources for example in source):
-        caption = example.caption
-        corpus.images[row] = example.image
-        corpus.captions.append(example.text)
+    for row, scene in enumerate(scenes):
+        caption, look = scene.caption, scene.look()
+        corpus.images[row] = look.image
+        corpus.captions.append(scene.text())
         corpus.noun[row] = NOUNS.index(caption.noun)
         corpus.colour[row] = COLOUR_NAMES.index(caption.colour)
         corpus.style[row] = ALL_STYLES.index(caption.style)
         corpus.step[row] = caption.step or 0
-        if example.geometry is not None:
-            corpus.geometry[row] = example.geometry
+        if look.geometry is not None:
+            corpus.geometry[row] = look.geometry
             corpus.has_geometry[row] = True
     return corpus
 
@@ -90,67 +98,38 @@ def make_looks(*, pictures: int, views: int, steps: int, seed: int) -> NDArray[n
     Between them a shape has moved, turned, grown and changed its shade; a solid is seen by another camera. What is
     shown is not told: this is what a network without labels learns from.
     """
-    sources = (
-        _scenes(pictures, _stream(seed, 3, held_out=False)),
-        _solids(views, _stream(seed, 4, held_out=False)),
-        _half_built(steps, _stream(seed, 5, held_out=False)),
-    )
     looks = np.empty((2, pictures + views + steps, SIDE, SIDE, 3), dtype=np.uint8)
-    for row, pair in enumerate(pair for source in sources for pair in source):
-        looks[:, row] = pair
+    for row, scene in enumerate(_scenes(pictures, views, steps, seed=seed, kinds=(3, 4, 5), held_out=False)):
+        for looked in looks:
+            looked[row] = scene.look().image
     return looks
 
 
-_Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+def _scenes(
+    pictures: int, views: int, steps: int, *, seed: int, kinds: tuple[int, int, int], held_out: bool
+) -> Iterator[_Scene]:
+    """Shapes, then solids, then half-built things, each kind from a stream of its own."""
+    shapes, solids, built = (np.random.default_rng([seed, kind, int(held_out)]) for kind in kinds)
+    yield from _shapes(pictures, shapes, held_out)
+    yield from _solids(views, solids, held_out)
+    yield from _half_built(steps, built, held_out)
 
 
-def _scenes(count: int, rng: np.random.Generator) -> Iterator[_Pair]:
-    captions = picture_captions(held_out=False)
-    for _ in range(count):
-        caption = captions[rng.integers(len(captions))]
-        yield paint(caption, Variation.draw(rng)), paint(caption, Variation.draw(rng))
-
-
-def _solids(count: int, rng: np.random.Generator) -> Iterator[_Pair]:
-    if count == 0:
-        return
-    from m2m.world.cameras import Camera
-    from m2m.world.solids import SolidObject, render_views
-
-    captions = view_captions(held_out=False)
-    for _ in range(count):
-        caption = captions[rng.integers(len(captions))]
-        assert caption.second is not None
-        solid = SolidObject.draw(caption.noun, caption.colour, *caption.second, rng)
-        first, second = render_views(solid, [Camera.draw(rng), Camera.draw(rng)])
-        yield first, second
-
-
-def _half_built(count: int, rng: np.random.Generator) -> Iterator[_Pair]:
-    procedures = procedure_captions(held_out=False)
-    for _ in range(count):
-        captions = procedures[rng.integers(len(procedures))]
-        caption = captions[rng.integers(len(captions))]
-        assert caption.step is not None
-        first, second = (paint_step(caption.noun, caption.colour, caption.step, Variation.draw(rng)) for _ in range(2))
-        yield first, second
-
-
-def _stream(seed: int, kind: int, held_out: bool) -> np.random.Generator:
-    return np.random.default_rng([seed, kind, int(held_out)])
-
-
-def _pictures(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Example]:
+def _shapes(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
     captions = picture_captions(held_out=held_out)
-    for _ in range(count):
-        caption = captions[rng.integers(len(captions))]
+
+    def look(caption: Caption) -> _Look:
         variation = Variation.draw(rng)
         angle = 0.0 if caption.noun == "circle" else np.radians(variation.angle)
         geometry = (variation.x, variation.y, variation.size, np.sin(angle), np.cos(angle))
-        yield _Example(paint(caption, variation), caption, _worded(caption, rng), geometry)
+        return _Look(paint(caption, variation), geometry)
+
+    for _ in range(count):
+        caption = captions[rng.integers(len(captions))]
+        yield _Scene(caption, partial(look, caption), rng)
 
 
-def _views(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Example]:
+def _solids(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
     if count == 0:
         return
     # PyVista takes a while to import, and most corpora have no views.
@@ -158,23 +137,24 @@ def _views(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Ex
     from m2m.world.solids import SolidObject, render_views
 
     captions = view_captions(held_out=held_out)
+
+    def look(solid: SolidObject) -> _Look:
+        return _Look(render_views(solid, [Camera.draw(rng)])[0])
+
     for _ in range(count):
         caption = captions[rng.integers(len(captions))]
         assert caption.second is not None
         solid = SolidObject.draw(caption.noun, caption.colour, *caption.second, rng)
-        image = render_views(solid, [Camera.draw(rng)])[0]
-        yield _Example(image, caption, _worded(caption, rng))
+        yield _Scene(caption, partial(look, solid), rng)
 
 
-def _steps(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Example]:
+def _half_built(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
     procedures = procedure_captions(held_out=held_out)
+
+    def look(caption: Caption, step: int) -> _Look:
+        return _Look(paint_step(caption.noun, caption.colour, step, Variation.draw(rng)))
+
     for _ in range(count):
         captions = procedures[rng.integers(len(procedures))]
         step = int(rng.integers(1, len(captions) + 1))
-        caption = captions[step - 1]
-        image = paint_step(caption.noun, caption.colour, step, Variation.draw(rng))
-        yield _Example(image, caption, _worded(caption, rng))
-
-
-def _worded(caption: Caption, rng: np.random.Generator) -> str:
-    return caption.text(int(rng.integers(caption.templates)))
+        yield _Scene(captions[step - 1], partial(look, captions[step - 1], step), rng)
