@@ -20,6 +20,7 @@ from transformers import CLIPTokenizer
 from m2m.foundation.fit import Loss
 from m2m.foundation.words import learn_tokenizer
 from m2m.foundation.world import Lessons
+from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.world.corpus import make_corpus
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -54,6 +55,18 @@ class Hub:
             path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
         }
         self.repositories[repo] = content | {name.replace("__", "/"): value for name, value in extra.items()}
+
+    def params(self, inception: bytes) -> HubFoundation:
+        """Publishes weights of Inception; the parameters that fetch these and three repositories."""
+        self.files["/inception.pth"] = inception
+        return HubFoundation(
+            source="hub",
+            revision=1,
+            stable_diffusion=HubSnapshot(repo="sd/tiny", revision=REVISION),
+            dino=HubSnapshot(repo="meta/dino", revision=REVISION),
+            clip=HubSnapshot(repo="meta/clip", revision=REVISION),
+            inception=HubFile(url=f"{self.url}/inception.pth", sha256=hashlib.sha256(inception).hexdigest()),
+        )
 
     def resolve(self, repo: str, name: str) -> str:
         """The path at which a file of a repository is asked for."""

@@ -47,15 +47,8 @@ def params(hub: Any, tiny_stable_diffusion: Path, tiny_dino: Path) -> HubFoundat
     hub.add("sd/tiny", tiny_stable_diffusion, **other, **single, **checker, **card)
     hub.add("meta/dino", tiny_dino, **{"pytorch_model.bin": b"pickle", "assets__picture.png": b"png"})
     hub.add("meta/clip", tiny_dino, **{"flax_model.msgpack": b"flax", "merges.txt": b"#version: 0.2\n"})
-    hub.files["/inception.pth"] = WEIGHTS
-    return HubFoundation(
-        source="hub",
-        revision=1,
-        stable_diffusion=HubSnapshot(repo="sd/tiny", revision=REVISION),
-        dino=HubSnapshot(repo="meta/dino", revision=REVISION),
-        clip=HubSnapshot(repo="meta/clip", revision=REVISION),
-        inception=HubFile(url=f"{hub.url}/inception.pth", sha256=hashlib.sha256(WEIGHTS).hexdigest()),
-    )
+    made: HubFoundation = hub.params(WEIGHTS)
+    return made
 
 
 @pytest.fixture

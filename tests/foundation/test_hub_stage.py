@@ -14,10 +14,8 @@ from m2m.evaluation.inception_v3 import InceptionV3
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest
 from m2m.foundation import contrast
-from m2m.params import HubFile, HubFoundation, HubSnapshot, TransformerFit
+from m2m.params import HubFile, HubFoundation, TransformerFit
 from m2m.stages import foundation
-
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +40,8 @@ def params(
         ("meta/clip", tmp_path / "clip"),
     ):
         hub.add(repo, folder)
-    hub.files["/inception.pth"] = weights
-    return HubFoundation(
-        source="hub",
-        revision=1,
-        stable_diffusion=HubSnapshot(repo="sd/tiny", revision=REVISION),
-        dino=HubSnapshot(repo="meta/dino", revision=REVISION),
-        clip=HubSnapshot(repo="meta/clip", revision=REVISION),
-        inception=HubFile(url=f"{hub.url}/inception.pth", sha256=hashlib.sha256(weights).hexdigest()),
-    )
+    made: HubFoundation = hub.params(weights)
+    return made
 
 
 def test_the_evaluation_loads_what_the_stage_fetched(hub: Any, params: HubFoundation, tmp_path: Path) -> None:
