@@ -144,6 +144,9 @@ class TrainCommon(Section):
     min_snr_gamma: Annotated[float, Field(ge=0)] = Field(description="min-SNR loss weighting; 0 turns it off")
     guidance_dropout: Probability = Field(description="share of noisy positions that see the empty context")
     context_noise: ContextNoise
+    context_swap: Probability = Field(
+        description="share of context images, the first excepted, that are another set's: what was drawn may be wrong"
+    )
     ema: Ema
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]

@@ -67,36 +67,42 @@ class Draws:
     encoder_size: tuple[int, int] | None
     """Height and width of DINOv2's input; None for M2M-Self."""
 
-    def example(self, image_set: ImageSet, images: Sequence[int], *, key: Sequence[str | int]) -> Examples:
+    def example(
+        self,
+        image_set: ImageSet,
+        images: Sequence[int],
+        *,
+        key: Sequence[str | int],
+        stranger: tuple[ImageSet, Sequence[int]] | None = None,
+    ) -> Examples:
         """One set, with draws that are a pure function of the seed and `key`.
 
         What both variants need is drawn first, so that they train on the same noise.
 
+        Args:
+            images: which ones, in this order.
+            stranger: another set and as many of its images, for the context images that are swapped.
+
         Raises:
-            UserError: the set has no latents, or not of this network.
+            UserError: a set has no latents, or not of this network.
         """
-        if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:
-            found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
-            raise UserError(
-                f"set {image_set.id} has {found}, the network takes {self.latent_shape}; "
-                "make the dataset with the same foundation"
-            )
-        draws, common, order = generator(self.common.seed, *key), self.common, list(images)
-        latents = torch.from_numpy(image_set.latents[order])  # (N, 4, h, w)
-        timesteps = torch.randint(self.timesteps, (len(order),), generator=draws)
+        draws, common, count = generator(self.common.seed, *key), self.common, len(images)
+        latents = self._latents(image_set, images)  # (N, 4, h, w)
+        timesteps = torch.randint(self.timesteps, (count,), generator=draws)
         noise = torch.randn(latents.shape, generator=draws)
-        dropped = torch.rand(len(order), generator=draws) < common.guidance_dropout
+        dropped = torch.rand(count, generator=draws) < common.guidance_dropout
         context_timesteps = draw_context_timesteps(
-            (len(order) - 1,),
+            (count - 1,),
             probability=common.context_noise.probability,
             max_timestep=common.context_noise.max_timestep,
             generator=draws,
         )
-        if self.encoder_size is None:
-            context_images, shape = latents[:-1], latents[:-1].shape
-        else:
-            context_images = torch.from_numpy(image_set.images[order[:-1]]).permute(0, 3, 1, 2)  # (N-1, 3, H, W)
-            shape = torch.Size((len(context_images), 3, *self.encoder_size))
+        swapped = torch.rand(count - 1, generator=draws) < common.context_swap
+        swapped[0] = False  # the first image is always a given one
+        context_images = self._context(image_set, images)
+        if stranger is not None:
+            context_images = torch.where(swapped[:, None, None, None], self._context(*stranger), context_images)
+        shape = context_images.shape if self.encoder_size is None else (count - 1, 3, *self.encoder_size)
         return Examples(
             latents=latents,
             noise=noise,
@@ -106,6 +112,21 @@ class Draws:
             context_noise=torch.randn(shape, generator=draws),
             context_timesteps=context_timesteps,
         )
+
+    def _context(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
+        """All but the last as the variant reads them: latents (N-1, 4, h, w), or uint8 RGB (N-1, 3, H, W)."""
+        if self.encoder_size is None:
+            return self._latents(image_set, images)[:-1]
+        return torch.from_numpy(image_set.images[list(images[:-1])]).permute(0, 3, 1, 2)
+
+    def _latents(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
+        if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:
+            found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
+            raise UserError(
+                f"set {image_set.id} has {found}, the network takes {self.latent_shape}; "
+                "make the dataset with the same foundation"
+            )
+        return torch.from_numpy(image_set.latents[list(images)])
 
 
 def made_ahead(make: Callable[[int], Made], steps: range) -> Generator[Made]:

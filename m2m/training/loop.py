@@ -63,9 +63,15 @@ class Course:
             UserError: a set cannot be had.
         """
         order, draws = self.order(step), self.objective.draws
+        strangers = [*order[1:], *self.order(step + 1)[:1]]  # whoever comes next: nothing more is fetched for them
         return Examples.stack(
             [
-                draws.example(self.sets[index], images, key=("example", step * self.images_per_step, place))
+                draws.example(
+                    self.sets[index],
+                    images,
+                    key=("example", step * self.images_per_step, place),
+                    stranger=(self.sets[strangers[place][0]], strangers[place][1]),
+                )
                 for place, (index, images) in ((place, order[place]) for place in places)
             ]
         )

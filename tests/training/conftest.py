@@ -84,6 +84,7 @@ def make_common() -> Callable[..., TrainCommon]:
             "min_snr_gamma": 5.0,
             "guidance_dropout": 0.1,
             "context_noise": {"probability": 0.5, "max_timestep": 200},
+            "context_swap": 0.3,
             "ema": {"decay": 0.9},
             "weight_decay": 0.01,
             "max_grad_norm": 1.0,

@@ -59,6 +59,24 @@ def test_without_noise_and_dropout_there_is_none(make_common: Common, large_set:
     assert not drawn.context_timesteps.any()
 
 
+@pytest.mark.parametrize("encoder_size", [None, (14, 14)])
+def test_context_images_but_the_first_may_be_of_another_set(
+    make_common: Common, large_set: ImageSet, encoder_size: tuple[int, int] | None
+) -> None:
+    assert large_set.latents is not None
+    other = ImageSet(id="other", caption="", images=255 - large_set.images, latents=large_set.latents + 100)
+    drawing, order, place = draws(make_common(context_swap=0.3), encoder_size), range(IMAGES), range(IMAGES)[::-1]
+    drawn = drawing.example(large_set, order, key=(0,), stranger=(other, place))
+    own = drawing.example(large_set, order, key=(0,))
+    strange = drawing.example(other, place, key=(0,))
+    swapped = (drawn.context_images != own.context_images).flatten(1).any(dim=1)
+    assert swapped.double().mean().item() == pytest.approx(0.3, abs=0.1)  # 399 draws: four standard deviations
+    assert not swapped[0]
+    assert torch.equal(drawn.context_images[swapped], strange.context_images[swapped])
+    assert torch.equal(drawn.context_images[~swapped], own.context_images[~swapped])
+    assert torch.equal(drawn.latents, own.latents)  # what is to be drawn is always the set's own
+
+
 def test_draws_follow_seed_and_key_alone(make_common: Common, large_set: ImageSet) -> None:
     torch.manual_seed(1)
     drawn = draws(make_common()).example(large_set, range(4), key=("example", 64, 3))
