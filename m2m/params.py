@@ -172,9 +172,15 @@ class TrainVariant(Section):
     )
 
 
+class TrainDino(TrainVariant):
+    caption_start: Annotated[int, Field(ge=0)] = Field(
+        description="training sets whose captions say, by least squares, what to read in DINOv2's tokens; 0: none"
+    )
+
+
 class TrainVariants(Section):
     self_: TrainVariant = Field(alias="self")
-    dino: TrainVariant
+    dino: TrainDino
 
     def of(self, variant: Variant) -> TrainVariant:
         """The parameters of one variant."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
@@ -82,6 +83,36 @@ class StableDiffusion:
                 prediction = empty + self._guidance_scale * (captioned - empty)  # (B, 4, h, w)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents
+
+    @torch.inference_mode()
+    def attended(
+        self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor, blocks: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """What cross-attentions read from texts, before their output projection, averaged over the queries.
+
+        Args:
+            noisy: (B, 4, h, w), at timesteps (B).
+            embeddings: (B, L, D).
+            blocks: names of cross-attentions in the U-Net (``mid_block.attentions.0.transformer_blocks.0.attn2``).
+
+        Returns:
+            block -> (B, inner_dim)
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found[name] = inputs[0].mean(dim=1)
+
+        hooks = [
+            self._unet.get_submodule(f"{name}.to_out.0").register_forward_pre_hook(partial(keep, name))
+            for name in blocks
+        ]
+        try:
+            self._unet(noisy, timesteps, embeddings)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:

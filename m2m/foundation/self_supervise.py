@@ -76,20 +76,17 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def look(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Another look: moved, turned, mirrored; other hues, contrast and brightness. uint8 -> normalised pixels."""
+    """A look in another light: other hues, contrast and brightness. uint8 -> normalised pixels.
+
+    It is not moved: scenes move between their looks, and what is cut off at an edge only hides its shape.
+    """
     n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=draws)
 
-    scale, angle, shift = uniform(0.75, 1.25), uniform(-math.pi / 6, math.pi / 6), uniform(-0.25, 0.25, 2)
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    across = torch.stack([scale * angle.cos() * mirror, -scale * angle.sin(), shift[:, 0]], dim=1)
-    down = torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), shift[:, 1]], dim=1)
-    grid = F.affine_grid(torch.stack([across, down], dim=1), [n, 3, SIDE, SIDE], align_corners=False)
-    seen = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
     turn = torch.where(uniform(0, 1) < HUE, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
-    seen = torch.einsum("nij,njhw->nihw", hue_rotation(turn), seen).clamp(0, 255)
+    seen = torch.einsum("nij,njhw->nihw", hue_rotation(turn), images.float()).clamp(0, 255)
     seen = torch.where(uniform(0, 1, 1, 1, 1) < GREY, seen.mean(dim=1, keepdim=True), seen)
     middle = seen.mean(dim=(1, 2, 3), keepdim=True)
     seen = (seen - middle) * uniform(0.5, 1.5, 1, 1, 1) + middle * uniform(0.8, 1.2, 1, 1, 1)

@@ -16,11 +16,12 @@ from m2m.errors import UserError
 from m2m.files import folder_digest, write_atomically
 from m2m.manifest import Manifest
 from m2m.models.unet import ImageSetUNet
-from m2m.params import TrainCommon, TrainVariant, Variant
+from m2m.params import TrainCommon, TrainDino, TrainVariant, Variant
 from m2m.pipeline import M2MPipeline
 from m2m.settings import revision
 from m2m.store import Store
 from m2m.tracking import NullTracker, Tracker
+from m2m.training.caption_start import start_from_captions
 from m2m.training.card import Parent, model_card
 from m2m.training.checkpoints import Checkpoints
 from m2m.training.held_out import HeldOut
@@ -88,6 +89,10 @@ def run(
         held_out = None
         if ranks.is_first:
             held_out = HeldOut(pipeline, objective, ImageSets(store, data, "test"), device=ranks.device)
+        if isinstance(params, TrainDino) and params.caption_start and checkpoints.latest() is None:
+            start_from_captions(
+                pipeline, foundation / "stable-diffusion", course.sets, count=params.caption_start, seed=common.seed
+            )
         state = start_or_resume(pipeline.unet, common, params, checkpoints)
         with (tracker if ranks.is_first else NullTracker()).run(
             name,

@@ -32,20 +32,21 @@ def test_a_look_is_a_function_of_its_draws(lessons: Lessons) -> None:
     assert not torch.equal(look(lessons.images, draws), first)
 
 
-def test_a_look_moves_turns_and_mirrors_what_it_shows() -> None:
-    picture = torch.zeros(300, 3, 64, 64, dtype=torch.uint8)
-    picture[:, :, 28:36, 20:52] = 200  # a bar, off the middle
-    shown = look(picture, torch.Generator().manual_seed(0)).mean(dim=1)
-    shown = shown - shown.amin(dim=(1, 2), keepdim=True)
-    places = torch.linspace(-1, 1, 64)
-    mass = shown.sum(dim=(1, 2))
-    x, y = ((shown.sum(dim=axis) * places).sum(dim=1) / mass for axis in (1, 2))
-    assert x.std() > 0.1
-    assert y.std() > 0.1
-    across = (shown.sum(dim=1) * (places - x[:, None]) ** 2).sum(dim=1) / mass
-    down = (shown.sum(dim=2) * (places - y[:, None]) ** 2).sum(dim=1) / mass
-    assert (across > down).float().mean() > 0.95  # a lying bar never stands
-    assert across.max() > 2 * across.min()
+def test_a_look_changes_colours_and_leaves_shapes_where_they_are() -> None:
+    picture = torch.full((300, 3, 64, 64), 90, dtype=torch.uint8)
+    picture[:, 0, 28:36, 20:52] = 200  # a red bar on grey
+    shown = look(picture, torch.Generator().manual_seed(0))
+    bar, ground = shown[:, :, 28:36, 20:52].flatten(2), shown[:, :, :28].flatten(2)
+    assert bar.std(dim=2).max() < 1e-4
+    assert ground.std(dim=2).max() < 1e-4
+    seen = (bar[:, :, 0] - ground[:, :, 0]).norm(dim=1)
+    assert (seen > 0.05).all()
+    assert seen.max() > 2 * seen.min()  # contrast
+    brightest = bar[:, :, 0].argmax(dim=1).bincount(minlength=3)
+    assert (brightest > 30).all()  # of 300: red, green and blue
+    colourless = (bar[:, :, 0] - ground[:, :, 0]) * torch.tensor(self_supervise.STD)
+    grey = (colourless.std(dim=1) < 1e-4).double().mean().item()
+    assert grey == pytest.approx(self_supervise.GREY, abs=0.08)  # three standard deviations
 
 
 def test_hues_are_rotated_about_grey() -> None:

@@ -153,9 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(m
     bad = course.order(4)[2][0]
     first = next(step for step in range(12) if bad in [index for index, _ in course.order(step)])
     # Without swaps no other set sees the bad one.
-    state, course = make(
-        sets=Sets(course.sets, bad=bad), params={"images": 320}, checkpoint_every=16, context_swap=0.0
-    )
+    state, course = make(sets=Sets(course.sets, bad=bad), params={"images": 320}, checkpoint_every=16, context_swap=0.0)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with NullTracker().run("train-self", stage="train", tags={}) as record, pytest.raises(UserError) as caught:
         train("train-self", state, course, ranks=Ranks(), held_out=None, checkpoints=checkpoints, record=record)

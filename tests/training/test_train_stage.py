@@ -17,7 +17,7 @@ from PIL import Image
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
-from m2m.params import TrainCommon, TrainVariant
+from m2m.params import TrainCommon, TrainDino, TrainVariant
 from m2m.pipeline import M2MPipeline
 from m2m.stages import train
 from m2m.tracking import NullTracker
@@ -99,7 +99,10 @@ def run(
             "device": "cpu",
             **changes,
         }
-        return train.run(make_common(**common or {}), variant, make_variant(images=96), **arguments)
+        params = make_variant(images=96)
+        if variant == "dino":
+            params = TrainDino.model_validate({**params.model_dump(), "caption_start": 5})
+        return train.run(make_common(**common or {}), variant, params, **arguments)
 
     return call
 
@@ -156,16 +159,17 @@ def test_v_prediction_and_checkpointed_activations_reach_the_model(run: Run, tmp
     assert scheduler["beta_start"] == 0.00085
 
 
-def test_it_goes_on_with_the_same_tracked_run_and_then_starts_another(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["self", "dino"])
+def test_it_goes_on_with_the_same_tracked_run_and_then_starts_another(run: Run, tmp_path: Path, variant: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, tracker=Remembering(fails_at=96))
+        run(tmp_path, variant, tracker=Remembering(fails_at=96))
     assert not (tmp_path / "model").exists()
     tracker = Remembering(id="run-1")
-    run(tmp_path, tracker=tracker)
+    run(tmp_path, variant, tracker=tracker)
     assert tracker.resumed == ["run-1"]
     assert list(tracker.points) == [96]
     finished = folder_digest(tmp_path / "model")
-    run(tmp_path, tracker=tracker)
+    run(tmp_path, variant, tracker=tracker)
     assert tracker.resumed == ["run-1", None]
     assert folder_digest(tmp_path / "model") == finished
 

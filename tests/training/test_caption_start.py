@@ -1,0 +1,132 @@
+"""The start from captions, on a small dataset: what is fitted, and that only that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.diffusion.objective import add_noise, alphas_cumprod
+from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.errors import UserError
+from m2m.manifest import Manifest
+from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.params import TrainCommon
+from m2m.pipeline import M2MPipeline
+from m2m.stages.train import start
+from m2m.training.caption_start import IMAGES, start_from_captions
+
+BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn2"
+
+
+@pytest.fixture
+def sets(dataset: Any) -> ImageSets:
+    return ImageSets(dataset.store, Manifest.read(dataset.manifest), "train")
+
+
+@pytest.fixture
+def make(foundation: Path, make_common: Callable[..., TrainCommon], sets: ImageSets) -> Callable[..., M2MPipeline]:
+    """The pipeline that has read some sets."""
+
+    def made(count: int = 12, seed: int = 0) -> M2MPipeline:
+        pipeline = start(foundation, "dino", make_common())
+        start_from_captions(pipeline, foundation / "stable-diffusion", sets, count=count, seed=seed)
+        return pipeline
+
+    return made
+
+
+def values(pipeline: M2MPipeline, image_set: ImageSet) -> torch.Tensor:
+    """What the middle block reads of each image of a set, all tokens alike: (images, inner_dim)."""
+    pictures = torch.from_numpy(image_set.images).permute(0, 3, 1, 2)
+    tokens = dino_tokens(pipeline.image_encoder, dino_pixels(pictures, pipeline.feature_extractor))
+    attention = pipeline.unet.attentions()[BLOCK]
+    with torch.no_grad():
+        return attention.to_v(pipeline.unet.context_proj(tokens)).mean(dim=1)
+
+
+def test_images_read_as_their_captions_do(make: Callable[..., M2MPipeline], sets: ImageSets, foundation: Path) -> None:
+    pipeline = make()
+    parent = StableDiffusion(
+        foundation / "stable-diffusion", solver="ddim", num_inference_steps=1, guidance_scale=1.0, device="cpu"
+    )
+    products = alphas_cumprod(pipeline.scheduler.config, "epsilon")
+    ours, captions = [], []
+    for image_set in (sets[index] for index in range(12)):
+        latents = torch.from_numpy(image_set.latents).repeat(40, 1, 1, 1)
+        times = torch.randint(1000, (len(latents),), generator=torch.Generator().manual_seed(3))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4))
+        noisy = add_noise(latents, noise, times, products)
+        text = parent.embed([image_set.caption]).expand(len(latents), -1, -1)
+        captions.append(parent.attended(noisy, times, text, [BLOCK])[BLOCK].mean(dim=0))
+        ours.append(values(pipeline, image_set).mean(dim=0))
+    wanted, found = torch.stack(captions), torch.stack(ours)
+    spread = (wanted - wanted.mean(dim=0)).square().mean()
+    assert (found - wanted).square().mean() < 0.3 * spread  # the start's own few noises are in it
+
+
+def test_all_tokens_are_read_alike_and_the_null_token_as_the_empty_prompt(make: Callable[..., M2MPipeline]) -> None:
+    unet = make().unet
+    for attention in unet.attentions().values():
+        assert not attention.to_k.weight.any()
+        weight, mean = attention.to_v.weight[:, :-1], attention.to_v.weight[:, -1]
+        assert attention.null_token[-1] == 1
+        # The nearest that can be said in the channels: what they leave lies outside of them.
+        inside = torch.linalg.pinv(weight) @ weight
+        torch.testing.assert_close(inside @ attention.null_token[:-1], attention.null_token[:-1], atol=1e-3, rtol=1e-3)
+        assert not torch.equal(attention.to_v(attention.null_token), mean)
+
+
+def test_projected_tokens_are_of_unit_variance_and_the_last_channel_is_one(
+    make: Callable[..., M2MPipeline], sets: ImageSets
+) -> None:
+    pipeline = make()
+    pictures = torch.cat([torch.from_numpy(sets[index].images[:IMAGES]) for index in range(12)]).permute(0, 3, 1, 2)
+    tokens = dino_tokens(pipeline.image_encoder, dino_pixels(pictures, pipeline.feature_extractor))
+    with torch.no_grad():
+        projected = pipeline.unet.context_proj(tokens).flatten(0, 1)
+    assert (projected[:, -1] == 1).all()
+    variances = projected[:, :-1].var(dim=0)
+    assert variances.max() < 1.1
+    assert variances.median() == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(projected[:, :-1].mean(dim=0), torch.zeros(31), atol=1e-3, rtol=0)
+
+
+def test_it_follows_the_seed_alone_and_leaves_the_rest_as_it_was(
+    make: Callable[..., M2MPipeline], foundation: Path, make_common: Callable[..., TrainCommon]
+) -> None:
+    torch.manual_seed(1)
+    one = make().unet.state_dict()
+    torch.manual_seed(2)
+    same, other, fewer = make().unet.state_dict(), make(seed=1).unet.state_dict(), make(count=5).unet.state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    before = start(foundation, "dino", make_common()).unet.state_dict()
+    changed = {name for name in one if not torch.equal(one[name], before[name])}
+    assert changed == {
+        name
+        for name in one
+        if name.startswith("context_proj")
+        or (name.endswith(("to_k.weight", "to_v.weight", "null_token")) and "attn2" in name)
+    }
+    for another in (other, fewer):
+        assert not torch.equal(one[f"{BLOCK}.to_v.weight"], another[f"{BLOCK}.to_v.weight"])
+
+
+def test_a_set_without_latents_is_named(
+    foundation: Path, make_common: Callable[..., TrainCommon], sets: ImageSets
+) -> None:
+    class Bare:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> ImageSet:
+            return ImageSet(id="cc-17", caption="a cat", images=sets[index].images, latents=None)
+
+    pipeline = start(foundation, "dino", make_common())
+    with pytest.raises(UserError, match="set cc-17 has no latents"):
+        start_from_captions(pipeline, foundation / "stable-diffusion", Bare(), count=1, seed=0)  # type: ignore[arg-type]
