@@ -114,6 +114,7 @@ def generate(
         store=machine.store(),
         tracker=machine.tracker(),
         device=machine.device(),
+        workers=machine.workers(),
     )
     sets = ", ".join(f"{count} {split} sets" for split, count in made.sets.items())
     typer.echo(f"{manifest}: {sets} of {made.images_per_set} images in {len(made.shards)} shards")
@@ -146,6 +147,7 @@ def train(
         store=machine.store(),
         tracker=machine.tracker(),
         device=machine.device(),
+        workers=machine.workers(),
     )
     typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
 
@@ -178,6 +180,7 @@ def evaluate(
         store=machine.store(),
         tracker=machine.tracker(),
         device=machine.device(),
+        workers=machine.workers(),
     )
     registered = f"registered as m2m-{variant} version {made.version}" if made.version else "to be registered later"
     typer.echo(f"{metrics}: {len(made.numbers)} numbers; {registered}")

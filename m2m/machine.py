@@ -11,6 +11,7 @@ from m2m.settings import Settings, revision
 if TYPE_CHECKING:
     from m2m.store import Store
     from m2m.tracking import Tracker
+    from m2m.workers import Workers
 
 QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
@@ -76,6 +77,18 @@ class Machine:
         if self.settings.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.settings.device
+
+    def workers(self) -> Workers:
+        """On a CPU as many as torch has threads, one for each, and one for this thread; on a GPU just this one."""
+        import torch
+
+        from m2m.workers import ALONE, Workers
+
+        if self.device() != "cpu":
+            return ALONE
+        count = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return Workers(count)
 
     def threads(self) -> int:
         import torch

@@ -153,7 +153,9 @@ class TrainCommon(Section):
     warmup_images: Annotated[int, Field(ge=0)] = Field(description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"]
     precision: Literal["float32", "bfloat16"]
-    gradient_accumulation: PositiveInt
+    gradient_accumulation: PositiveInt = Field(
+        description="equal parts of a step: one after the other on a GPU, which saves memory, side by side on a CPU"
+    )
     gradient_checkpointing: bool
     log_every: PositiveInt = Field(description="images seen between two points of the curves")
     preview_every: PositiveInt = Field(description="images seen between two preview grids")

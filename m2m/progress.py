@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
 class Advance(Protocol):
-    """Reports work as done."""
+    """Reports work as done, from any thread."""
 
     def __call__(self, count: int = 1, *, skipped: bool = False) -> None:
         """`count` more units are done; `skipped` ones were done by an earlier run and say nothing about the speed."""
@@ -38,10 +39,12 @@ class _Meter:
         self.total, self.description, self.unit = total, description, unit
         self.done = self.skipped = 0
         self.started = time.monotonic()
+        self._lock = Lock()
 
     def add(self, count: int, skipped: bool) -> None:
-        self.done += count
-        self.skipped += count if skipped else 0
+        with self._lock:
+            self.done += count
+            self.skipped += count if skipped else 0
 
     @property
     def rate(self) -> float:

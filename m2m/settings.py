@@ -29,7 +29,7 @@ class Settings:
     device: str
     """``M2M_DEVICE``: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto`` (default): a GPU if there is one."""
     threads: int | None
-    """``M2M_THREADS``: CPU threads of torch; default: its own choice. Results are equal to the bit at equal numbers."""
+    """``M2M_THREADS``: CPU threads to compute with; default: torch's own choice, one a core."""
     work: Path
     """Checkpoints, downloads, what waits to be sent: safe to remove between runs, never tracked."""
 

@@ -200,6 +200,25 @@ def test_a_setting_reaches_torch(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> N
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 3), ("cuda", 1)])
+def test_a_cpu_has_a_worker_a_thread_and_a_gpu_has_one(
+    device: str, workers: int, m2m: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("M2M_THREADS", "3")
+    monkeypatch.setenv("M2M_DEVICE", device)
+    call = Call("generate", monkeypatch, SimpleNamespace(sets={}, images_per_set=4, shards=()))
+    try:
+        m2m("generate", "--params", PARAMS)
+        assert call.given["workers"].count == workers
+        assert torch.get_num_threads() == (1 if device == "cpu" else 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 # m2m check
 
 

@@ -44,8 +44,8 @@ By the stage `generate` with these parameters:
 - Captions: {captions["name"]}; SHA-256 of their ids, texts and splits `{captions["sha256"]}`.
 - Stable Diffusion: SHA-256 of its folder `{weights["sha256"]}`.
 - Images that were not finite or of one colour were drawn again with new noise: {manifest.redrawn} times.
-- Each image's noise has a seed of its own, kept with the set. The same parameters, captions, weights, kind of processor
-  and number of threads give the same dataset, byte for byte.
+- Each image's noise has a seed of its own, kept with the set. The same parameters, captions, weights and kind of
+  processor give the same dataset, byte for byte.
 
 ## How to read it
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from m2m.evaluation.kept import folder_of, read_or_draw
 from m2m.evaluation.measure import Batch
 from m2m.files import folder_digest
 from m2m.params import EvaluateParams
+from m2m.workers import Workers, once
 
 UNCONDITIONAL_POSITIONS = 2
 """Without given pictures all positions are alike: two are enough for a spread, and for the distance within a set."""
@@ -41,7 +42,13 @@ def colours_shuffled(batches: Iterable[Batch], *, seed: int) -> Iterator[Batch]:
 
 
 def unconditional(
-    captions: Sequence[str], *, stable_diffusion: Path, params: EvaluateParams, work: Path, device: str
+    captions: Sequence[str],
+    *,
+    stable_diffusion: Path,
+    params: EvaluateParams,
+    work: Path,
+    device: str,
+    workers: Workers,
 ) -> Iterator[Batch]:
     """Pictures that Stable Diffusion draws from noise alone, as many sets as there are captions; those only judge them.
 
@@ -54,19 +61,22 @@ def unconditional(
     weights = folder_digest(stable_diffusion)
     folder = folder_of(work, {**drawing, "weights": weights, "sets": len(captions), "device": device.partition(":")[0]})
 
-    @cache  # loaded only if a picture is missing
     def base() -> StableDiffusion:
         steps = params.num_inference_steps
         return StableDiffusion(
             stable_diffusion, solver=params.solver, num_inference_steps=steps, guidance_scale=1, device=device
         )
 
-    for start in range(0, len(captions), params.sets_per_batch):
+    load = once(base)
+
+    def batch(start: int) -> Batch:
         words = captions[start : start + params.sets_per_batch]
         first = start * UNCONDITIONAL_POSITIONS
         numbers = range(first, first + len(words) * UNCONDITIONAL_POSITIONS)
-        pictures = read_or_draw(folder / f"from-{start:06}.npy", partial(_draw, base, numbers, params.seed))
-        yield words, pictures.reshape(len(words), UNCONDITIONAL_POSITIONS, *pictures.shape[1:])
+        pictures = read_or_draw(folder / f"from-{start:06}.npy", partial(_draw, load, numbers, params.seed))
+        return words, pictures.reshape(len(words), UNCONDITIONAL_POSITIONS, *pictures.shape[1:])
+
+    yield from workers.map(batch, range(0, len(captions), params.sets_per_batch))
 
 
 def _draw(load: Callable[[], StableDiffusion], numbers: Sequence[int], seed: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,27 @@ from PIL import Image
 from m2m import seeds
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
+from m2m.diffusion.solvers import make_scheduler
 from m2m.evaluation.kept import read_or_draw
 from m2m.evaluation.measure import Batch
 from m2m.params import EvaluateParams
 from m2m.pipeline import M2MPipeline
 from m2m.progress import Advance
+from m2m.workers import ALONE, Workers
 
 
 @dataclass
 class Stopwatch:
-    """What drawing took; pictures kept from an earlier run do not count."""
+    """What drawing took a worker; pictures kept from an earlier run do not count."""
 
     seconds: float = 0.0
     pictures: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def add(self, seconds: float, pictures: int) -> None:
+        with self._lock:
+            self.seconds += seconds
+            self.pictures += pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,7 @@ class Continuations:
     folder: Path
     """Where drawn batches are kept; it belongs to these parameters, this model and these sets alone."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    workers: Workers = ALONE
 
     @property
     def pictures(self) -> int:
@@ -55,13 +65,12 @@ class Continuations:
 
     def batches(self, advance: Advance) -> Iterator[Batch]:
         """Captions and drawn pictures (sets, total - given, H, W, 3), in order."""
-        for start in range(0, self.count, self.params.sets_per_batch):
-            members = [self.sets[index] for index in range(start, min(start + self.params.sets_per_batch, self.count))]
-            drawn_before = self.stopwatch.pictures
-            path = self.folder / f"given-{self.given}-from-{start:06}.npy"
-            pictures = read_or_draw(path, partial(self._draw, members))
-            advance(pictures.shape[0] * pictures.shape[1], skipped=self.stopwatch.pictures == drawn_before)
-            yield [member.caption for member in members], pictures
+        size = self.params.sets_per_batch
+        blocks = (
+            (start, [self.sets[index] for index in range(start, min(start + size, self.count))])
+            for start in range(0, self.count, size)
+        )
+        yield from self.workers.map(partial(self._batch, advance), blocks)
 
     def first(self, count: int) -> NDArray[np.uint8]:
         """The drawn pictures of the first `count` sets, (count, total - given, H, W, 3)."""
@@ -73,9 +82,20 @@ class Continuations:
                 break
         return np.concatenate(parts)[:count]
 
+    def _batch(self, advance: Advance, block: tuple[int, Sequence[ImageSet]]) -> Batch:
+        start, members = block
+        path = self.folder / f"given-{self.given}-from-{start:06}.npy"
+        kept = path.exists()
+        pictures = read_or_draw(path, partial(self._draw, members))
+        advance(pictures.shape[0] * pictures.shape[1], skipped=kept)
+        return [member.caption for member in members], pictures
+
     def _draw(self, members: Sequence[ImageSet]) -> NDArray[np.uint8]:
         started = time.perf_counter()
-        result: Any = self.pipeline(
+        scheduler = make_scheduler(self.params.solver, self.pipeline.scheduler.config)  # it remembers its own batch
+        pipeline = M2MPipeline(**{**self.pipeline.components, "scheduler": scheduler})
+        pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+        result: Any = pipeline(
             [[Image.fromarray(image) for image in member.images[: self.given]] for member in members],
             self.total - self.given,
             num_inference_steps=self.params.num_inference_steps,
@@ -84,8 +104,7 @@ class Continuations:
             generator=[seeds.derive(self.params.seed, "evaluate", member.id) for member in members],
         )
         pictures = np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])
-        self.stopwatch.seconds += time.perf_counter() - started
-        self.stopwatch.pictures += pictures.shape[0] * pictures.shape[1]
+        self.stopwatch.add(time.perf_counter() - started, pictures.shape[0] * pictures.shape[1])
         return pictures
 
 

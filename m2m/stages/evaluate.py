@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from m2m.data.sets import ImageSets
-from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
 from m2m.evaluation import lots, table
 from m2m.evaluation.comparison import Lots, compare
@@ -26,6 +25,7 @@ from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.progress import progress
 from m2m.store import Store
 from m2m.tracking import Tracker
+from m2m.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def run(
     store: Store,
     tracker: Tracker,
     device: str,
+    workers: Workers = ALONE,
 ) -> Evaluation:
     """Writes `metrics` (flat JSON), ``positions.csv`` and galleries into `plots`; registers the model with its scores.
 
@@ -74,7 +75,7 @@ def run(
     }
     drafts = work / f"evaluate-{variant}"
     folder = folder_of(drafts, made_from)
-    draws = _draws(params, sets, _load(model, params, device), folder)
+    draws = _draws(params, sets, load_pipeline(model, device=device), folder, workers)
 
     tags = {"variant": variant, "manifest": data.digest}
     with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=_run_before(folder)) as record:
@@ -82,7 +83,7 @@ def run(
         record.params({**params.model_dump(mode="json"), "model": made_from["model"]})
         record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation")
 
-        scores, measured = _measure(params, sets, draws, networks, foundation, work, device)
+        scores, measured = _measure(params, sets, draws, networks, foundation, work, device, workers)
         numbers: dict[str, float | int | str] = {
             **measured,
             "sets": params.sets,
@@ -112,7 +113,9 @@ def run(
     return Evaluation(numbers, version)
 
 
-def _draws(params: EvaluateParams, sets: ImageSets, pipeline: M2MPipeline, folder: Path) -> dict[int, Continuations]:
+def _draws(
+    params: EvaluateParams, sets: ImageSets, pipeline: M2MPipeline, folder: Path, workers: Workers
+) -> dict[int, Continuations]:
     """By number of given pictures: all sets for the usual one, the first of them for others."""
     stopwatch = Stopwatch()
     return {
@@ -125,6 +128,7 @@ def _draws(params: EvaluateParams, sets: ImageSets, pipeline: M2MPipeline, folde
             params=params,
             folder=folder,
             stopwatch=stopwatch,
+            workers=workers,
         )
         for given in dict.fromkeys((params.given, *params.subset.given))
     }
@@ -138,6 +142,7 @@ def _measure(
     foundation: Path,
     work: Path,
     device: str,
+    workers: Workers,
 ) -> tuple[Scores, dict[str, float]]:
     """Draws what is missing, shows all of it to the networks, and compares."""
     with progress(sum(draw.pictures for draw in draws.values()), "evaluate", unit="images") as advance:
@@ -157,6 +162,7 @@ def _measure(
         params=params,
         work=work / "unconditional",
         device=device,
+        workers=workers,
     )
     measured = Lots(
         ours=ours,
@@ -189,13 +195,6 @@ def _require(params: EvaluateParams, *, images_per_set: int, sets: int) -> None:
             f"evaluate.subset.given holds {max(params.subset.given)}, which leaves nothing to generate of "
             f"evaluate.given + evaluate.generated = {total} images; lower it"
         )
-
-
-def _load(model: Path, params: EvaluateParams, device: str) -> M2MPipeline:
-    pipeline = load_pipeline(model, device=device)
-    pipeline.scheduler = make_scheduler(params.solver, pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
-    return pipeline
 
 
 def _run_before(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -30,6 +30,7 @@ from m2m.progress import Advance, progress
 from m2m.seeds import image_seed
 from m2m.store import Store
 from m2m.tracking import Tracker
+from m2m.workers import ALONE, Workers, once
 
 T = TypeVar("T")
 
@@ -56,11 +57,12 @@ def run(
     store: Store,
     tracker: Tracker,
     device: str,
+    workers: Workers = ALONE,
 ) -> Manifest:
-    """Draws a set for each caption, shard by shard; writes the manifest last, with its card (``.md``) beside it.
+    """Draws a set for each caption, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
 
     A shard is drawn, written, uploaded and verified, then recorded below `work`. The make-up and shape of every batch
-    depend on its shard alone: with the same kind of processor and number of threads, any run gives the same bytes.
+    depend on its shard alone: on the same kind of processor any number of workers gives the same bytes.
 
     Raises:
         UserError: captions, model folder or store cannot be used, the disk refuses, or an image stays bad.
@@ -78,24 +80,25 @@ def run(
     kind = device.partition(":")[0]  # a dataset begun on a CPU does not go on from there on a GPU
     recipe: list[JsonValue] = [made_by["parameters"], made_by["stable_diffusion"], kind]
     # Loaded when the first shard is missing: a run that finds all of them needs no networks.
-    model = cache(partial(_load, stable_diffusion, params, device))
-    finished: list[FinishedShard] = []
-    drawn = 0
+    model = once(partial(_load, stable_diffusion, params, device))
+    drawn: list[int] = []
     with (
         tracker.run("generate", stage="generate", tags={}) as run_,
         progress(sets * params.images_per_set, "generate", unit="images") as advance,
     ):
         run_.params(params.model_dump(mode="json"))
         started = time.perf_counter()
-        for shard in _shards(captions, params.sets_per_shard):
+
+        def finish(shard: list[Caption]) -> FinishedShard:
             name = work / "generate" / _digest([*recipe, *([*astuple(caption)] for caption in shard)])
-            done = _recorded(name, store)
-            if done is None:
-                done = _make(model(), params, shard, name, store, advance)
-                drawn += len(shard) * params.images_per_set
-            else:
-                advance(len(shard) * params.images_per_set, skipped=True)
-            finished.append(done)
+            images = len(shard) * params.images_per_set
+            if (done := _recorded(name, store)) is not None:
+                advance(images, skipped=True)
+                return done
+            drawn.append(images)
+            return _make(model(), params, shard, name, store, advance)
+
+        finished = list(workers.map(finish, _shards(captions, params.sets_per_shard)))
         seconds = time.perf_counter() - started
         result = Manifest(
             schema_version=1,
@@ -113,7 +116,7 @@ def run(
         run_.dataset("mis", source=str(manifest), digest=result.digest, context="generation")
         run_.metrics({"images": sets * params.images_per_set, "redrawn": result.redrawn})
         if drawn:
-            run_.metrics({"images_per_second": drawn / seconds})
+            run_.metrics({"images_per_second": sum(drawn) / seconds})
         for index, images in enumerate(shown):
             run_.image(Image.fromarray(np.concatenate(images, axis=1)), key=f"set/{index:02}", step=0)
     return result

@@ -30,6 +30,7 @@ from m2m.training.model_folder import write_model
 from m2m.training.objective import Objective
 from m2m.training.ranks import joined_ranks
 from m2m.training.session import start_or_resume, train
+from m2m.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ def run(
     store: Store,
     tracker: Tracker,
     device: str,
+    workers: Workers = ALONE,
 ) -> Trained:
     """Writes the pipeline folder `out` and the curve (CSV). Killed and called again, it goes on where it was.
 
@@ -104,7 +106,16 @@ def run(
                 checkpoints.keep_tracking_key(record.id)
             record.params({**parameters, "foundation": digests})
             record.dataset(data.kind, source=store.uri, digest=data.digest, context="training")
-            train(name, state, course, ranks=ranks, held_out=held_out, checkpoints=checkpoints, record=record)
+            train(
+                name,
+                state,
+                course,
+                ranks=ranks,
+                held_out=held_out,
+                checkpoints=checkpoints,
+                record=record,
+                workers=workers,
+            )
             if ranks.is_first:
                 card = model_card(
                     variant,

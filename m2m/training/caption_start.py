@@ -28,7 +28,7 @@ from m2m.pipeline import M2MPipeline
 from m2m.seeds import generator
 
 SETS_AT_ONCE = 16
-IMAGES = 6
+IMAGES = 12
 """Of each set at most; what a caption says is averaged over their noises and timesteps."""
 RIDGE = 1e-3
 """Added to the variances of what is regressed on, as a share of their mean."""

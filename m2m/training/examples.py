@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Self, TypeVar
 
 import torch
@@ -17,6 +14,7 @@ from m2m.diffusion.objective import draw_context_timesteps
 from m2m.errors import UserError
 from m2m.params import TrainCommon
 from m2m.seeds import generator
+from m2m.workers import in_order, thread_pool
 
 STEPS_AHEAD = 2
 """Batches that wait, made, for the network."""
@@ -131,14 +129,5 @@ class Draws:
 
 def made_ahead(make: Callable[[int], Made], steps: range) -> Generator[Made]:
     """What `make` gives for each step, made while the steps before are being worked on; its errors are raised here."""
-    upcoming = iter(steps)
-    # A second team of OpenMP threads would spin on the cores on which the network's team works.
-    with ThreadPoolExecutor(1, "examples", initializer=torch.set_num_threads, initargs=(1,)) as maker:
-        waiting = deque(maker.submit(make, step) for step in islice(upcoming, STEPS_AHEAD))
-        try:
-            while waiting:
-                made = waiting.popleft().result()
-                waiting.extend(maker.submit(make, step) for step in islice(upcoming, 1))
-                yield made
-        finally:
-            maker.shutdown(cancel_futures=True)
+    with thread_pool(1, "examples") as maker:
+        yield from in_order(maker, make, steps, ahead=STEPS_AHEAD)

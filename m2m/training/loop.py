@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from m2m.training.objective import Objective
 from m2m.training.ranks import Ranks
 from m2m.training.schedule import learning_rate
 from m2m.training.state import TrainState
+from m2m.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,8 +88,11 @@ class Course:
         )
 
 
-def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int]:
+def train_steps(state: TrainState, course: Course, ranks: Ranks, workers: Workers = ALONE) -> Iterator[int]:
     """Trains on from where the state is to the end of the course; after each step yields its number, from 0.
+
+    The parts of a step (`gradient_accumulation`) are computed by the workers side by side, where a rank is alone: their
+    gradients are added up in order, so that neither changes the other's bits.
 
     The state changes in place. Nothing here waits for the device: `Curve.settle` does, when the caller wants to know.
 
@@ -105,6 +109,7 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
     places = ranks.share(course.variant.sets_per_step)
     learning = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
     network = _data_parallel(state.network, course, ranks)
+    side_by_side = workers.count > 1 and ranks.count == 1
 
     def fetch(step: int) -> Examples:
         examples = course.examples(step, places)
@@ -115,16 +120,11 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
         for step, examples in zip(steps, batches, strict=True):
             for group in state.optimizer.param_groups:
                 group["lr"] = course.learning_rate(step, peak=group["peak"])
-            losses: list[Tensor] = []
-            for part in examples.to(ranks.device).split(parts):
-                is_last = len(losses) + 1 == parts
-                # Ranks exchange gradients once a step, with those of its last part.
-                with (
-                    network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext()
-                ):
-                    loss = objective(network, part)  # (sets of the part,)
-                    (loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
+            shares = examples.to(ranks.device).split(parts)
+            if side_by_side:
+                losses = _gradients(objective, network, shares, learning, workers)
+            else:
+                losses = _gradients_in_turn(objective, network, shares)
             grad_norm = clip_grad_norm_(learning, common.max_grad_norm)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
@@ -132,6 +132,41 @@ def train_steps(state: TrainState, course: Course, ranks: Ranks) -> Iterator[int
             state.images_seen += course.images_per_step
             state.curve.record(images_seen=state.images_seen, losses=torch.cat(losses), grad_norm=grad_norm)
             yield step
+
+
+def _gradients_in_turn(objective: Objective, network: nn.Module, parts: Sequence[Examples]) -> list[Tensor]:
+    """Adds the gradients of the mean loss of all parts to the network's; the losses of each part, (its sets,)."""
+    losses: list[Tensor] = []
+    for part in parts:
+        is_last = len(losses) + 1 == len(parts)
+        # Ranks exchange gradients once a step, with those of its last part.
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
+            loss = objective(network, part)  # (sets of the part,)
+            (loss.mean() / len(parts)).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return losses
+
+
+def _gradients(
+    objective: Objective,
+    network: nn.Module,
+    parts: Sequence[Examples],
+    learning: Sequence[nn.Parameter],
+    workers: Workers,
+) -> list[Tensor]:
+    """The same by as many workers as there are, to the bit: no two of them add to one gradient at a time."""
+
+    def compute(part: Examples) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        loss = objective(network, part)
+        return loss.detach(), torch.autograd.grad(loss.mean() / len(parts), learning, allow_unused=True)
+
+    losses = []
+    for loss, gradients in workers.map(compute, parts):
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        losses.append(loss)
+    return losses
 
 
 def _data_parallel(network: nn.Module, course: Course, ranks: Ranks) -> nn.Module:

@@ -21,6 +21,7 @@ from m2m.training.loop import Course, train_steps
 from m2m.training.ranks import Ranks
 from m2m.training.schedule import is_due
 from m2m.training.state import TrainState
+from m2m.workers import ALONE, Workers
 
 SETS_NAMED = 8
 """Ids in a message."""
@@ -65,6 +66,7 @@ def train(
     held_out: HeldOut | None,
     checkpoints: Checkpoints,
     record: Run,
+    workers: Workers = ALONE,
 ) -> None:
     """Trains to the end of the course; at that moment, too, a point is on the curve and a checkpoint on the disk.
 
@@ -78,7 +80,7 @@ def train(
     common, total = course.objective.common, course.steps(0).stop * course.images_per_step
     with progress(total, name, unit="images") if ranks.is_first else nullcontext(_silent) as advance:
         advance(state.images_seen, skipped=True)
-        for step in train_steps(state, course, ranks):
+        for step in train_steps(state, course, ranks, workers):
             now, before = state.images_seen, state.images_seen - course.images_per_step
             is_last = now == total
             log = is_last or is_due(common.log_every, before=before, after=now)

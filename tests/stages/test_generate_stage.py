@@ -24,6 +24,7 @@ from m2m.seeds import image_seed
 from m2m.stages import generate, verify
 from m2m.store import LocalStore, Store, open_store
 from m2m.tracking import NullTracker
+from m2m.workers import ALONE, Workers
 
 ROWS = [Caption(f"train-{n}", f"a {n}", "train") for n in range(5)] + [
     Caption(f"test-{n}", f"b {n}", "test") for n in range(2)
@@ -54,7 +55,7 @@ class Workplace:
         self.store = store or LocalStore(folder / "store")
         write_captions(self.captions, captions, SOURCE)
 
-    def run(self, **changes: Any) -> Manifest:
+    def run(self, *, workers: Workers = ALONE, **changes: Any) -> Manifest:
         return generate.run(
             GenerateParams.model_validate({**FIELDS, **changes}),
             captions=self.captions,
@@ -64,6 +65,7 @@ class Workplace:
             store=self.store,
             tracker=NullTracker(),
             device="cpu",
+            workers=workers,
         )
 
     def sets(self) -> dict[str, ImageSet]:
@@ -164,6 +166,20 @@ def test_another_run_makes_the_same_bytes(made: Workplace, place: Workplace) -> 
     place.run()
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
     assert place.manifest.with_suffix(".md").read_bytes() == made.manifest.with_suffix(".md").read_bytes()
+
+
+def test_any_number_of_workers_makes_the_same_bytes(tiny_stable_diffusion: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each worker has
+    try:
+        manifests = []
+        for workers in (ALONE, Workers(2), Workers(3)):
+            place = Workplace(tmp_path / str(workers.count), tiny_stable_diffusion)
+            place.run(workers=workers)
+            manifests.append(place.manifest.read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert manifests[0] == manifests[1] == manifests[2]
 
 
 def test_s3_holds_the_same_bytes(made: Workplace, s3_server: Any, tmp_path: Path) -> None:

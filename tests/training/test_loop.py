@@ -25,6 +25,7 @@ from m2m.training.objective import Objective
 from m2m.training.ranks import Ranks
 from m2m.training.session import start_or_resume, train
 from m2m.training.state import TrainState
+from m2m.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
 Made = Callable[..., tuple[TrainState, Course]]
@@ -57,8 +58,8 @@ def make(
     return call
 
 
-def weights_after(state: TrainState, course: Course) -> dict[str, torch.Tensor]:
-    for _ in train_steps(state, course, Ranks()):
+def weights_after(state: TrainState, course: Course, workers: Workers = ALONE) -> dict[str, torch.Tensor]:
+    for _ in train_steps(state, course, Ranks(), workers):
         pass
     return {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
 
@@ -83,6 +84,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make: Made) -> None:
     whole = weights_after(*make(params=params))
     assert furthest(whole, weights_after(*make(params=params, gradient_accumulation=4))) < 1e-4
     assert furthest(whole, weights_after(*make(params={**params, "learning_rate": 2e-3}))) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["self", "dino"])
+def test_workers_change_no_bit(make: Made, name: str) -> None:
+    changes = {"params": {"images": 48}, "gradient_accumulation": 4}
+    alone, shared = make(name, **changes), make(name, **changes)
+    assert furthest(weights_after(*alone), weights_after(*shared, Workers(3))) == 0
+    for state, _ in (alone, shared):
+        state.curve.settle(Ranks())
+    assert alone[0].curve.since == shared[0].curve.since
 
 
 @pytest.mark.parametrize("name", ["self", "dino"])

@@ -88,8 +88,8 @@ def test_the_context_is_noised_once_and_where_it_is_clean_it_is_what_it_was(
     objective(network, examples)
     clean = examples.context_timesteps == 0
     assert 0 < clean.sum() < clean.numel()
-    assert torch.equal(network.context.images[clean], examples.latents[:, :-1][clean])
-    t, x = examples.context_timesteps[~clean], examples.latents[:, :-1][~clean]
+    assert torch.equal(network.context.images[clean], examples.context_images[clean])
+    t, x = examples.context_timesteps[~clean], examples.context_images[~clean]
     products = objective.products[t][:, None, None, None]
     noised = products.sqrt() * x + (1 - products).sqrt() * examples.context_noise[~clean]
     assert torch.allclose(network.context.images[~clean], noised, atol=1e-6)

@@ -1,0 +1,95 @@
+"""Workers hand back in order what they make side by side, each with one of torch's threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from m2m.workers import ALONE, Workers, once
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_was_made_comes_in_the_order_of_the_items(count: int) -> None:
+    def slower_at_first(item: int) -> int:
+        time.sleep((20 - item) / 2000)
+        return item * item
+
+    assert list(Workers(count).map(slower_at_first, range(20))) == [item * item for item in range(20)]
+
+
+def test_workers_are_at_work_at_the_same_time_with_one_thread_of_torch_each() -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def meet(_: int) -> tuple[int, str]:
+        together.wait()  # of one worker after the other none would get past this
+        return torch.get_num_threads(), threading.current_thread().name
+
+    met = list(Workers(3).map(meet, range(3)))
+    assert [threads for threads, _ in met] == [1, 1, 1]
+    assert len({name for _, name in met}) == 3
+
+
+def test_alone_it_is_the_callers_thread_and_no_item_is_taken_before_its_turn() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(3):
+            taken.append(item)
+            yield item
+
+    made = ALONE.map(lambda item: (item, threading.current_thread()), items())
+    assert next(made) == (0, threading.current_thread())
+    assert taken == [0]
+
+
+def test_only_a_few_items_are_taken_ahead() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    made = Workers(2).map(lambda item: item, items())
+    next(made)
+    assert len(taken) <= 4
+    made.close()
+    assert len(taken) <= 4
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_is_raised_here_and_what_was_begun_is_finished(count: int) -> None:
+    begun, finished = [], []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 3:
+            raise ValueError("the fourth")
+        time.sleep(0.01)
+        finished.append(item)
+        return item
+
+    workers, got = Workers(count), []
+    with pytest.raises(ValueError, match="the fourth"):
+        got.extend(workers.map(work, range(50)))
+    assert sorted([*finished, 3]) == sorted(begun)
+    assert len(begun) < 10
+    assert list(workers.map(str, range(3))) == ["0", "1", "2"]  # they work on for the next caller
+
+
+def test_once_makes_one_thing_for_all_workers() -> None:
+    made = []
+
+    def make() -> object:
+        time.sleep(0.02)
+        made.append(object())
+        return made[-1]
+
+    get = once(make)
+    assert not made
+    assert set(Workers(4).map(lambda _: get(), range(8))) == set(made)
+    assert len(made) == 1
