@@ -1,0 +1,207 @@
+"""The servers of the local stack: how each is started, where it keeps what, and when it is healthy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+from m2m.errors import UserError
+
+HOST = "127.0.0.1"
+BUCKET = "m2m"
+PORTS = {"s3": ("M2M_S3_PORT", 8333), "mlflow": ("M2M_MLFLOW_PORT", 5000), "prefect": ("M2M_PREFECT_PORT", 4200)}
+"""Of each server that listens: the variable that names its port, and the usual one."""
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""For the servers, the flows and the person's shell."""
+
+FOREIGN = ("AWS_", "MLFLOW_", "PREFECT_", "RCLONE_")
+"""What a person's shell may hold for other servers of these kinds; nothing of it reaches the stack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """One stack belongs to one main checkout."""
+
+    home: Path
+    """The main checkout."""
+    ports: Mapping[str, int]
+    """Of the servers that listen."""
+    keys: tuple[str, str]
+    """Access key and secret key of the S3 server."""
+
+    @property
+    def state(self) -> Path:
+        """Logs, records and temporary files: made again by the next start."""
+        return self.home / "work" / "stack"
+
+    def address(self, name: str) -> str:
+        return f"http://{HOST}:{self.ports[name]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    name: str
+    title: str
+    command: list[str]
+    at: Path
+    """Working folder."""
+    log: Path
+    environment: dict[str, str]
+    address: str
+    healthy: Callable[[float], bool]
+    """Whether it answers as it should, given when its process started (seconds since 1970)."""
+
+
+def servers(stack: Stack) -> list[Server]:
+    """All of them; the last, the flows, needs the others."""
+    return [_s3(stack), _mlflow(stack), _prefect(stack), _flows(stack)]
+
+
+def _s3(stack: Stack) -> Server:
+    data = stack.home / "data" / "s3"
+    beside_python = Path(sys.executable).with_name("rclone")
+    rclone = str(beside_python) if beside_python.exists() else shutil.which("rclone")
+    if rclone is None:
+        raise UserError("rclone is not installed; make setup installs it")
+    # The bucket is a link to a folder (`state.make_bucket`), to which runs without the stack write past the
+    # server: so links are followed, and its notes on what is in a folder are forgotten at once.
+    options = ("--addr", f"{HOST}:{stack.ports['s3']}", "--copy-links", "--dir-cache-time", "1s", "--config", "")
+    return Server(
+        name="s3",
+        title="S3",
+        command=[rclone, "serve", "s3", str(data), *options],
+        at=stack.state,
+        log=stack.state / "s3.log",
+        # Not as an argument: everybody on the machine can read those.
+        environment={**clean_environment(), "RCLONE_AUTH_KEY": '"{},{}"'.format(*stack.keys)},
+        address=stack.address("s3"),
+        healthy=lambda _: _ask(stack.address("s3"))[0] in (400, 403),  # up, and it refuses who brings no key
+    )
+
+
+def _mlflow(stack: Stack) -> Server:
+    places = ("--backend-store-uri", f"sqlite:///{stack.home}/mlflow.db")
+    artifacts = ("--default-artifact-root", str(stack.home / "mlruns"))
+    network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1")
+    settings = {
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    return Server(
+        name="mlflow",
+        title="MLflow",
+        command=[sys.executable, "-m", "mlflow", "server", *network, *places, *artifacts],
+        at=stack.state,
+        log=stack.state / "mlflow.log",
+        environment={**clean_environment(), **settings},
+        address=stack.address("mlflow"),
+        healthy=lambda _: _ask(f"{stack.address('mlflow')}/health")[0] == 200,
+    )
+
+
+def _prefect(stack: Stack) -> Server:
+    address = stack.address("prefect")
+    settings = {
+        "PREFECT_HOME": str(stack.state / "prefect"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{stack.home}/prefect.db",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # The second version of its pages asks a foreign host from the person's browser.
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    }
+    network = ("--host", HOST, "--port", str(stack.ports["prefect"]))
+    return Server(
+        name="prefect",
+        title="Prefect",
+        command=[sys.executable, "-m", "prefect", "server", "start", *network],
+        at=stack.state,
+        log=stack.state / "prefect.log",
+        environment={**clean_environment(), **settings},
+        address=address,
+        healthy=lambda _: _ask(f"{address}/api/ready")[0] == 200,
+    )
+
+
+def _flows(stack: Stack) -> Server:
+    api = f"{stack.address('prefect')}/api"
+
+    def served(since: float) -> bool:
+        status, answer = _ask(f"{api}/deployments/filter", {})
+        # The database remembers the deployments of earlier starts; only this process asks for their work now.
+        return status == 200 and any(_seconds(deployment["last_polled"]) >= since for deployment in json.loads(answer))
+
+    return Server(
+        name="flows",
+        title="Flows",
+        command=[sys.executable, "-m", "flows.deploy", "serve"],
+        at=stack.home,
+        log=stack.state / "flows.log",
+        environment={**clean_environment(), **client_environment(stack)},
+        address=f"{stack.address('prefect')}/deployments",
+        healthy=served,
+    )
+
+
+def client_environment(stack: Stack) -> dict[str, str]:
+    """What points the pipeline, or a person's shell, at the stack. It holds the S3 keys."""
+    access, secret = stack.keys
+    return {
+        "AWS_ACCESS_KEY_ID": access,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": stack.address("s3"),
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "M2M_STORE": f"s3://{BUCKET}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_TRACKING_URI": stack.address("mlflow"),
+        "PREFECT_API_URL": f"{stack.address('prefect')}/api",
+        "PREFECT_HOME": str(stack.state / "prefect"),
+        **TELEMETRY_OFF,
+    }
+
+
+def clean_environment() -> dict[str, str]:
+    """The shell's, without settings for other servers, with telemetry off and this Python's programs first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    direct = ",".join(filter(None, (kept.get("NO_PROXY", kept.get("no_proxy")), HOST)))
+    return {**kept, **TELEMETRY_OFF, "PATH": path, "NO_PROXY": direct, "no_proxy": direct, "PYTHONUNBUFFERED": "1"}
+
+
+def _ask(address: str, body: Any = None) -> tuple[int, bytes]:
+    """Status and content of an answer over HTTP; status 0 where nothing answers. A `body` is sent as JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(address, data=data, headers={"Content-Type": "application/json"})
+    try:
+        # No proxy that the environment may name stands between this machine and itself.
+        with build_opener(ProxyHandler({})).open(request, timeout=5) as answer:
+            return answer.status, answer.read()
+    except HTTPError as error:
+        with error:
+            return error.code, b""
+    except OSError:
+        return 0, b""
+
+
+def _seconds(moment: str | None) -> float:
+    """Seconds since 1970 of a moment as Prefect writes it; 0 of none."""
+    if not moment:
+        return 0.0
+    return datetime.fromisoformat(moment).astimezone(UTC).timestamp()
