@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro profile test lint report ui clean
+.PHONY: help setup repro profile test lint report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +58,16 @@ ui: $(READY) ## Open MLflow on this machine: http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(MAIN)/mlflow.db}" --default-artifact-root "$(MAIN)/mlruns"
 
+serve: $(READY) ## Offer the flows on the Prefect server that PREFECT_API_URL names
+	PREFECT_SERVER_ANALYTICS_ENABLED=false python -m flows.deploy serve
+
+up: $(READY) ## Start Prefect, MLflow, S3 and the flows on this machine, and wait until they are healthy
+	@python -m infra.local up
+
+down: $(READY) ## End what make up started
+	@python -m infra.local down
+
 clean: ## Remove what can be made again: results and caches (not .venv, the object store, DVC's cache or the runs)
 	rm -rf build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf work out reports models/m2m-* data/captions.parquet data/mis.json data/mis.md
-	find m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find infra m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +

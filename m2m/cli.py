@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
-from m2m.errors import UserError
+from m2m.errors import OutsideError, UserError
 from m2m.machine import Machine
 from m2m.params import SolverName, Variant
 
 if TYPE_CHECKING:
     from m2m.params import Params
 
+OUTSIDE_NOTE = "M2M_OUTSIDE_NOTE"
+"""Names a file to write when a server did not answer: DVC, in between, hides exit codes from whoever may try again."""
 DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
@@ -31,6 +34,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             typer.echo(f"m2m: {error}", err=True)
+            if isinstance(error, OutsideError) and (note := os.environ.get(OUTSIDE_NOTE)):
+                Path(note).write_text(f"{error}\n")
             raise typer.Exit(2) from error
         except OSError as error:
             if error.errno not in DISK_REFUSALS:

@@ -28,7 +28,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from m2m.errors import UserError
+from m2m.errors import OutsideError, UserError
 from m2m.files import file_digest, new_file
 
 # One attempt, so that a silent server is reported within ten seconds and a busy one still has five.
@@ -181,7 +181,7 @@ class S3Store:
         except ParamValidationError as error:
             raise UserError(f"store {self._where}: no bucket can have this name; set M2M_STORE to another") from error
         except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
-            raise UserError(f"store {self._where}: {_NO_ANSWER}") from error
+            raise OutsideError(f"store {self._where}: {_NO_ANSWER}") from error
         except ResponseParserError as error:
             raise UserError(f"store {self._where}: {_NOT_S3}") from error
         except BotoCoreError as error:

@@ -1,0 +1,146 @@
+"""The pipeline as one Prefect flow: a task a DVC stage, started when those that it depends on are done.
+
+DVC decides what is stale, Prefect runs it, MLflow remembers it. A run that changes parameters works in a worktree of
+its own and becomes a named DVC experiment; one that changes nothing works on the checkout itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
+
+from prefect import flow, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import exponential_backoff
+from pydantic import Field
+
+from flows.form import Form, make_form, profiles
+from flows.graph import Stage, read_graph, select
+from flows.live import Live
+from flows.processes import Children
+from flows.stage import StageError, UnansweredError, Verdict, run_stage
+from flows.summary import publish, read_metrics
+from flows.workplace import Workplace, workplace
+from m2m.errors import UserError
+from m2m.params import Variant
+from m2m.params_file import load_params
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+RETRIES = 3
+BACK_OFF = 10
+"""Seconds before the first retry; each further one waits twice as long."""
+AS_IT_IS = "params.yaml"
+
+if TYPE_CHECKING:
+    Target: TypeAlias = str
+    Profile: TypeAlias = str
+    Changes: TypeAlias = Form
+else:
+    _stages = [stage.name for stage in read_graph(CHECKOUT)]
+    _groups = dict.fromkeys(name.partition("@")[0] for name in _stages)
+    Target = Literal[tuple(dict.fromkeys([*_groups, *_stages]))]
+    Profile = Literal[(AS_IT_IS, *profiles(CHECKOUT))]
+    Changes = make_form(load_params(CHECKOUT / "params.yaml"))
+
+children = Children()
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=exponential_backoff(BACK_OFF),
+    retry_condition_fn=lambda _task, _run, state: isinstance(_exception(state), UnansweredError),
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> State[Any]:
+    """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached."""
+    log = get_run_logger()
+    with ExitStack() as stack:
+        stack.enter_context(children.held())
+        if stage.slot is not None:
+            stack.enter_context(concurrency(stage.slot, occupy=1))
+        live = Live(stage.name, log)
+        verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
+    match verdict:
+        case Verdict.SKIPPED:
+            return Completed(name="Skipped", message="unchanged")
+        case Verdict.CACHED:
+            return Completed(name="Cached", message="an earlier run's outputs, from DVC's cache")
+        case Verdict.RAN:
+            return Completed(message="ran")
+
+
+@flow(task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
+def pipeline(
+    targets: list[Target] = [],  # noqa: B006  (the form's default)
+    variants: Annotated[list[Variant], Field(min_length=1)] = list(get_args(Variant)),  # noqa: B006, B008
+    profile: Profile = AS_IT_IS,
+    changes: Changes = Changes(),  # noqa: B008
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]*$")] = "",
+    force: bool = False,
+) -> State[Any]:
+    """Brings stages up to date, each when those that it depends on are done, independent ones side by side.
+
+    Without changes it works on the checkout itself. With a profile, changes or a name it works in a worktree of the
+    last commit, and what it makes becomes a DVC experiment.
+
+    Args:
+        targets: Stages to bring up to date, with all that they depend on; none: everything.
+        variants: Leave one out, and what needs it is left out too.
+        profile: The parameter file to start from.
+        changes: Values that differ from params.yaml make the run an experiment.
+        experiment: Name of the DVC experiment; empty: the flow run's own name, if anything is changed.
+        force: Run the targets even if nothing has changed, but not what they depend on.
+    """
+    children.end_on_sigterm()
+    changed = changes.changed()
+    start_from = None if profile == AS_IT_IS else profile
+    name = experiment or (str(runtime.flow_run.name) if changed or start_from else None)
+    try:
+        with workplace(CHECKOUT, experiment=name, profile=start_from, changes=changed) as place:
+            return _run_all(place, targets, variants, force)
+    except UserError as error:
+        return Failed(message=str(error))
+
+
+def _run_all(place: Workplace, targets: Sequence[str], variants: Sequence[str], force: bool) -> State[Any]:
+    stages = select(read_graph(place.folder), targets, items=variants)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(place.folder),  # the code of the commit, not that of the checkout
+        "M2M_FLOW_RUN_ID": str(runtime.flow_run.id),
+        "M2M_FLOW_RUN_URL": str(runtime.flow_run.ui_url or ""),
+        "DVC_EXP_NAME": place.experiment or "",
+    }
+    before = read_metrics(place.main)
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage in stages:
+        named = run.with_options(name=stage.name, task_run_name=stage.name, description=stage.description)
+        parents = [futures[parent] for parent in stage.parents]
+        forced = force and (not targets or stage.matches(targets))
+        futures[stage.name] = named.submit(stage, place, env, forced, return_state=False, wait_for=parents)
+    for future in futures.values():
+        future.wait()
+    unfinished = {name: future.state for name, future in futures.items() if not future.state.is_completed()}
+    publish(place.folder, before=before, unfinished=unfinished, links=[], experiment=place.experiment)
+    failed = [name for name, state in unfinished.items() if isinstance(_exception(state), StageError)]
+    if unfinished:
+        return Failed(message=f"{', '.join(failed or unfinished)} failed; nothing of an experiment is saved")
+    place.save(f"flow run {runtime.flow_run.name}", list(futures))
+    return Completed(message=f"{len(stages)} stages are up to date")
+
+
+def _exception(state: State[Any]) -> BaseException | None:
+    if not state.is_failed():
+        return None
+    result = state.result(raise_on_failure=False)
+    return result if isinstance(result, BaseException) else None

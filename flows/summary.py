@@ -1,0 +1,90 @@
+"""The page that a flow run ends with: metrics beside the last run's and the paper's, pictures, and where to look."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+
+from m2m.page.tables import Numbers, Row, Table, agreement, quality
+from m2m.params import Variant
+
+GALLERY_BYTES = 1_000_000
+"""A larger picture is left to the report: this page is read from a database."""
+
+AllNumbers = Mapping[Variant, Numbers]
+
+
+def read_metrics(checkout: Path) -> AllNumbers:
+    """The numbers of each variant that has been evaluated."""
+    files = {variant: checkout / "metrics" / f"evaluate-{variant}.json" for variant in get_args(Variant)}
+    return {variant: json.loads(file.read_text()) for variant, file in files.items() if file.exists()}
+
+
+def publish(
+    checkout: Path,
+    *,
+    before: AllNumbers,
+    unfinished: Mapping[str, State[Any]],
+    links: Sequence[str],
+    experiment: str | None,
+) -> None:
+    """Makes the markdown artifact ``summary``.
+
+    Args:
+        before: the last run's numbers.
+        unfinished: the states of stages that did not come to their end.
+        links: lines of markdown, to the MLflow runs.
+    """
+    numbers = read_metrics(checkout)
+    create_markdown_artifact(
+        "\n\n".join(_parts(checkout, numbers, before, unfinished, links, experiment)), key="summary"
+    )
+
+
+def _parts(
+    checkout: Path,
+    numbers: AllNumbers,
+    before: AllNumbers,
+    unfinished: Mapping[str, State[Any]],
+    links: Sequence[str],
+    experiment: str | None,
+) -> Iterator[str]:
+    if unfinished:
+        yield "## Not finished"
+        yield "\n".join(f"- `{name}`: {state.message or state.name}" for name, state in unfinished.items())
+    for title, table in (("Quality", quality), ("Agreement with the captions", agreement)):
+        if numbers:
+            yield f"## {title}"
+            yield _markdown(table(numbers), table(before) if before else None)
+    if numbers:
+        yield "Embedded and published figures come from different networks: compare rows of one kind only."
+    for variant in numbers:
+        picture = checkout / "reports" / f"evaluate-{variant}" / "given-1.png"
+        if picture.exists() and picture.stat().st_size <= GALLERY_BYTES:
+            data = base64.b64encode(picture.read_bytes()).decode()
+            yield f"## M2M-{variant}: the given picture, framed, and those drawn after it"
+            yield f"![sets drawn by M2M-{variant}](data:image/png;base64,{data})"
+    if links:
+        yield "## MLflow"
+        yield "\n".join(links)
+    if experiment:
+        yield "## Experiment"
+        yield f"`dvc exp show` lists it; `dvc exp apply {experiment} && dvc repro` brings it back."
+
+
+def _markdown(table: Table, before: Table | None) -> str:
+    rows = [("this run", row) for row in table.rows if row.variant]
+    rows += [("the last run", row) for row in (before.rows if before else ()) if row.variant]
+    rows += [("", row) for row in table.rows if not row.variant] + [("the paper", row) for row in table.paper]
+    lines = [("", *table.headings), ("---",) * (1 + len(table.headings)), *(_cells(*row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(whose: str, row: Row) -> tuple[str, ...]:
+    return (f"{row.name}, {whose}" if whose else row.name, *row.cells)

@@ -1,0 +1,120 @@
+"""Where a flow run works: the checkout itself, or a worktree of its own that becomes a named DVC experiment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from m2m.errors import UserError
+from m2m.params_file import load_params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """A checkout with its parameters in place."""
+
+    folder: Path
+    main: Path
+    """The checkout that holds the cache, the store, the database and the experiments."""
+    experiment: str | None = None
+    """The name under which `save` keeps what was made; None: it stays in the checkout."""
+
+    def save(self, message: str, stages: Sequence[str]) -> None:
+        """Keeps the results of some stages as a DVC experiment of the main checkout.
+
+        Only what is true is kept: parameters, code and results that belong together.
+
+        Raises:
+            UserError: something is stale, or DVC refuses.
+        """
+        if self.experiment is None:
+            return
+        stale = json.loads(_run(["dvc", "status", "--json", *stages], self.folder))
+        if stale:
+            raise UserError(f"experiment {self.experiment} is not saved: {', '.join(stale)} is not up to date")
+        # Metrics lie in git, not in DVC's cache: new ones are not yet tracked.
+        metrics = ["--include-untracked", "metrics"] if (self.folder / "metrics").exists() else []
+        # Two at once would write the same git reference.
+        with FileLock(self.main / ".dvc" / "tmp" / "m2m-experiments.lock"):
+            _run(
+                ["dvc", "exp", "save", "--name", self.experiment, "--message", message, *metrics, *stages], self.folder
+            )
+
+
+@contextmanager
+def workplace(
+    main: Path, *, experiment: str | None, profile: str | None, changes: Mapping[str, Any]
+) -> Iterator[Workplace]:
+    """The main checkout itself, or for an experiment a worktree of its last commit, removed in the end.
+
+    The worktree shares DVC's cache, and through `m2m.settings` the store and the database. The main checkout's files
+    are never touched by an experiment.
+
+    Args:
+        profile: a parameter file below ``profiles/`` to start from, for an experiment.
+        changes: values by dotted key, for an experiment.
+
+    Raises:
+        UserError: the name is taken or none, a value does not fit, or git or DVC refuse.
+    """
+    if experiment is None:
+        yield Workplace(folder=main, main=main)
+        return
+    _require_free_name(main, experiment)
+    folder = main / "work" / "experiments" / experiment
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_suffix(".lock"), blocking=False):
+            _remove_worktree(main, folder)  # what a killed run may have left
+            _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD"], main)
+            try:
+                cache = _run(["dvc", "cache", "dir"], main).strip()
+                _run(["dvc", "config", "--local", "cache.dir", cache], folder)
+                if profile is not None:
+                    shutil.copyfile(folder / "profiles" / f"{profile}.yaml", folder / "params.yaml")
+                _apply(folder / "params.yaml", changes)
+                _run(["dvc", "checkout", "--allow-missing", "--quiet"], folder)
+                yield Workplace(folder=folder, main=main, experiment=experiment)
+            finally:
+                _remove_worktree(main, folder)
+    except Timeout as error:
+        raise UserError(f"experiment {experiment} is being run already; take another name, or wait") from error
+
+
+def _remove_worktree(main: Path, folder: Path) -> None:
+    if folder.exists():
+        _run(["git", "worktree", "remove", "--force", "--force", str(folder)], main)
+
+
+def _apply(params: Path, changes: Mapping[str, Any]) -> None:
+    """Changes the file as ``dvc exp run -S`` does: comments and order stay."""
+    if changes:
+        from dvc.utils.hydra import apply_overrides
+
+        apply_overrides(params, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    load_params(params)  # refuses what does not fit
+
+
+def _require_free_name(main: Path, name: str) -> None:
+    checked = subprocess.run(["git", "check-ref-format", f"refs/exps/{name}"], cwd=main, check=False)
+    if checked.returncode or "/" in name:
+        raise UserError(f"{name!r} cannot name an experiment; take letters, digits and dashes, such as more-images")
+    listed = _run(["dvc", "exp", "list", "--names-only", "--all-commits"], main).split()
+    if name in listed:
+        raise UserError(f"there is an experiment {name} already; take another name, or dvc exp remove {name}")
+
+
+def _run(command: Sequence[str], cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
+        raise UserError(f"{' '.join(command[:3])} failed in {cwd}: {reason.removeprefix('ERROR: ')}")
+    return done.stdout

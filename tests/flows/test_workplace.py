@@ -1,0 +1,114 @@
+"""An experiment is made beside the checkout, and kept only if it is true."""
+
+from __future__ import annotations
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.workplace import workplace
+from m2m.errors import UserError
+from m2m.params_file import load_params
+
+ALL = ["captions", "generate", "train", "evaluate", "report"]
+NOTHING: dict[str, Any] = {"profile": None, "changes": {}}
+
+
+def run(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_without_a_name_it_is_the_checkout_itself(checkout: Path) -> None:
+    with workplace(checkout, experiment=None, **NOTHING) as place:
+        assert place.folder == checkout
+        place.save("nothing", [])
+    assert run(checkout, "dvc", "exp", "list", "--names-only").split() == []
+
+
+def test_an_experiment_leaves_the_checkout_alone_and_comes_back_with_everything_skipped(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text((checkout / "params.yaml").read_text() + "\n# mine\n")
+    before = run(checkout, "git", "status", "--porcelain")
+    changes = {"captions.train": 7, "generate.guidance_scale": 2.5}
+    with workplace(checkout, experiment="seven", profile="smoke", changes=changes) as place:
+        params = load_params(place.folder / "params.yaml")
+        assert (params.captions.train, params.generate.guidance_scale) == (7, 2.5)
+        run(place.folder, "dvc", "repro")
+        place.save("seven captions", ALL)
+    assert not place.folder.exists()
+    assert len(run(checkout, "git", "worktree", "list").splitlines()) == 1
+    assert run(checkout, "git", "status", "--porcelain") == before
+    assert run(checkout, "dvc", "exp", "list", "--names-only").split() == ["seven"]
+
+    run(checkout, "git", "checkout", "-q", "params.yaml")
+    run(checkout, "dvc", "exp", "apply", "seven")
+    assert load_params(checkout / "params.yaml").captions.train == 7
+    again = run(checkout, "dvc", "repro")
+    assert again.count("didn't change, skipping") == 7
+    assert "Running" not in again
+    assert "cached" not in again
+
+
+def test_what_is_not_up_to_date_is_not_saved(checkout: Path) -> None:
+    with workplace(checkout, experiment="half", **NOTHING) as place:
+        run(place.folder, "dvc", "repro", "generate")
+        with pytest.raises(UserError, match=r"half is not saved: .*train@self.* is not up to date"):
+            place.save("half", ALL)
+    assert run(checkout, "dvc", "exp", "list", "--names-only").split() == []
+
+
+def test_two_at_once_both_come_through(checkout: Path) -> None:
+    def make(number: int) -> None:
+        with workplace(checkout, experiment=f"n{number}", profile=None, changes={"captions.train": number}) as place:
+            run(place.folder, "dvc", "repro")
+            place.save(f"{number} captions", ALL)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(make, (5, 6)))
+    assert sorted(run(checkout, "dvc", "exp", "list", "--names-only").split()) == ["n5", "n6"]
+    run(checkout, "dvc", "exp", "apply", "n6")
+    assert load_params(checkout / "params.yaml").captions.train == 6
+
+
+def test_what_a_killed_run_left_is_cleared_away(checkout: Path) -> None:
+    left = checkout / "work" / "experiments" / "again"
+    run(checkout, "git", "worktree", "add", "--detach", str(left), "HEAD")
+    (left / "half-made").write_text("")
+    with workplace(checkout, experiment="again", **NOTHING) as place:
+        assert place.folder == left
+        assert not (left / "half-made").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "changes", "words"),
+    [
+        ("a b", None, {}, "cannot name an experiment"),
+        ("a/b", None, {}, "cannot name an experiment"),
+        ("wrong", None, {"captions.train": 0}, r"params.yaml:\d+: captions.train"),
+        ("wrong", "smoke", {"evaluate.guidance_scale": 0.5}, r"params.yaml:\d+: evaluate.guidance_scale"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    checkout: Path, name: str, profile: str | None, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words), workplace(checkout, experiment=name, profile=profile, changes=changes):
+        pass
+    assert len(run(checkout, "git", "worktree", "list").splitlines()) == 1
+
+
+def test_a_name_that_is_taken_is_refused(checkout: Path) -> None:
+    with workplace(checkout, experiment="mine", **NOTHING) as place:
+        with (
+            pytest.raises(UserError, match="mine is being run already"),
+            workplace(checkout, experiment="mine", **NOTHING),
+        ):
+            pass
+        run(place.folder, "dvc", "repro")
+        place.save("mine", ["report"])
+    with (
+        pytest.raises(UserError, match="there is an experiment mine already"),
+        workplace(checkout, experiment="mine", **NOTHING),
+    ):
+        pass
