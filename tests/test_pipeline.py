@@ -172,7 +172,8 @@ def test_a_batch_of_sets_of_any_sizes_is_each_set_alone(make_pipeline: MakePipel
     together = latents(pipeline, sets, 2, generator=[1, 2, 3, 4], context_timestep=50)
     for index, images in enumerate(sets):
         alone = latents(pipeline, images, 2, generator=index + 1, context_timestep=50)
-        torch.testing.assert_close(together[index], alone, rtol=1e-3, atol=1e-4)
+        # DINOv2 reads drawn pictures in 8 bits: what differs in the last bit may round to the next of 256 values.
+        torch.testing.assert_close(together[index], alone, rtol=1e-3, atol=1e-4 if variant == "self" else 5e-3)
 
 
 def test_guidance_leads_away_from_the_empty_context(

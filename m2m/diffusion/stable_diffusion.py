@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import cast
 
 import torch
@@ -39,6 +40,8 @@ class StableDiffusion:
         self._solver: SolverName = solver
         self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
         self._device = device
+        # The tokenizer keeps in itself how far a call pads: workers that share it would pad each other's captions.
+        self._tokenizing = Lock()
         self._empty = self.embed([""])
 
     @property
@@ -55,7 +58,10 @@ class StableDiffusion:
     @torch.inference_mode()
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings, on the device: B captions -> (B, L, D). What is too long is cut off."""
-        embeddings, _ = self._pipeline.encode_prompt(list(captions), self._device, 1, do_classifier_free_guidance=False)
+        with self._tokenizing:
+            embeddings, _ = self._pipeline.encode_prompt(
+                list(captions), self._device, 1, do_classifier_free_guidance=False
+            )
         return cast(Tensor, embeddings)
 
     def noise(self, seed: int) -> Tensor:

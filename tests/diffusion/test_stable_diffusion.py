@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_rows_of_a_batch_do_not_influence_each_other(model: StableDiffusion) -> 
     latents = model.denoise(noise, embeddings)
     assert torch.equal(latents[[0, 2]], expected[[0, 2]])
     assert latents[1].isnan().all()
+
+
+def test_threads_that_share_it_embed_what_one_alone_does(model: StableDiffusion) -> None:
+    alone = model.embed(CAPTIONS)
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: model.embed(CAPTIONS), range(64)):
+            torch.testing.assert_close(together, alone)
 
 
 def test_the_noise_hangs_on_the_seed_alone(model: StableDiffusion) -> None:
