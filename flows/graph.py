@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,22 +48,42 @@ def read_graph(checkout: Path) -> list[Stage]:
     Raises:
         UserError: dvc.yaml cannot be read.
     """
+    with opened(checkout) as repo:
+        graph = repo.index.graph  # an edge goes from a stage to one that it depends on
+        return [
+            Stage(
+                name=_name(node),
+                description=node.desc or "",
+                parents=tuple(sorted(map(_name, graph.successors(node)))),
+                slot=(node.meta or {}).get("slot"),
+            )
+            for node in _upstream_first(graph)
+        ]
+
+
+@contextmanager
+def opened(checkout: Path) -> Iterator[Repo]:
+    """A checkout as DVC sees it, in this process: starting DVC takes longer than most that one asks of it.
+
+    Raises:
+        UserError: what DVC raises.
+    """
     from dvc.exceptions import DvcException
 
     try:
         with Repo(str(checkout)) as repo:
-            graph = repo.index.graph  # an edge goes from a stage to one that it depends on
-            return [
-                Stage(
-                    name=_name(node),
-                    description=node.desc or "",
-                    parents=tuple(sorted(map(_name, graph.successors(node)))),
-                    slot=(node.meta or {}).get("slot"),
-                )
-                for node in _upstream_first(graph)
-            ]
+            yield repo
     except DvcException as error:
         raise UserError(f"{checkout}: {error}") from error
+
+
+def with_descendants(stages: Sequence[Stage], names: Collection[str]) -> set[str]:
+    """The named ones of `stages`, and all that depend on them."""
+    found: set[str] = set()
+    for stage in stages:
+        if stage.name in names or found & set(stage.parents):
+            found.add(stage.name)
+    return found
 
 
 def select(stages: Sequence[Stage], targets: Collection[str], *, items: Collection[str] | None = None) -> list[Stage]:
@@ -78,11 +99,12 @@ def select(stages: Sequence[Stage], targets: Collection[str], *, items: Collecti
     known = {stage.name for stage in stages} | {stage.group for stage in stages}
     if unknown := sorted(set(targets) - known):
         raise UserError(f"there is no stage {unknown[0]}; dvc.yaml has {', '.join(stage.name for stage in stages)}")
-    dropped: set[str] = set()
-    for stage in stages:
-        other_item = items is not None and stage.item is not None and not set(stage.item.split("-")) & set(items)
-        if other_item or dropped & set(stage.parents):
-            dropped.add(stage.name)
+    other_items = {
+        stage.name
+        for stage in stages
+        if items is not None and stage.item is not None and not set(stage.item.split("-")) & set(items)
+    }
+    dropped = with_descendants(stages, other_items)
     wanted = {stage.name for stage in stages if not targets or stage.matches(targets)} - dropped
     if not wanted:
         raise UserError(f"nothing is left to run of {', '.join(sorted(targets)) or 'the pipeline'}")

@@ -7,13 +7,14 @@ its own and becomes a named DVC experiment; one that changes nothing works on th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
@@ -24,9 +25,10 @@ from prefect.tasks import exponential_backoff
 from pydantic import Field
 
 from flows.form import Form, make_form, profiles
-from flows.graph import Stage, read_graph, select
+from flows.graph import Stage, read_graph, select, with_descendants
 from flows.live import Live
 from flows.processes import Children
+from flows.record import recorded
 from flows.stage import StageError, UnansweredError, Verdict, run_stage
 from flows.summary import publish, read_metrics
 from flows.workplace import Workplace, workplace
@@ -39,6 +41,8 @@ RETRIES = 3
 BACK_OFF = 10
 """Seconds before the first retry; each further one waits twice as long."""
 AS_IT_IS = "params.yaml"
+REUSED = ("Skipped", "Cached")
+"""Names of states in which a stage made nothing new, and so no MLflow run."""
 
 if TYPE_CHECKING:
     Target: TypeAlias = str
@@ -61,13 +65,13 @@ children = Children()
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> State[Any]:
+def run(stage: Stage, place: Workplace, env: Mapping[str, str], slot: str | None, force: bool) -> State[Any]:
     """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached."""
     log = get_run_logger()
     with ExitStack() as stack:
         stack.enter_context(children.held())
-        if stage.slot is not None:
-            stack.enter_context(concurrency(stage.slot, occupy=1))
+        if slot is not None:
+            stack.enter_context(concurrency(slot, occupy=1))
         live = Live(stage.name, log)
         verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
     match verdict:
@@ -79,14 +83,20 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> 
             return Completed(message="ran")
 
 
+@task(cache_policy=NO_CACHE, persist_result=False)
+def skip() -> State[Any]:
+    """Stands for a stage that is up to date, and so are those that it depends on."""
+    return Completed(name="Skipped", message="unchanged")
+
+
 @flow(task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
 def pipeline(
     targets: list[Target] = [],  # noqa: B006  (the form's default)
     variants: Annotated[list[Variant], Field(min_length=1)] = list(get_args(Variant)),  # noqa: B006, B008
     profile: Profile = AS_IT_IS,
-    changes: Changes = Changes(),  # noqa: B008
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]*$")] = "",
     force: bool = False,
+    changes: Changes = Changes(),  # noqa: B008
 ) -> State[Any]:
     """Brings stages up to date, each when those that it depends on are done, independent ones side by side.
 
@@ -97,9 +107,10 @@ def pipeline(
         targets: Stages to bring up to date, with all that they depend on; none: everything.
         variants: Leave one out, and what needs it is left out too.
         profile: The parameter file to start from.
-        changes: Values that differ from params.yaml make the run an experiment.
         experiment: Name of the DVC experiment; empty: the flow run's own name, if anything is changed.
         force: Run the targets even if nothing has changed, but not what they depend on.
+        changes: The values of params.yaml. Those that you change make the run an experiment; all others are the
+            profile's.
     """
     children.end_on_sigterm()
     changed = changes.changed()
@@ -107,12 +118,15 @@ def pipeline(
     name = experiment or (str(runtime.flow_run.name) if changed or start_from else None)
     try:
         with workplace(CHECKOUT, experiment=name, profile=start_from, changes=changed) as place:
-            return _run_all(place, targets, variants, force)
+            called = {"targets": targets, "variants": variants, "profile": profile, "changes": changed, "force": force}
+            return _run_all(place, targets, variants, force, called)
     except UserError as error:
         return Failed(message=str(error))
 
 
-def _run_all(place: Workplace, targets: Sequence[str], variants: Sequence[str], force: bool) -> State[Any]:
+def _run_all(
+    place: Workplace, targets: Sequence[str], variants: Sequence[str], force: bool, called: Mapping[str, object]
+) -> State[Any]:
     stages = select(read_graph(place.folder), targets, items=variants)
     env = {
         **os.environ,
@@ -121,22 +135,48 @@ def _run_all(place: Workplace, targets: Sequence[str], variants: Sequence[str], 
         "M2M_FLOW_RUN_URL": str(runtime.flow_run.ui_url or ""),
         "DVC_EXP_NAME": place.experiment or "",
     }
+    forced = {stage.name for stage in stages if force and (not targets or stage.matches(targets))}
+    stale = _stale(place, stages, forced)
+    slots = _slots()
     before = read_metrics(place.main)
     futures: dict[str, PrefectFuture[Any]] = {}
-    for stage in stages:
-        named = run.with_options(name=stage.name, task_run_name=stage.name, description=stage.description)
-        parents = [futures[parent] for parent in stage.parents]
-        forced = force and (not targets or stage.matches(targets))
-        futures[stage.name] = named.submit(stage, place, env, forced, return_state=False, wait_for=parents)
-    for future in futures.values():
-        future.wait()
-    unfinished = {name: future.state for name, future in futures.items() if not future.state.is_completed()}
-    publish(place.folder, before=before, unfinished=unfinished, links=[], experiment=place.experiment)
-    failed = [name for name, state in unfinished.items() if isinstance(_exception(state), StageError)]
-    if unfinished:
-        return Failed(message=f"{', '.join(failed or unfinished)} failed; nothing of an experiment is saved")
-    place.save(f"flow run {runtime.flow_run.name}", list(futures))
+    with recorded(str(runtime.flow_run.name), called, checkout=place.folder, env=env, log=get_run_logger()) as record:
+        for stage in stages:
+            name = stage.name
+            parents = [futures[parent] for parent in stage.parents]
+            if name in stale:
+                slot = stage.slot if stage.slot in slots else None
+                named = run.with_options(name=name, task_run_name=name, description=stage.description)
+                submitted = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, slot, name in forced)
+                futures[name] = named.submit(*submitted, return_state=False, wait_for=parents)
+            else:
+                unchanged = skip.with_options(name=name, task_run_name=name, description=stage.description)
+                futures[name] = unchanged.submit(return_state=False, wait_for=parents)
+        for future in futures.values():
+            future.wait()
+        states = {name: future.state for name, future in futures.items()}
+        unfinished = {name: state for name, state in states.items() if not state.is_completed()}
+        links = record.links([name for name, state in states.items() if state.name in REUSED])
+        publish(place.folder, before=before, unfinished=unfinished, links=links, experiment=place.experiment)
+        if unfinished:
+            failed = [name for name, state in unfinished.items() if isinstance(_exception(state), StageError)]
+            raise UserError(f"{', '.join(failed or unfinished)} failed; nothing of an experiment is saved")
+        place.save(f"flow run {runtime.flow_run.name}", list(futures))
     return Completed(message=f"{len(stages)} stages are up to date")
+
+
+def _stale(place: Workplace, stages: Sequence[Stage], forced: Collection[str]) -> set[str]:
+    try:
+        changed = place.find_changed([stage.name for stage in stages])
+    except UserError:  # a stage is being run there: each is asked for itself, when its turn comes
+        return {stage.name for stage in stages}
+    return with_descendants(stages, {*changed, *forced})
+
+
+def _slots() -> set[str]:
+    """The global concurrency limits that somebody made; to ask for another one would be a warning in every log."""
+    with get_client(sync_client=True) as client:
+        return {limit.name for limit in client.read_global_concurrency_limits(limit=200)}
 
 
 def _exception(state: State[Any]) -> BaseException | None:

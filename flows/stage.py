@@ -8,7 +8,10 @@ from enum import Enum
 from pathlib import Path
 
 from flows.processes import Children
-from m2m.cli import OUTSIDE_NOTE
+from m2m.console import OUTSIDE_NOTE
+
+ADVICE = "To track the changes with git, run:"
+"""From this line on DVC tells what a person at a terminal might do next."""
 
 
 class Verdict(Enum):
@@ -44,15 +47,17 @@ def run_stage(
     """
     # Stages run side by side in one checkout: each must wait while another takes DVC's lock.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
-    verdict, reason = Verdict.RAN, ""
+    verdict, reason, advised = Verdict.RAN, "", False
 
     def read(line: str) -> None:
-        nonlocal verdict, reason
+        nonlocal verdict, reason, advised
         if line.startswith(f"Stage '{name}' "):
             verdict = Verdict.CACHED if "is cached" in line else Verdict.SKIPPED
         if line.startswith("m2m: ") or (line.startswith("ERROR: ") and not reason):
             reason = line
-        say(line)
+        advised = advised or line == ADVICE
+        if not advised:
+            say(line)
 
     with tempfile.TemporaryDirectory(prefix="m2m-") as folder:
         note = Path(folder) / "outside"

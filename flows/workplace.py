@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from flows.graph import opened
 from m2m.errors import UserError
 from m2m.params_file import load_params
 
@@ -27,6 +29,14 @@ class Workplace:
     experiment: str | None = None
     """The name under which `save` keeps what was made; None: it stays in the checkout."""
 
+    def find_changed(self, stages: Sequence[str]) -> list[str]:
+        """Those that DVC would run, asked once for all of them; what will follow from them is not in it.
+
+        Raises:
+            UserError: DVC cannot tell, as when a stage is being run here.
+        """
+        return list(json.loads(_run(["dvc", "status", "--json", *stages], self.folder)))
+
     def save(self, message: str, stages: Sequence[str]) -> None:
         """Keeps the results of some stages as a DVC experiment of the main checkout.
 
@@ -37,8 +47,7 @@ class Workplace:
         """
         if self.experiment is None:
             return
-        stale = json.loads(_run(["dvc", "status", "--json", *stages], self.folder))
-        if stale:
+        if stale := self.find_changed(stages):
             raise UserError(f"experiment {self.experiment} is not saved: {', '.join(stale)} is not up to date")
         # Metrics lie in git, not in DVC's cache: new ones are not yet tracked.
         metrics = ["--include-untracked", "metrics"] if (self.folder / "metrics").exists() else []
@@ -76,17 +85,30 @@ def workplace(
             _remove_worktree(main, folder)  # what a killed run may have left
             _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD"], main)
             try:
-                cache = _run(["dvc", "cache", "dir"], main).strip()
-                _run(["dvc", "config", "--local", "cache.dir", cache], folder)
+                _share_cache(main, folder)
                 if profile is not None:
                     shutil.copyfile(folder / "profiles" / f"{profile}.yaml", folder / "params.yaml")
                 _apply(folder / "params.yaml", changes)
-                _run(["dvc", "checkout", "--allow-missing", "--quiet"], folder)
+                _check_out(folder)
                 yield Workplace(folder=folder, main=main, experiment=experiment)
             finally:
                 _remove_worktree(main, folder)
     except Timeout as error:
         raise UserError(f"experiment {experiment} is being run already; take another name, or wait") from error
+
+
+def _share_cache(main: Path, folder: Path) -> None:
+    with opened(main) as repo:
+        cache = repo.cache.local_cache_dir
+    with opened(folder) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = cache
+
+
+def _check_out(folder: Path) -> None:
+    """Brings what DVC's cache holds of the last commit; the rest is made by the run."""
+    logging.getLogger("dvc_data").setLevel(logging.ERROR)  # it warns of each file that is not there
+    with opened(folder) as repo:
+        repo.checkout(allow_missing=True)
 
 
 def _remove_worktree(main: Path, folder: Path) -> None:
@@ -107,8 +129,7 @@ def _require_free_name(main: Path, name: str) -> None:
     checked = subprocess.run(["git", "check-ref-format", f"refs/exps/{name}"], cwd=main, check=False)
     if checked.returncode or "/" in name:
         raise UserError(f"{name!r} cannot name an experiment; take letters, digits and dashes, such as more-images")
-    listed = _run(["dvc", "exp", "list", "--names-only", "--all-commits"], main).split()
-    if name in listed:
+    if name in _run(["git", "for-each-ref", "--format=%(refname:lstrip=-1)", "refs/exps"], main).split():
         raise UserError(f"there is an experiment {name} already; take another name, or dvc exp remove {name}")
 
 

@@ -50,6 +50,7 @@ def up(home: Path) -> None:
             processes.end(name, home, leader=None, patience=STOP_PATIENCE)  # what outlived it may hold its port
         state.check_ports({name: port for name, port in stack.ports.items() if name in missing})
         state.make_bucket(home)
+        state.keep_out_second_pages(stack)
         print("The local stack is already up:" if not missing else "Starting the local stack:", flush=True)
         try:
             # The flows need the others.

@@ -50,6 +50,11 @@ class Stack:
         """Logs, records and temporary files: made again by the next start."""
         return self.home / "work" / "stack"
 
+    @property
+    def pages(self) -> Path:
+        """Where Prefect's server copies its pages."""
+        return self.state / "pages"
+
     def address(self, name: str) -> str:
         return f"http://{HOST}:{self.ports[name]}"
 
@@ -123,7 +128,7 @@ def _prefect(stack: Stack) -> Server:
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # The second version of its pages asks a foreign host from the person's browser.
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(stack.pages),
         "PREFECT_SERVER_UI_V2_ENABLED": "false",
     }
     network = ("--host", HOST, "--port", str(stack.ports["prefect"]))

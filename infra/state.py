@@ -130,6 +130,18 @@ def make_bucket(home: Path) -> None:
         link.symlink_to(Path("..", store.name), target_is_directory=True)
 
 
+def keep_out_second_pages(stack: Stack) -> None:
+    """Lets Prefect's server offer the first version of its pages only.
+
+    The second asks a foreign host from the person's browser, analytics off or not, and no setting takes it away: a
+    link to nowhere stands where its folder would be made.
+    """
+    link = stack.pages / "v2"
+    make_parent(link)
+    if not link.is_symlink():
+        link.symlink_to("kept-out")
+
+
 def shell_file(home: Path) -> Path:
     return home / "work" / "stack" / "env"
 

@@ -5,50 +5,21 @@ Whatever computes is imported by the command that needs it, so that ``m2m --help
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from typer.core import TyperGroup
 
-from m2m.errors import OutsideError, UserError
+from m2m.console import Commands
 from m2m.machine import Machine
 from m2m.params import SolverName, Variant
 
 if TYPE_CHECKING:
     from m2m.params import Params
 
-OUTSIDE_NOTE = "M2M_OUTSIDE_NOTE"
-"""Names a file to write when a server did not answer: DVC, in between, hides exit codes from whoever may try again."""
-DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
-
-
-class _Commands(TyperGroup):
-    """Turns what people can mend into one line and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            typer.echo(f"m2m: {error}", err=True)
-            if isinstance(error, OutsideError) and (note := os.environ.get(OUTSIDE_NOTE)):
-                Path(note).write_text(f"{error}\n")
-            raise typer.Exit(2) from error
-        except OSError as error:
-            if error.errno not in DISK_REFUSALS:
-                raise
-            typer.echo(f"m2m: cannot write {error.filename or 'to the disk'}: {error.strerror}", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.echo("m2m: interrupted; the same command goes on where it was", err=True)
-            raise typer.Exit(130) from error
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -263,6 +234,19 @@ def sample(
         device=device,
     )
     typer.echo(f"{made.sheet}: {len(made.images)} pictures, {made.images[0].name} to {made.images[-1].name} beside it")
+
+
+@app.command()
+def lineage(
+    ref: Annotated[str, typer.Argument(help="models:/m2m-dino@champion, models:/m2m-dino/3, a run id, an experiment.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs, with whole hashes.")] = False,
+) -> None:
+    """Tells where a model comes from, from its dataset to its aliases, and the command that makes it again."""
+    machine = Machine("lineage")
+    from m2m.stages import lineage
+
+    found = lineage.run(ref, tracking_uri=machine.settings.tracking_uri)
+    typer.echo(lineage.to_json(found) if as_json else lineage.to_text(found))
 
 
 @app.command()

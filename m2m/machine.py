@@ -44,17 +44,10 @@ class Machine:
         return open_store(self.settings.store, cache=self.settings.work / "cache")
 
     def tracker(self) -> Tracker:
-        from m2m.tracking import open_tracker
+        from m2m.tracking import open_tracker, origin_tags
 
-        code = revision()
-        tags = {
-            "mlflow.source.git.commit": code.commit,
-            "git.dirty": str(code.dirty).lower(),
-            "dvc.stage": self._stage,
-            "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        }
-        spool = self.settings.work / "spool"
-        return open_tracker(self.settings.tracking_uri, spool=spool, tags={k: v for k, v in tags.items() if v})
+        tags = {**origin_tags(self.settings.caller, revision()), "dvc.stage": self._stage}
+        return open_tracker(self.settings.tracking_uri, spool=self.settings.work / "spool", tags=tags)
 
     def prepare_torch(self) -> None:
         """Sets the number of threads, and keeps the progress bars of libraries off the terminal."""

@@ -105,9 +105,9 @@ class Manifest(_Record):
         return tuple(shard for shard in self.shards if shard.split == name)
 
     @property
-    def sets(self) -> dict[Split, int]:
+    def sets(self) -> dict[str, int]:
         """How many sets each split has."""
-        counts: Counter[Split] = Counter()
+        counts: Counter[str] = Counter()
         for shard in self.shards:
             counts[shard.split] += shard.count
         return dict(counts)

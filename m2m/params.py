@@ -201,6 +201,16 @@ class SubsetParams(Section):
     sets: PositiveInt
 
 
+class GateParams(Section):
+    """What makes a registered version the champion."""
+
+    metric: str = Field(
+        min_length=1,
+        description="figure of metrics/evaluate-….json on which a version must beat the champion of the same dataset",
+    )
+    better: Literal["higher", "lower"] = Field(description="which of two figures is the better one")
+
+
 class EvaluateParams(Section):
     """Evaluation after the paper: one given image, ten generated, every metric by position."""
 
@@ -216,6 +226,7 @@ class EvaluateParams(Section):
     sets_per_batch: PositiveInt
     gallery_sets: PositiveInt
     bootstrap: PositiveInt = Field(description="resamples for the confidence intervals")
+    gate: GateParams
 
 
 class ReportParams(Section):

@@ -16,6 +16,20 @@ TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Caller:
+    """What started this process, to say so in MLflow; each is empty where there is none."""
+
+    parent_run: str = ""
+    """``M2M_PARENT_RUN``: MLflow's id of the flow run's own run."""
+    flow_run: str = ""
+    """``M2M_FLOW_RUN_ID``: Prefect's id of the flow run."""
+    flow_run_url: str = ""
+    """``M2M_FLOW_RUN_URL``: its page."""
+    experiment: str = ""
+    """``DVC_EXP_NAME``: the DVC experiment; DVC sets it, and so does the flow."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """This machine's settings, from the environment; every relative place starts at the main checkout.
 
@@ -32,10 +46,11 @@ class Settings:
     """``M2M_THREADS``: CPU threads to compute with; default: torch's own choice, one a core."""
     work: Path
     """Checkpoints, downloads, what waits to be sent: safe to remove between runs, never tracked."""
+    caller: Caller = Caller()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Reads the environment; only the command line calls this.
+        """Reads the environment; only the command line and the flows call this.
 
         Raises:
             UserError: a variable holds something that cannot be.
@@ -48,6 +63,12 @@ class Settings:
             device=_device(environment.get("M2M_DEVICE") or "auto"),
             threads=_threads(environment.get("M2M_THREADS")),
             work=home / "work",
+            caller=Caller(
+                parent_run=environment.get("M2M_PARENT_RUN", ""),
+                flow_run=environment.get("M2M_FLOW_RUN_ID", ""),
+                flow_run_url=environment.get("M2M_FLOW_RUN_URL", ""),
+                experiment=environment.get("DVC_EXP_NAME", ""),
+            ),
         )
 
 
@@ -88,6 +109,12 @@ def revision(start: Path | None = None) -> Revision:
     own_results = (":(top,exclude)dvc.lock", ":(top,exclude)metrics")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *own_results, at=start)
     return Revision(commit, dirty=bool(changes))
+
+
+def saved_experiments(start: Path | None = None) -> set[str]:
+    """The names of the DVC experiments that git holds: it keeps each as a reference of its own."""
+    references = _git("for-each-ref", "--format=%(refname)", "refs/exps", at=start or Path.cwd())
+    return {reference.rpartition("/")[2] for reference in (references or "").split()}
 
 
 def _git(*arguments: str, at: Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from m2m.errors import UserError
-from m2m.settings import Settings, main_checkout, revision, without_password
+from m2m.settings import Caller, Settings, main_checkout, revision, without_password
 
 
 def git(*arguments: str, at: Path) -> str:
@@ -63,8 +63,13 @@ def test_variables_say_otherwise(checkout: Path, monkeypatch: pytest.MonkeyPatch
             "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
             "M2M_DEVICE": "cuda:1",
             "M2M_THREADS": "2",
+            "M2M_PARENT_RUN": "a",
+            "M2M_FLOW_RUN_ID": "b",
+            "M2M_FLOW_RUN_URL": "http://c",
+            "DVC_EXP_NAME": "d",
         }
     )
+    assert told.caller == Caller(parent_run="a", flow_run="b", flow_run_url="http://c", experiment="d")
     assert (told.store, told.tracking_uri) == ("s3://bucket/prefix", "http://127.0.0.1:5000")
     assert (told.device, told.threads) == ("cuda:1", 2)
 

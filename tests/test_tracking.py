@@ -9,21 +9,21 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from m2m.errors import UserError
-from m2m.tracking import NullTracker, Tracker, check_tracking, open_tracker
+from m2m.params import GateParams
+from m2m.tracking import NullTracker, Tracker, check_tracking, open_records, open_tracker
 from m2m.tracking.journal import Header, Journal
 from m2m.tracking.location import MLFLOW_ENVIRONMENT
 from m2m.tracking.system import sample, sampling
@@ -33,20 +33,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 PICTURE = Image.new("RGB", (8, 8), "teal")
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Making MLflow's tables takes seconds: once is enough."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    check_tracking(f"sqlite:///{file}")
-    return file
-
-
-@pytest.fixture
-def database(empty_database: Path, tmp_path: Path) -> str:
-    """The address of a database of its own."""
-    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+GATE = GateParams(metric="fid/mean", better="lower")
 
 
 def tracker(uri: str, spool: Path) -> Tracker:
@@ -87,15 +74,17 @@ def test_all_that_a_run_says_arrives(database: str, tmp_path: Path) -> None:
             run.metrics({"loss": 1 / (step + 1)}, step=step)
         run.metrics({"content/given=4/mean": 0.9, "nan": float("nan")})
         run.image(PICTURE, key="preview/00", step=7)
+        run.tags({"model": "b" * 64})
         run.artifact(tmp_path / "curve.csv")
         run.artifact(tmp_path / "grids", "evaluate")
-        run.dataset("mis", source="data/store", digest="a" * 64, context="training")
+        run.dataset("mis", source="data/store", digest="a" * 64, context="training", sets={"train": 3})
         (tmp_path / "curve.csv").write_text("changed later")
     (logged,) = runs(database)
     assert logged.info.run_name == "train-self"
     assert logged.info.status == "FINISHED"
     assert logged.data.params == {"seed": "3", "ema.decay": "0.99", "given": "[1, 2]", "schedule": "cosine"}
-    assert {"git.commit": "abc", "dvc.stage": "train@self", "m2m.run": run.id}.items() <= logged.data.tags.items()
+    tags = {"git.commit": "abc", "dvc.stage": "train@self", "m2m.run": run.id, "model": "b" * 64}
+    assert tags.items() <= logged.data.tags.items()
     assert points(database, logged, "loss") == [(step, 1 / (step + 1)) for step in range(2500)]
     assert logged.data.metrics["content/given-4/mean"] == 0.9
     assert pictures(database, logged) == ["images/preview~00+step+7"]
@@ -104,6 +93,7 @@ def test_all_that_a_run_says_arrives(database: str, tmp_path: Path) -> None:
     assert Path(downloaded).read_text() == "1,2\n", "an artifact is what it was when it was logged"
     (dataset,) = logged.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("mis", "a" * 36)
+    assert json.loads(dataset.dataset.profile) == {"train": 3}
     assert logged.info.artifact_uri.startswith((tmp_path / "mlruns").as_uri())
     assert list((tmp_path / "spool").iterdir()) == [], "nothing waits"
 
@@ -141,14 +131,15 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
 
     scores = {"fid/mean": 3.5, "agreement/given=1": 0.9}
     with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
-        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={"manifest": "ff"}) == "1"
-        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={}) == "1", "once a run"
+        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={"manifest": "ff"}, gate=GATE) == "1"
+        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={}, gate=GATE) == "1", "once a run"
     with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
-        assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}) == "2"
+        assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}, gate=GATE) == "2"
     (first, _) = runs(database, "evaluate")
     assert points(database, first, "fid/mean") == [(0, 3.5)]
     version = MlflowClient(database).get_model_version("m2m-self", "1")
     assert version.tags == {"manifest": "ff"}
+    assert aliases(database, "m2m-self") == ("2", "1"), "the second has no figure for the gate"
     assert version.run_id == first.info.run_id
     packed = list((tmp_path / "mlruns").rglob("*"))
     assert [file for file in packed if file.suffix == ".safetensors"]
@@ -180,58 +171,83 @@ def tiny_pipeline(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPath
     return folder / "m2m-self"
 
 
+# Candidate and champion
+
+
+def version(database: str, name: str, *, manifest: str, fid: float | None) -> str:
+    """A registered version without files."""
+    client = MlflowClient(database)
+    run = client.create_run("0")
+    if fid is not None:
+        client.log_metric(run.info.run_id, "fid/mean", fid)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    return str(client.create_model_version(name, "/nowhere", run.info.run_id, {"manifest": manifest}).version)
+
+
+def aliases(database: str, name: str) -> tuple[str, str]:
+    found = MlflowClient(database).get_registered_model(name).aliases
+    return str(found["candidate"]), str(found["champion"])
+
+
+def test_the_champion_moves_to_what_is_better_on_the_same_dataset(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from m2m.tracking.aliases import set_aliases
+
+    def register(manifest: str, fid: float | None, better: str = "lower") -> tuple[str, str]:
+        number = version(database, better, manifest=manifest, fid=fid)
+        for _ in range(2):  # the second time as after a kill between the change and its note
+            set_aliases(MlflowClient(database), better, number, metric="fid/mean", better=better)
+        return aliases(database, better)
+
+    assert register("a", 5.0) == ("1", "1"), "there was no champion yet"
+    assert register("a", 6.0) == ("2", "1")
+    assert register("a", 5.0) == ("3", "1"), "as good is not better"
+    assert register("a", 4.0) == ("4", "4")
+    assert not caplog.records
+    assert register("b", 1.0) == ("5", "4")
+    assert {record.getMessage() for record in caplog.records} == {
+        "tracking: version 4 stays champion of lower; version 5: they were evaluated on different datasets"
+    }
+    assert register("a", None) == ("6", "4")
+    assert "one of them has no fid/mean" in caplog.text
+    set_aliases(MlflowClient(database), "lower", "2", metric="fid/mean", better="lower")
+    assert aliases(database, "lower") == ("6", "4"), "what is delivered late is no candidate"
+    assert [register("a", fid, "higher") for fid in (5.0, 6.0, 5.5)] == [("1", "1"), ("2", "2"), ("3", "2")]
+
+
+def test_two_evaluations_look_at_the_champion_one_after_the_other(database: str, tmp_path: Path) -> None:
+    """Both would replace the one that they saw, and the worse of them might come last."""
+    from m2m.tracking.remote import Remote
+
+    remote, journals, threads = Remote(database), [], []
+    numbers = [version(database, "m", manifest="a", fid=fid) for fid in (3.0, 1.0, 2.0)]
+    with FileLock(tmp_path / "aliases.lock"):
+        for number in numbers:
+            run = MlflowClient(database).get_model_version("m", number).run_id
+            made = Header(run, "run", "Default", {}, database, 0)
+            MlflowClient(database).set_tag(run, "m2m.run", run)
+            journal = Journal.create(tmp_path / "spool", made)
+            journals.append(journal)
+            gate = {"metric": "fid/mean", "better": "lower"}
+            journal.append("register", name="m", file="none/none", metrics={}, tags={}, gate=gate, time=1)
+            arguments = (list(journal.pending()), journal)
+            threads.append(threading.Thread(target=remote.open_run(made).send, args=arguments))
+            threads[-1].start()
+        time.sleep(0.5)
+        assert MlflowClient(database).get_registered_model("m").aliases == {}
+    for thread, journal in zip(threads, journals, strict=True):
+        thread.join()
+        journal.close()
+    assert aliases(database, "m") == ("3", "2")
+
+
 # A server that goes and comes back
 
 
-class Server:
-    """An MLflow server that can be killed and brought back with what it knew."""
-
-    def __init__(self, folder: Path, database: str) -> None:
-        self.folder, self.database = folder, database
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                *("--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")),
-                *("--workers", "1"),
-            ],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except (URLError, OSError):
-                assert self.process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.1)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def server(tmp_path: Path, database: str) -> Iterator[Server]:
-    server = Server(tmp_path, database)
-    yield server
-    server.kill()
-
-
 def test_training_goes_on_without_the_server_and_all_is_sent_once(
-    server: Server,
+    mlflow_server: Any,
     database: str,
     tmp_path: Path,
     tiny_pipeline: Path,
@@ -239,14 +255,16 @@ def test_training_goes_on_without_the_server_and_all_is_sent_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("m2m.tracking.delivery.SECONDS_BETWEEN_ATTEMPTS", 0.2)
-    spool = tmp_path / "spool"
+    server, spool = mlflow_server, tmp_path / "spool"
 
     # Away from the beginning to the end of a run.
     started = time.monotonic()
-    with tracker(server.uri, spool).run("first", stage="train", tags={}) as run:
+    with tracker(server.uri, spool).run("first", stage="train", tags={"manifest": "a" * 64}) as run:
         run.metrics({"loss": 1.0}, step=1)
+        run.dataset("mis", source="s", digest="a" * 64, context="training", sets={"train": 3})
         run.image(PICTURE, key="preview/00", step=1)
-        assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}) is None
+        assert run.server_id(patience=20) is None
+        assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}, gate=GATE) is None
     assert time.monotonic() - started < 20
     assert [record.levelname for record in caplog.records if "does not answer" in record.message] == ["WARNING"]
     caplog.clear()
@@ -272,6 +290,13 @@ def test_training_goes_on_without_the_server_and_all_is_sent_once(
     assert pictures(server.uri, first) == ["images/preview~00+step+1"]
     assert pictures(server.uri, second) == ["images/preview~00+step+100", "images/preview~00+step+500"]
     assert [v.run_id for v in MlflowClient(database).search_model_versions("name = 'm2m-self'")] == [first.info.run_id]
+    for ref in ("models:/m2m-self@champion", "models:/m2m-self/1", first.info.run_id):
+        by_server, by_file = (open_records(uri).trace(ref) for uri in (server.uri, database))
+        assert by_server == by_file
+        assert by_server.run.id == first.info.run_id
+    assert by_server.run.metrics["loss"] == 1.0
+    with pytest.raises(UserError, match=r"there is models:/m2m-self@candidate, models:/m2m-self@champion"):
+        open_records(server.uri).trace("models:/m2m-self/2")
     assert len([record for record in caplog.records if "does not answer" in record.message]) == 1
     assert len([record for record in caplog.records if "answers again" in record.message]) == 1
     assert list(spool.iterdir()) == []
@@ -360,10 +385,13 @@ def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Pa
             ("params", {"values": {"a": "1"}}),
             ("metrics", {"points": [["loss", 1.0, 5, 1_700_000_000_001]]}),
             ("image", {"key": "p", "step": 1, "time": 1_700_000_000_002, "file": image}),
-            ("dataset", {"name": "mis", "source": "s", "digest": "d", "context": "training"}),
+            ("dataset", {"name": "mis", "source": "s", "digest": "d", "context": "training", "sets": {}}),
             (
                 "register",
-                {"name": "m", "file": journal.keep(tiny_pipeline), "metrics": {"fid": 1.0}, "tags": {}, "time": 1},
+                {
+                    **{"name": "m", "file": journal.keep(tiny_pipeline), "metrics": {"fid": 1.0}, "tags": {}},
+                    **{"gate": {"metric": "fid", "better": "lower"}, "time": 1},
+                },
             ),
         ]
         for kind, values in sent:
@@ -448,11 +476,13 @@ def test_none_turns_tracking_off(tmp_path: Path) -> None:
     assert isinstance(null, NullTracker)
     with null.run("run", stage="train", tags={}, resume_key="key") as run:
         run.params({})
+        run.tags({"a": "b"})
+        assert run.server_id(patience=1) is None
         run.metrics({"a": 1.0}, step=1)
         run.image(PICTURE, key="a", step=1)
         run.artifact(tmp_path)
-        run.dataset("mis", source="s", digest="d", context="training")
-        assert run.register(tmp_path, "m", metrics={}, tags={}) is None
+        run.dataset("mis", source="s", digest="d", context="training", sets={"train": 3})
+        assert run.register(tmp_path, "m", metrics={}, tags={}, gate=GATE) is None
         assert run.id == "key"
     check_tracking("none")
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,23 +68,27 @@ def run(
     sets = ImageSets(store, data, "test")
     _require(params, images_per_set=data.images_per_set, sets=len(sets))
     networks = Networks.load(foundation, device=device)
+    digest = folder_digest(model)
     made_from: dict[str, JsonValue] = {
-        "model": folder_digest(model),
+        "model": digest,
         "manifest": data.digest,
-        "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets"}),
+        "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets", "gate"}),
         "device": device.partition(":")[0],
     }
     drafts = work / f"evaluate-{variant}"
     folder = folder_of(drafts, made_from)
     draws = _draws(params, sets, load_pipeline(model, device=device), folder, workers)
 
-    tags = {"variant": variant, "manifest": data.digest}
+    tags = {"variant": variant, "manifest": data.digest, "model": digest}
     with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=_run_before(folder)) as record:
         write_atomically(folder / "run", record.id.encode())
-        record.params({**params.model_dump(mode="json"), "model": made_from["model"]})
-        record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation")
+        record.params(params.model_dump(mode="json"))
+        record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation", sets=data.sets)
 
         scores, measured = _measure(params, sets, draws, networks, foundation, work, device, workers)
+        if params.gate.metric not in measured:
+            means = ", ".join(sorted(name for name in measured if re.fullmatch(r"[^/]+/mean", name)))
+            raise UserError(f"evaluate.gate.metric is {params.gate.metric}, which is not measured; take one of {means}")
         numbers: dict[str, float | int | str] = {
             **measured,
             "sets": params.sets,
@@ -108,7 +113,7 @@ def run(
         stopwatch = draws[params.given].stopwatch
         if stopwatch.pictures:
             record.metrics({"seconds_per_image": stopwatch.seconds / stopwatch.pictures})
-        version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags)
+        version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
     return Evaluation(numbers, version)
 

@@ -113,7 +113,8 @@ def run(
         card = mis_card(result, image_size=shown[0].shape[1])
         write_atomically(manifest.with_suffix(".md"), card.encode())
         result.write(manifest)
-        run_.dataset("mis", source=str(manifest), digest=result.digest, context="generation")
+        run_.tags({"manifest": result.digest})
+        run_.dataset("mis", source=str(manifest), digest=result.digest, context="generation", sets=result.sets)
         run_.metrics({"images": sets * params.images_per_set, "redrawn": result.redrawn})
         if drawn:
             run_.metrics({"images_per_second": sum(drawn) / seconds})

@@ -105,7 +105,7 @@ def run(
             if ranks.is_first:
                 checkpoints.keep_tracking_key(record.id)
             record.params({**parameters, "foundation": digests})
-            record.dataset(data.kind, source=store.uri, digest=data.digest, context="training")
+            record.dataset(data.kind, source=store.uri, digest=data.digest, context="training", sets=data.sets)
             train(
                 name,
                 state,
@@ -127,7 +127,7 @@ def run(
                 )
                 write_model(pipeline, state.ema, out, card=card)
                 write_atomically(curve, state.curve.to_csv().encode())
-                record.params({"model": folder_digest(out)})
+                record.tags({"model": folder_digest(out)})
                 record.artifact(curve)
         if ranks.is_first:
             checkpoints.clear()

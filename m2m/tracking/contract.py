@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
+from m2m.params import GateParams
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -19,8 +21,14 @@ class Run(Protocol):
     def id(self) -> str:
         """Names the run for ever; `Tracker.run` takes it as `resume_key`. MLflow has it as the tag ``m2m.run``."""
 
+    def server_id(self, *, patience: float) -> str | None:
+        """MLflow's own id of the run, for its children; None if the server is away or takes `patience` seconds."""
+
     def params(self, values: Mapping[str, object]) -> None:
         """Logs parameters; nested mappings become dotted names."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Adds tags that are known only now: the hash of what the run made."""
 
     def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None:
         """Logs a point of each curve. In a resumed run, points that the server has up to the same step are left out.
@@ -36,16 +44,23 @@ class Run(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None:
         """Logs a file, or all of a folder, as it is now."""
 
-    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
-        """Logs which data the run used, in which `context` (``training``). MLflow keeps 36 characters of `digest`."""
+    def dataset(self, name: str, *, source: str, digest: str, context: str, sets: Mapping[str, int]) -> None:
+        """Logs which data the run used, in which `context` (``training``), and how many sets each split has.
+
+        MLflow keeps 36 characters of `digest`; the tag ``manifest`` holds all of it.
+        """
 
     def register(
-        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]
+        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str], gate: GateParams
     ) -> str | None:
         """Makes a pipeline folder the next version of a registered model, once a run, and waits for it.
 
+        The version gets the alias ``candidate``; ``champion`` as well, if it passes the gate.
+
         Args:
             metrics: the scores of this model; they are logged for the run, too.
+            tags: ``manifest`` says on which data it was evaluated.
+            gate: what a version must be better at than the champion on the same data.
 
         Returns:
             The version, or None if the server is away: then it will be registered later.
@@ -81,7 +96,11 @@ class _NullRun:
     def __init__(self, key: str) -> None:
         self.id = key
 
+    def server_id(self, *, patience: float) -> str | None: ...
+
     def params(self, values: Mapping[str, object]) -> None: ...
+
+    def tags(self, values: Mapping[str, str]) -> None: ...
 
     def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None: ...
 
@@ -89,8 +108,8 @@ class _NullRun:
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
 
-    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None: ...
+    def dataset(self, name: str, *, source: str, digest: str, context: str, sets: Mapping[str, int]) -> None: ...
 
     def register(
-        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]
+        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str], gate: GateParams
     ) -> str | None: ...

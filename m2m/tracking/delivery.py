@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from m2m.tracking.connection import AwayError, RefusedError
 from m2m.tracking.journal import Entry, Journal
-from m2m.tracking.remote import POINTS_PER_REQUEST, AwayError, RefusedError, Remote, RemoteRun
+from m2m.tracking.remote import POINTS_PER_REQUEST, Remote, RemoteRun
 
 SECONDS_BETWEEN_ATTEMPTS = 10.0
 _logger = logging.getLogger("m2m.tracking")
@@ -40,7 +41,9 @@ class Delivery:
             wanted, failures = self._journal.size, self._failures
             self._hurry = True
             self._change.notify_all()
-            self._change.wait_for(lambda: self._journal.sent >= wanted or self._failures > failures, patience)
+            self._change.wait_for(
+                lambda: (self._run and self._journal.sent >= wanted) or self._failures > failures, patience
+            )
             return self._run if self._journal.sent >= wanted else None
 
     def leave(self, *, patience: float) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2m.errors import UserError
 from m2m.settings import without_password
 from m2m.tracking.contract import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from m2m.tracking.reading import Records
 
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,12 +54,27 @@ def check_tracking(uri: str) -> None:
     if uri == "none":
         return
     _prepare_mlflow()
-    from m2m.tracking.remote import AwayError, RefusedError, Remote
+    from m2m.tracking.connection import AwayError, RefusedError
+    from m2m.tracking.remote import Remote
 
     try:
         Remote(uri).answer()
     except (AwayError, RefusedError) as error:
         raise UserError(f"tracking at {without_password(uri)}: {error}") from error
+
+
+def open_records(uri: str) -> Records:
+    """What is recorded at `uri`, to be read.
+
+    Raises:
+        UserError: nothing was ever recorded, or tracking is off.
+    """
+    if uri == "none":
+        raise UserError("MLFLOW_TRACKING_URI is none: nothing is recorded; unset it, or name a database or a server")
+    from m2m.tracking.reading import Records
+    from m2m.tracking.sources import open_source
+
+    return Records(open_source(uri))
 
 
 def _prepare_mlflow() -> None:

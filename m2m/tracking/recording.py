@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from m2m.params import GateParams
 from m2m.settings import without_password
 from m2m.tracking.contract import Run
 from m2m.tracking.delivery import Delivery, now
@@ -43,6 +44,7 @@ class MlflowTracker:
         journal = Journal.create(self.spool, header)
         if resume_key:
             journal.append("resume")
+            journal.append("tags", values=header.tags)  # it may be another flow run that goes on with it
         delivery = Delivery(journal, Remote(self.uri), spool=self.spool, interval=self.interval)
         recording = Recording(journal, delivery)
         status, patience = "FAILED", self.patience
@@ -50,8 +52,9 @@ class MlflowTracker:
             with sampling(recording.metrics):
                 yield recording
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status, patience = "KILLED", min(self.patience, 5.0)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # an interrupt, an exit, Prefect's signal of a cancelled flow
+                status, patience = "KILLED", min(self.patience, 5.0)
             raise
         finally:
             journal.append("end", status=status, time=now())
@@ -64,6 +67,13 @@ class Recording:
     def __init__(self, journal: Journal, delivery: Delivery) -> None:
         self.id = journal.header.key
         self._journal, self._delivery = journal, delivery
+
+    def server_id(self, *, patience: float) -> str | None:
+        run = self._delivery.drain(patience=patience)
+        return run.id if run else None
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._journal.append("tags", values=dict(values))
 
     def params(self, values: Mapping[str, object]) -> None:
         flat = iter(_flatten(values))
@@ -84,15 +94,21 @@ class Recording:
     def artifact(self, path: Path, folder: str = "") -> None:
         self._journal.append("artifact", file=self._journal.keep(path), folder=folder)
 
-    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
-        self._journal.append("dataset", name=name, source=source, digest=digest[:36], context=context)
+    def dataset(self, name: str, *, source: str, digest: str, context: str, sets: Mapping[str, int]) -> None:
+        self._journal.append("dataset", name=name, source=source, digest=digest[:36], context=context, sets={**sets})
 
     def register(
-        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]
+        self, model_folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str], gate: GateParams
     ) -> str | None:
-        scores = {_allowed(key): float(value) for key, value in metrics.items()}
-        kept = self._journal.keep(model_folder)
-        self._journal.append("register", name=name, file=kept, metrics=scores, tags=dict(tags), time=now())
+        self._journal.append(
+            "register",
+            name=name,
+            file=self._journal.keep(model_folder),
+            metrics={_allowed(key): float(value) for key, value in metrics.items()},
+            tags=dict(tags),
+            gate={"metric": _allowed(gate.metric), "better": gate.better},
+            time=now(),
+        )
         run = self._delivery.drain()
         return run.version if run else None
 

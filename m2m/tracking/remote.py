@@ -6,22 +6,23 @@ pictures and registered versions are looked for first.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import PIL.Image
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from m2m.tracking.aliases import set_aliases
+from m2m.tracking.connection import classified, connect, sqlite_file
 from m2m.tracking.journal import Entry, Header, Journal
 from m2m.tracking.registration import register
 
@@ -32,29 +33,13 @@ PARAMS_PER_REQUEST = 100
 SYSTEM = "system/"
 """MLflow shows metrics of this prefix on a page of their own."""
 
-_REFUSALS = {
-    "ALREADY_EXISTS",
-    "BAD_REQUEST",
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-}
-
-
-class AwayError(Exception):
-    """The server does not answer, or cannot do its work now: try again later."""
-
-
-class RefusedError(Exception):
-    """The server will not take this, now or later."""
-
 
 class RemoteRun:
     """One run on the server."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
-        self._client, self._run_id, self._experiment_id = client, run.info.run_id, run.info.experiment_id
+        self.id = str(run.info.run_id)
+        self._client, self._experiment_id = client, run.info.experiment_id
         self._steps: dict[str, int] = {}
         """The newest step of each curve when the run was resumed."""
         self._pictures: set[tuple[str, int]] = set()
@@ -69,12 +54,14 @@ class RemoteRun:
         Raises:
             AwayError, RefusedError
         """
-        with _classified():
+        with classified():
             match entries[0].kind, entries[0].values:
                 case "metrics", _:
                     self._metrics([point for entry in entries for point in entry.values["points"]])
                 case "params", values:
-                    self._client.log_batch(self._run_id, params=[Param(*item) for item in values["values"].items()])
+                    self._client.log_batch(self.id, params=[Param(*item) for item in values["values"].items()])
+                case "tags", values:
+                    self._client.log_batch(self.id, tags=[RunTag(*item) for item in values["values"].items()])
                 case "image", values:
                     self._image(values, journal)
                 case "artifact", values:
@@ -82,11 +69,11 @@ class RemoteRun:
                 case "dataset", values:
                     self._dataset(values)
                 case "register", values:
-                    self._register(values, journal.kept(values["file"]))
+                    self._register(values, journal)
                 case "resume", _:
                     self._resume()
                 case "end", values:
-                    self._client.set_terminated(self._run_id, values["status"], values["time"])
+                    self._client.set_terminated(self.id, values["status"], values["time"])
                 case kind, _:
                     raise ValueError(f"entry of kind {kind!r}, written by another version of m2m")
             self._unsure = False
@@ -101,51 +88,56 @@ class RemoteRun:
             if step > self._steps.get(key, -1) or key.startswith(SYSTEM)
         ]
         if new:
-            self._client.log_batch(self._run_id, metrics=new)
+            self._client.log_batch(self.id, metrics=new)
 
     def _image(self, values: dict[str, Any], journal: Journal) -> None:
         key, step, time = values["key"], values["step"], values["time"]
         if (key, step) in self._pictures or (self._unsure and (key, step) in self._pictures_there(time)):
             return
         with PIL.Image.open(journal.kept(values["file"])) as picture:
-            self._client.log_image(self._run_id, picture, key=key, step=step, timestamp=time)
+            self._client.log_image(self.id, picture, key=key, step=step, timestamp=time)
 
     def _artifact(self, path: Path, folder: str) -> None:
         if path.is_dir():
-            self._client.log_artifacts(self._run_id, str(path), "/".join(filter(None, (folder, path.name))))
+            self._client.log_artifacts(self.id, str(path), "/".join(filter(None, (folder, path.name))))
         else:
-            self._client.log_artifact(self._run_id, str(path), folder or None)
+            self._client.log_artifact(self.id, str(path), folder or None)
 
     def _dataset(self, values: dict[str, Any]) -> None:
         source = HTTPDatasetSource(values["source"])
-        dataset = MetaDataset(source, name=values["name"], digest=values["digest"])  # type: ignore[abstract]
+        made = MetaDataset(source, name=values["name"], digest=values["digest"])  # type: ignore[abstract]
+        fields = made._to_mlflow_entity().to_dictionary()
+        dataset = Dataset(**{**fields, "profile": json.dumps(values["sets"])})
         tags = [InputTag("mlflow.data.context", values["context"])]
-        self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), tags)])
+        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
-    def _register(self, values: dict[str, Any], folder: Path) -> None:
+    def _register(self, values: dict[str, Any], journal: Journal) -> None:
         self.version = register(
             self._client,
-            run_id=self._run_id,
+            run_id=self.id,
             experiment_id=self._experiment_id,
             name=values["name"],
-            folder=folder,
+            folder=journal.kept(values["file"]),
             metrics=values["metrics"],
             tags=values["tags"],
             time=values["time"],
         )
+        # Two evaluations that compare themselves with the same champion would both replace it.
+        with FileLock(journal.folder.parent.with_name("aliases.lock")):
+            set_aliases(self._client, values["name"], self.version, **values["gate"])
 
     def _resume(self) -> None:
         """What the server has of the run is not sent again by the part of the work that is done again."""
-        for key in self._client.get_run(self._run_id).data.metrics:
+        for key in self._client.get_run(self.id).data.metrics:
             if not key.startswith(SYSTEM):
-                self._steps[key] = max(point.step for point in self._client.get_metric_history(self._run_id, key))
+                self._steps[key] = max(point.step for point in self._client.get_metric_history(self.id, key))
         self._pictures = self._pictures_there()
-        self._client.update_run(self._run_id, status="RUNNING")
+        self._client.update_run(self.id, status="RUNNING")
 
     def _pictures_there(self, time: int | None = None) -> set[tuple[str, int]]:
         """Keys and steps of the pictures that the server has (of one moment)."""
         name = re.compile(r"images/(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+(?P<time>\d+)\+[-0-9a-f]+\.png")
-        matches = [name.fullmatch(file.path) for file in self._client.list_artifacts(self._run_id, "images")]
+        matches = [name.fullmatch(file.path) for file in self._client.list_artifacts(self.id, "images")]
         return {
             (match["key"].replace("~", "/"), int(match["step"]))
             for match in matches
@@ -161,13 +153,7 @@ class Remote:
 
     @cached_property
     def _client(self) -> MlflowClient:
-        """Makes a database that is not there yet; two processes that did so at the same time would crash."""
-        database = _sqlite_file(self._uri)
-        with FileLock(database.with_name(f"{database.name}.lock")) if database else nullcontext():
-            client = MlflowClient(self._uri, self._uri)
-            if database:
-                client.search_experiments(max_results=1)
-            return client
+        return connect(self._uri)
 
     def answer(self) -> None:
         """Returns if it answers.
@@ -175,7 +161,7 @@ class Remote:
         Raises:
             AwayError, RefusedError
         """
-        with _classified():
+        with classified():
             self._client.search_experiments(max_results=1)
 
     def open_run(self, header: Header) -> RemoteRun:
@@ -184,7 +170,7 @@ class Remote:
         Raises:
             AwayError, RefusedError
         """
-        with _classified():
+        with classified():
             experiment_id = self._experiment(header.experiment)
             found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
             run = found[0] if found else None
@@ -197,7 +183,7 @@ class Remote:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        database = _sqlite_file(self._uri)
+        database = sqlite_file(self._uri)
         place = (database.parent / "mlruns" / name).as_uri() if database else None
         try:
             return str(self._client.create_experiment(name, place))
@@ -205,33 +191,3 @@ class Remote:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return self._experiment(name)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    return Path(parts.path.removeprefix("/")) if parts.scheme.partition("+")[0] == "sqlite" else None
-
-
-@contextmanager
-def _classified() -> Iterator[None]:
-    """Says of any error whether trying again can help."""
-    try:
-        yield
-    except MlflowException as error:
-        kind = RefusedError if error.error_code in _REFUSALS else AwayError
-        raise kind(_short(error)) from error
-    except OSError as error:  # connections that break are OSErrors, too; requests' exceptions as well
-        kind = RefusedError if isinstance(error, FileNotFoundError) else AwayError
-        raise kind(_short(error)) from error
-    except Exception as error:
-        raise RefusedError(_short(error)) from error
-
-
-def _short(error: Exception) -> str:
-    """One line without what may be secret in an address."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for words in ("Connection refused", "timed out", "Name or service not known"):
-        if words in text:
-            return words.lower()
-    text = re.sub(r"://[^/@\s]*@", "://…@", text)
-    return text if len(text) <= 200 else f"{text[:197]}..."

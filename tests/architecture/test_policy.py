@@ -17,6 +17,12 @@ from m2m.params import Params
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "m2m").rglob("*.py"))
+TRACKING = {"Chain", "NullTracker", "RecordedRun", "Run", "Trace", "Tracker"} | {
+    "check_tracking",
+    "open_records",
+    "open_tracker",
+    "origin_tags",
+}
 READS_BETTER_WHOLE = {"m2m/pipeline.py", "m2m/models/unet.py"}
 
 
@@ -31,7 +37,7 @@ def test_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("m2m", {"ImageSetUNet", "M2MPipeline", "__version__"}),
         ("m2m.store", {"LocalStore", "Store", "open_store"}),
-        ("m2m.tracking", {"NullTracker", "Run", "Tracker", "check_tracking", "open_tracker"}),
+        ("m2m.tracking", TRACKING),
     ],
 )
 def test_exported_names(module: str, names: set[str]) -> None:
@@ -55,6 +61,7 @@ def test_the_command_line() -> None:
         "report": "--manifest --out --params",
         "verify": "",
         "sample": "--context-timestep --guidance-scale --images --model --num-images --out --seed --solver --steps",
+        "lineage": "--json",
         "check": "--foundation",
     }
 

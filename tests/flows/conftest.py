@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
+
+from tests.flows.serving import started_server
 
 ROOT = Path(__file__).parents[2]
 STAGES = """
@@ -72,6 +71,10 @@ time.sleep(plan.get("seconds", 0))
 if number <= plan.get("unanswered", 0):
     pathlib.Path(os.environ["M2M_OUTSIDE_NOTE"]).write_text("away")
     sys.exit("m2m: the store does not answer")
+if plan.get("recorded"):
+    from m2m.machine import Machine
+    with Machine(stage).tracker().run(stage, stage=stage, tags={}):
+        pass
 if plan.get("wrong"):
     sys.exit("m2m: params.yaml:3: wrong")
 out.parent.mkdir(exist_ok=True)
@@ -86,7 +89,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git and DVC repository with the project's flows and parameters, and stages that take no time."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
@@ -101,6 +104,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     (tmp_path / "plan.json").write_text("{}")
     git(folder, "init", "-q")
     subprocess.run(["dvc", "init", "-q"], cwd=folder, check=True)
@@ -115,36 +119,5 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server's API, as long as the test session runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
-    api = f"http://127.0.0.1:{port}/api"
-    env = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_UI_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 90
-        while not _answers(f"{api}/health"):
-            assert server.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, (home / "log").read_text()
-            time.sleep(0.2)
+    with started_server(tmp_path_factory.mktemp("prefect")) as api:
         yield api
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.graph import read_graph, select
+from flows.graph import read_graph, select, with_descendants
 from m2m.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +40,12 @@ def test_the_projects_own_graph_names_its_slots() -> None:
     assert stages["train@dino"].parents == ("foundation", "generate")
     assert {name for name, stage in stages.items() if stage.slot} >= {"generate", "train@self", "evaluate@dino"}
     assert all(stage.slot in (None, "gpu") for stage in stages.values())
+
+
+def test_descendants_are_all_that_follows(checkout: Path) -> None:
+    stages = read_graph(checkout)
+    assert with_descendants(stages, []) == set()
+    assert with_descendants(stages, ["train@self"]) == {"train@self", "evaluate@self", "report"}
 
 
 def test_a_dvc_file_that_cannot_be_read_is_one_line(checkout: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +51,20 @@ def test_an_experiment_leaves_the_checkout_alone_and_comes_back_with_everything_
     assert again.count("didn't change, skipping") == 7
     assert "Running" not in again
     assert "cached" not in again
+
+
+def test_dvc_is_asked_once_what_it_would_run(checkout: Path) -> None:
+    with workplace(checkout, experiment=None, **NOTHING) as place:
+        assert len(place.find_changed(ALL)) == 7
+        run(checkout, "dvc", "repro")
+        assert place.find_changed(ALL) == []
+        params = checkout / "params.yaml"
+        params.write_text(params.read_text().replace("learning_rate: 3.0e-4", "learning_rate: 2.0e-4"))
+        assert place.find_changed(ALL) == ["train@self", "train@dino"]
+        writers = {str(checkout / "models" / "self.txt"): {"pid": os.getpid(), "cmd": "a stage"}}
+        (checkout / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": writers}))
+        with pytest.raises(UserError, match="dvc status --json failed"):
+            place.find_changed(ALL)
 
 
 def test_what_is_not_up_to_date_is_not_saved(checkout: Path) -> None:

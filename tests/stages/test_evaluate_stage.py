@@ -22,12 +22,13 @@ from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.evaluation import lots, sampling
+from m2m.files import folder_digest
 from m2m.foundation import contrast
 from m2m.foundation.words import learn_tokenizer
 from m2m.manifest import Manifest, ShardEntry
 from m2m.models.classifier import WorldClassifier
 from m2m.models.unet import ImageSetUNet
-from m2m.params import EvaluateParams, SubsetParams, TransformerFit
+from m2m.params import EvaluateParams, GateParams, SubsetParams, TransformerFit
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.stages import evaluate
 from m2m.store import LocalStore
@@ -52,6 +53,7 @@ PARAMS = EvaluateParams(
     sets_per_batch=4,
     gallery_sets=2,
     bootstrap=20,
+    gate=GateParams(metric="content_agreement/mean", better="higher"),
 )
 
 
@@ -125,6 +127,12 @@ class Notebook:
     id: str = "run-1"
     told: dict[str, Any] = field(default_factory=dict)
 
+    def server_id(self, *, patience: float) -> str | None:
+        raise AssertionError("a stage waits for no server")
+
+    def tags(self, values: Any) -> None:
+        raise AssertionError("all that an evaluation is of is known at its start")
+
     def params(self, values: Any) -> None:
         self.told["params"] = values
 
@@ -137,11 +145,11 @@ class Notebook:
     def artifact(self, path: Path, folder: str = "") -> None:
         assert path.exists()
 
-    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
+    def dataset(self, name: str, *, source: str, digest: str, context: str, sets: Any) -> None:
         self.told["dataset"] = (name, digest)
 
-    def register(self, model_folder: Path, name: str, *, metrics: Any, tags: Any) -> str:
-        self.told["registered"] = (model_folder, name, metrics, tags)
+    def register(self, model_folder: Path, name: str, *, metrics: Any, tags: Any, gate: Any) -> str:
+        self.told["registered"] = (model_folder, name, metrics, tags, gate)
         return "7"
 
 
@@ -233,11 +241,16 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     workplace, notes = finished
     numbers = json.loads(workplace.metrics.read_text())
     told = notes.notebook.told
-    assert told["run"] == ("evaluate-self", "evaluate", {"variant": "self", "manifest": numbers["manifest"]})
-    folder, name, scores, tags = told["registered"]
-    assert (folder, name) == (workplace.inputs["model"], "m2m-self")
+    made_from = {
+        "variant": "self",
+        "manifest": numbers["manifest"],
+        "model": folder_digest(workplace.inputs["model"]),
+    }
+    assert told["run"] == ("evaluate-self", "evaluate", made_from)
+    folder, name, scores, tags, gate = told["registered"]
+    assert (folder, name, gate) == (workplace.inputs["model"], "m2m-self", PARAMS.gate)
     assert {key: float(f"{value:.6g}") for key, value in scores.items()}.items() <= numbers.items()
-    assert tags["manifest"] == numbers["manifest"]
+    assert tags == made_from
     assert told["metrics"]["seconds_per_image"] > 0
     assert not any("seconds" in key for key in numbers)
     assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-3"]
@@ -264,9 +277,14 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
         assert drawn == [1, 1, 2]
 
         before, drawn[:] = len(drawn), []
+        nothing = PARAMS.model_copy(update={"gate": GateParams(metric="beauty/mean", better="higher")})
+        with pytest.raises(UserError, match=r"gate.metric is beauty/mean.* content_agreement/mean.* fid/mean"):
+            workplace.evaluate(nothing, tracker=notes)
+        assert not workplace.metrics.exists()
+        # Another gate judges the same pictures.
         assert workplace.evaluate(tracker=notes).version == "7"
     assert before + len(drawn) == 4  # two batches with one given picture, one each with two and three
-    assert notes.resumed == [None, "run-1"]
+    assert notes.resumed == [None, "run-1", "run-1"]
     assert digests(workplace) == digests(finished[0])
     assert not (workplace.root / "work" / "evaluate-self").exists()
 

@@ -32,7 +32,7 @@ class Remembering:
 
     id: str = "run-1"
     resumed: list[str | None] = field(default_factory=list)
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tagged: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     points: dict[int, Mapping[str, float]] = field(default_factory=dict)
     pictures: dict[tuple[str, int], Image.Image] = field(default_factory=dict)
@@ -46,11 +46,17 @@ class Remembering:
     ) -> Iterator[Remembering]:
         assert (name, stage) == (f"train-{tags['variant']}", "train")
         self.resumed.append(resume_key)
-        self.tags = tags
+        self.tagged = dict(tags)
         yield self
+
+    def server_id(self, *, patience: float) -> str | None:
+        raise AssertionError("a stage waits for no server")
 
     def params(self, values: Mapping[str, object]) -> None:
         self.parameters |= values
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.tagged |= values
 
     def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None:
         assert step is not None
@@ -64,8 +70,9 @@ class Remembering:
     def artifact(self, path: Path, folder: str = "") -> None:
         self.artifacts.append(folder + path.name)
 
-    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
+    def dataset(self, name: str, *, source: str, digest: str, context: str, sets: Mapping[str, int]) -> None:
         assert source
+        assert sets.keys() == {"train", "test"}
         self.datasets.append((name, digest))
         assert context == "training"
 
@@ -130,9 +137,8 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     assert set(tracker.pictures) == {(key, 96) for key in ("preview/00", "preview/01", "preview/all")}
     manifest = Manifest.read(dataset.manifest)
     assert tracker.datasets == [("mis", manifest.digest)]
-    assert tracker.tags == {"variant": variant, "manifest": manifest.digest}
+    assert tracker.tagged == {"variant": variant, "manifest": manifest.digest, "model": folder_digest(model)}
     assert tracker.parameters["learning_rate"] == 1e-3
-    assert tracker.parameters["model"] == folder_digest(model)
     assert tracker.artifacts == ["curve.csv"]
 
     card = (model / "README.md").read_text()

@@ -1,0 +1,131 @@
+"""What orchestration costs on top of the stages: the smoke profile as Prefect flows, and by `dvc repro` alone.
+
+``python benchmarks/orchestration.py`` works in clones of the last commit and writes ``results/orchestration.json``. The
+time of the stages' own commands is taken by a program named m2m that stands before the real one on the PATH; what is
+left of a run's time, when no command runs, is the orchestration's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+
+from tests.flows.serving import Run, served, started_server  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "orchestration.json"
+CLOCK = """#!/bin/sh
+begin=$(date +%s.%N)
+"{m2m}" "$@"
+code=$?
+echo "$begin $(date +%s.%N)" >> "{times}"
+exit $code
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        rows = measure(Path(folder))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['name']}: {row['ours']} {row['unit']}, by dvc repro {row['other']}")
+
+
+def measure(folder: Path) -> list[dict[str, Any]]:
+    bins = Path(sys.executable).parent
+    times = folder / "times"
+    clock = folder / "bin" / "m2m"
+    clock.parent.mkdir()
+    clock.write_text(CLOCK.format(m2m=bins / "m2m", times=times))
+    clock.chmod(0o755)
+    for name in ("M2M_STORE", "MLFLOW_TRACKING_URI", "M2M_DEVICE"):
+        os.environ.pop(name, None)
+    os.environ["PATH"] = os.pathsep.join([str(clock.parent), str(bins), os.environ["PATH"]])
+    os.environ["DVC_NO_ANALYTICS"] = "1"
+
+    alone, flows = clone(folder / "dvc" / "m2m"), clone(folder / "flows" / "m2m")
+    stages = len(call(alone, "dvc", "stage", "list", "--name-only").splitlines())
+    home = folder / "prefect"
+    home.mkdir()
+    repro = [timed_repro(alone, times), timed_repro(alone, times)]
+    with (
+        started_server(home) as api,
+        temporary_settings({PREFECT_API_URL: api}),
+        get_client(sync_client=True) as client,
+        served(flows, api),
+    ):
+        runs = [timed_flow(client, flows, times, **given) for given in ({}, {}, {"experiment": "unchanged"})]
+    (made, own), (nothing, _), (experiment, _) = runs
+    return [
+        row("overhead of a flow that runs every stage, per stage", (made - own) / stages, per_stage(repro[0], stages)),
+        row(f"flow over an up-to-date pipeline of {stages} stages", nothing, repro[1][0]),
+        row(f"experiment that changes nothing, {stages} stages", experiment, repro[1][0]),
+    ]
+
+
+def clone(folder: Path) -> Path:
+    call(ROOT, "git", "clone", "--quiet", str(ROOT), str(folder))
+    shutil.copy(folder / "profiles" / "smoke.yaml", folder / "params.yaml")
+    call(folder, "git", "config", "user.name", "A")
+    call(folder, "git", "config", "user.email", "a@example.org")
+    call(folder, "git", "commit", "--quiet", "--all", "--message", "The smoke profile")
+    return folder
+
+
+def call(folder: Path, *command: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def timed_repro(folder: Path, times: Path) -> tuple[float, float]:
+    """Seconds in all, and those in which a stage's command ran."""
+    times.unlink(missing_ok=True)
+    began = time.monotonic()
+    call(folder, "dvc", "repro")
+    return time.monotonic() - began, busy(times)
+
+
+def timed_flow(client: Any, folder: Path, times: Path, **parameters: Any) -> tuple[float, float]:
+    """The same of a flow run, from when its process begins with it."""
+    times.unlink(missing_ok=True)
+    run = Run(client, folder, **parameters).wait(limit=1800)
+    assert run.state_name == "Completed", run.state
+    assert run.start_time is not None
+    assert run.end_time is not None
+    return (run.end_time - run.start_time).total_seconds(), busy(times)
+
+
+def busy(times: Path) -> float:
+    """Seconds in which at least one command ran."""
+    total = reached = 0.0
+    lines = times.read_text().splitlines() if times.exists() else []
+    for begin, end in sorted((float(a), float(b)) for a, b in map(str.split, lines)):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def per_stage(times: tuple[float, float], stages: int) -> float:
+    return (times[0] - times[1]) / stages
+
+
+def row(name: str, ours: float, other: float) -> dict[str, Any]:
+    ratio = round(ours / other, 2)
+    return {"name": name, "ours": round(ours, 2), "other": round(other, 2), "unit": "s", "ratio": ratio, "kind": "wall"}
+
+
+if __name__ == "__main__":
+    main()

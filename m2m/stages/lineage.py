@@ -1,0 +1,123 @@
+"""``m2m lineage``: from a model version, a run or an experiment back to what it came of, and how to make it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from textwrap import wrap
+
+from m2m.settings import saved_experiments, without_password
+from m2m.tracking import Chain, RecordedRun, Trace, open_records
+
+HASH = 12
+"""Digits of a hash that a person reads."""
+COLUMN = 12
+WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What the command tells."""
+
+    ref: str
+    tracking: str
+    """The address, without a password."""
+    trace: Trace
+    again: str
+    """The command that makes it again."""
+    notes: Sequence[str]
+    """What that command cannot bring back."""
+
+
+def run(ref: str, *, tracking_uri: str) -> Lineage:
+    """Asks MLflow what led to a model version, a run or an experiment, and git whether the experiment is saved here.
+
+    Raises:
+        UserError: nothing of this name is recorded, or the server does not answer.
+    """
+    trace = open_records(tracking_uri).trace(ref)
+    again, notes = _again(trace.run)
+    return Lineage(ref=ref, tracking=without_password(tracking_uri), trace=trace, again=again, notes=notes)
+
+
+def _again(run: RecordedRun) -> tuple[str, list[str]]:
+    origin = run.origin
+    notes: list[str] = []
+    if origin.experiment in saved_experiments():
+        return f"dvc exp apply {origin.experiment} && dvc repro", notes
+    if origin.experiment:
+        notes.append(f"the experiment {origin.experiment} is not saved in this checkout: it failed, or was removed")
+    if origin.dirty:
+        notes.append("files differed from the commit when it ran: the command makes what was committed, not that")
+    if len(origin.commit) != 40:
+        return "dvc repro", [*notes, "it ran outside of git: which code made it is not known"]
+    return f"git checkout {origin.commit} && dvc repro {origin.stage}".rstrip(), notes
+
+
+def to_json(lineage: Lineage) -> str:
+    """All of it, of the metrics the main ones."""
+    return json.dumps(_with_main_metrics(asdict(lineage)), indent=1)
+
+
+def _with_main_metrics(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _main(inner) if key == "metrics" else _with_main_metrics(inner) for key, inner in value.items()}
+    return [_with_main_metrics(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _main(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Means over the positions, of the model itself."""
+    return {name: value for name, value in metrics.items() if name.count("/") == 1 and name.endswith("/mean")}
+
+
+def to_text(lineage: Lineage) -> str:
+    """The chain from top to bottom, hashes shortened."""
+    return "\n".join(_lines(lineage))
+
+
+def _lines(lineage: Lineage) -> Iterator[str]:
+    for chain in lineage.trace.chains:
+        yield from _chain(chain, lineage.tracking)
+        yield ""
+    yield _row("again", lineage.again)
+    for note in lineage.notes:
+        yield _row("", f"but {note}")
+
+
+def _chain(chain: Chain, tracking: str) -> Iterator[str]:
+    if chain.dataset:
+        sets = ", ".join(f"{count} {split}" for split, count in chain.dataset.sets.items())
+        yield _row("dataset", f"{chain.dataset.name} {chain.dataset.manifest[:HASH]}: {sets} sets")
+    if chain.foundation:
+        yield _row("foundation", ", ".join(f"{name} {digest[:HASH]}" for name, digest in chain.foundation.items()))
+    if chain.training:
+        yield from _run("training", chain.training, tracking)
+    elif chain.model:
+        yield _row("training", "not recorded: DVC restored the model, or tracking was off")
+    if chain.model:
+        yield _row("model", chain.model[:HASH])
+    for evaluation in chain.evaluations:
+        yield from _run("evaluation", evaluation, tracking)
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(_main(evaluation.metrics).items()))
+        yield from (_row("", line) for line in wrap(metrics, WIDTH))
+        for version in chain.versions:
+            if version.run == evaluation.id:
+                aliases = f": {', '.join(version.aliases)}" if version.aliases else ""
+                yield _row("version", f"models:/{version.name}/{version.version}{aliases}")
+
+
+def _run(what: str, run: RecordedRun, tracking: str) -> Iterator[str]:
+    origin = run.origin
+    page = f"{tracking.rstrip('/')}/{run.page}" if tracking.startswith("http") else ""
+    yield _row(what, f"{run.name} {run.id}, {run.status}, {run.started}")
+    if page:
+        yield _row("", page)
+    commit = f"commit {origin.commit[:HASH] or 'unknown'}{' with changes' if origin.dirty else ''}"
+    yield _row("", f"experiment {origin.experiment}, {commit}" if origin.experiment else commit)
+    if origin.flow_run:
+        yield _row("", f"flow run {origin.flow_run} {origin.flow_run_url}".rstrip())
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:<{COLUMN}}{text}"

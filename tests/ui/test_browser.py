@@ -1,0 +1,143 @@
+"""The pipeline from a browser, as a person uses it: the smoke profile from the form to the compared runs.
+
+One stack and one run for all of it. Screenshots land in ``work/screenshots``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+pytestmark = pytest.mark.timeout(1200)  # a whole pipeline, on a machine that may be busy
+EXPERIMENT = "from-the-browser"
+STAGES = {"foundation", "captions", "generate", "train@self", "train@dino", "evaluate@self", "evaluate@dino", "report"}
+METRIC = "clip_image_image/mean"
+PATIENCE = 900.0
+expect.set_options(timeout=60_000)
+
+
+class Form:
+    """The run page of a deployment."""
+
+    def __init__(self, page: Page, stack: Any, deployment: str) -> None:
+        self._page = page
+        page.goto(f"{stack.prefect}/deployments")
+        page.get_by_role("link", name=deployment, exact=True).click()
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.get_by_text("Custom run").click()
+        expect(self.field("profile")).to_be_visible()
+
+    def field(self, key: str) -> Locator:
+        label = self._page.locator(".schema-form-property__label", has_text=re.compile(rf"^{re.escape(key)}\b"))
+        return self._page.locator(".schema-form-property").filter(has=label).last
+
+    def choose(self, key: str, value: str) -> None:
+        self.field(key).locator(".p-select-button__control").press("ArrowDown")
+        self._page.locator(".p-select-option", has_text=value).click()
+
+    def fill(self, key: str, value: str) -> None:
+        self.field(key).locator("input, textarea").fill(value)
+
+    def submit(self, shown: Locator) -> None:
+        """Presses Submit, and once more where the page says that a busy server did not answer."""
+        wrong = self._page.get_by_text("Something went wrong")
+        for _ in range(3):
+            self._page.get_by_role("button", name="Submit").click()
+            expect(shown.or_(wrong).first).to_be_visible()
+            if shown.first.is_visible():
+                return
+            self._page.locator(".p-toast__close-btn").first.click()
+        raise AssertionError("three times nothing was submitted")
+
+
+def newest(stack: Any) -> Any:
+    """The flow run that was created last."""
+    return stack.ask("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
+
+
+@pytest.fixture(scope="module")
+def run(stack: Any, browser: Browser) -> Any:
+    """The flow run of the smoke profile that the first test submits, when it has come to its end."""
+    deadline = time.monotonic() + PATIENCE
+    while (run := newest(stack))["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
+        assert time.monotonic() < deadline, (stack.folder / "work" / "stack" / "flows.log").read_text()
+        time.sleep(0.5)
+    return run
+
+
+def test_a_value_out_of_bounds_is_refused_before_anything_runs(stack: Any, page: Page) -> None:
+    form = Form(page, stack, "full")
+    form.fill("generate.images_per_set", "1")
+    form.submit(page.get_by_text("1 is less than the minimum of 2"))
+    assert stack.ask("flow_runs/filter") == []
+
+
+def test_the_form_is_filled_in_and_submitted(stack: Any, page: Page) -> None:
+    form = Form(page, stack, "full")
+    form.choose("profile", "smoke")
+    form.fill("experiment", EXPERIMENT)
+    form.fill("generate.seed", "7")
+    form.submit(page.get_by_role("button", name="View run"))
+    made = newest(stack)
+    page.get_by_role("link", name=made["name"]).first.click()
+    page.wait_for_url("**/runs/flow-run/*")
+    given = made["parameters"]
+    assert (given["profile"], given["experiment"], given["changes"]["generate_seed"]) == ("smoke", EXPERIMENT, 7)
+
+
+def test_the_run_shows_its_stages(stack: Any, run: Any, page: Page) -> None:
+    page.goto(f"{stack.prefect}/runs/flow-run/{run['id']}")
+    expect(page.get_by_text("Completed").first).to_be_visible()
+    page.get_by_text("Task Runs", exact=True).click()
+    for stage in STAGES:
+        expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible()
+    tasks = stack.ask("task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    assert {task["name"]: task["state"]["name"] for task in tasks} == {
+        **dict.fromkeys(STAGES, "Completed"),
+        "foundation": "Skipped",  # it comes with the repository
+    }
+
+
+def test_the_summary_is_a_page_with_tables_and_pictures(stack: Any, run: Any, page: Page) -> None:
+    page.goto(f"{stack.prefect}/runs/flow-run/{run['id']}")
+    page.get_by_text("Artifacts", exact=True).click()
+    page.get_by_role("link", name="summary").click()
+    expect(page.get_by_role("table").first).to_contain_text("M2M-DINO, this run")
+    assert page.get_by_role("img").count() >= 2
+    expect(page.get_by_text(f"dvc exp apply {EXPERIMENT}")).to_be_visible()
+
+
+def test_the_two_variants_are_compared_side_by_side(stack: Any, run: Any, page: Page) -> None:
+    experiment = stack.ask_mlflow("experiments/search", filter="name = 'evaluate'", max_results=1)["experiments"][0]
+    number = experiment["experiment_id"]
+    runs = stack.ask_mlflow("runs/search", experiment_ids=[number])["runs"]
+    ids = [each["info"]["run_id"] for each in runs]
+    assert len(ids) == 2
+    page.goto(f"{stack.mlflow}/#/compare-runs?runs={json.dumps(ids)}&experiments={json.dumps([number])}")
+    for name in ("evaluate-self", "evaluate-dino"):
+        expect(page.get_by_text(name, exact=True)).to_be_visible()
+    page.get_by_role("switch", name="Metrics - Show diff only").click()  # what both share are the baselines
+    page.get_by_role("link", name=METRIC, exact=True).scroll_into_view_if_needed()
+    for each in runs:
+        (value,) = (metric["value"] for metric in each["data"]["metrics"] if metric["key"] == METRIC)
+        expect(page.get_by_role("grid").last).to_contain_text(f"{value:.4g}")
+
+
+def test_both_models_are_registered(stack: Any, run: Any, page: Page) -> None:
+    page.goto(f"{stack.mlflow}/#/models")
+    page.get_by_role("button", name="Try it now").click()
+    for name in ("m2m-self", "m2m-dino"):
+        expect(page.get_by_role("row", name=name)).to_contain_text("Version 1")
+
+
+def test_the_experiment_comes_back_with_everything_skipped(stack: Any, run: Any) -> None:
+    assert EXPERIMENT in stack.run("dvc", "exp", "show", "--csv")
+    stack.run("dvc", "exp", "apply", EXPERIMENT)
+    again = stack.run("dvc", "repro")
+    assert again.count("didn't change, skipping") == len(STAGES), again
+    assert not re.search("^Running|is cached", again, re.MULTILINE), again
