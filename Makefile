@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro profile test lint report ui serve up down clean
+.PHONY: help setup repro profile test lint ablations bench report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,17 @@ lint: $(READY) ## Lint, types, layers
 	mypy
 	lint-imports --no-logo
 
+ablations: $(READY) ## Fine-tune from Stable Diffusion instead of M2M, to compare; resumes; see ablations/
+	for task in nvs vpg; do for variant in self dino; do item=$$variant-$$task; \
+		m2m finetune --variant $$variant --task $$task --from-scratch \
+			--out work/ablations/m2m-$$item --curve work/ablations/finetune-$$item.csv && \
+		m2m evaluate --variant $$variant --task $$task --no-register --model work/ablations/m2m-$$item \
+			--plots work/ablations/evaluate-$$item --metrics ablations/from-scratch-$$item.json || exit; \
+	done; done
+
+bench: $(READY) ## Measure speed against goals: BENCH="--device cuda --scale sd21" on a GPU
+	python -m benchmarks $(BENCH)
+
 report: $(READY) ## Make the report, and what it needs
 	dvc repro report
 	@echo "reports/index.html"
@@ -69,5 +80,5 @@ down: $(READY) ## End what make up started
 
 clean: ## Remove what can be made again: results and caches (not .venv, the object store, DVC's cache or the runs)
 	rm -rf build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf work out reports models/m2m-* data/captions.parquet data/mis.json data/mis.md
+	rm -rf work out reports models/m2m-* data/captions.parquet data/mis.* data/nvs.* data/vpg.*
 	find infra m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ CHANGEABLE = (
     "train.variant.self.learning_rate",
     "train.variant.dino.images",
     "train.variant.dino.learning_rate",
-    "evaluate.guidance_scale",
+    "evaluate.mis.guidance_scale",
 )
 """The keys of params.yaml that the form shows; ``dvc exp run -S`` changes any."""
 

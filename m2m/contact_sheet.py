@@ -1,7 +1,8 @@
-"""Many pictures as one, in the paper's manner: the preceding images, framed, then the generated ones."""
+"""Many pictures as one: beside each other in the paper's manner, or one after the other."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from PIL import Image
@@ -38,3 +39,12 @@ def contact_sheet(
             resampling = Image.Resampling.NEAREST if shown >= side else Image.Resampling.LANCZOS
             sheet.paste(picture.resize((shown, shown), resampling), (left + FRAME, top + FRAME))
     return sheet
+
+
+def animation(frames: Sequence[Image.Image], *, milliseconds: int = 200) -> bytes:
+    """A GIF that shows the pictures in turn, for ever; small ones are enlarged as on a sheet."""
+    factor = max(-(-SMALLEST // frames[0].height), 1)
+    shown = [frame.resize((factor * frame.width, factor * frame.height), Image.Resampling.NEAREST) for frame in frames]
+    file = io.BytesIO()
+    shown[0].save(file, "GIF", save_all=True, append_images=shown[1:], duration=milliseconds, loop=0)
+    return file.getvalue()

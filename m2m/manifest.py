@@ -60,6 +60,7 @@ class Manifest(_Record):
     made_by: dict[str, JsonValue]
     """The stage's name and parameters, and the digests of what it read."""
     images_per_set: Count
+    """Procedures (``vpg``) differ in length: there it is the most in a set."""
     redrawn: Annotated[int, Field(ge=0)]
     """Images that came out bad (not finite, or of one colour) and were drawn again, each attempt counted."""
     shards: tuple[ShardEntry, ...]
@@ -103,6 +104,16 @@ class Manifest(_Record):
     def split(self, name: Split) -> tuple[ShardEntry, ...]:
         """The shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == name)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the images of a set have an order: those of a procedure do, not those of MIS; a view has a pose."""
+        return self.kind == "vpg"
+
+    @property
+    def set_sizes(self) -> range:
+        """How many images a set may have."""
+        return range(2 if self.kind == "vpg" else self.images_per_set, self.images_per_set + 1)
 
     @property
     def sets(self) -> dict[str, int]:

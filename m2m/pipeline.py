@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -23,11 +24,13 @@ from m2m import seeds
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.models.pose import relative_poses
 from m2m.models.preceding import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 from m2m.photos import Photo, as_tensor, square
 
 Seed: TypeAlias = int | torch.Generator
+Cameras: TypeAlias = npt.NDArray[np.floating] | Tensor  # (n, 3, 4)
 StepCallback: TypeAlias = Callable[["M2MPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -100,6 +103,7 @@ class M2MPipeline(DiffusionPipeline):
         context_timestep: int = 0,
         generator: Seed | Sequence[Seed] | None = None,
         latents: Tensor | None = None,
+        poses: Cameras | Sequence[Cameras] | None = None,
         output_type: OutputType = "pil",
         use_cache: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -116,6 +120,8 @@ class M2MPipeline(DiffusionPipeline):
             generator: a seed, or a generator whose initial seed is taken; one for all, or a list of one a set. Image k
                 of a set depends on its seed and k, not on `num_images` nor (but for rounding) on the rest of the batch.
             latents: the initial noise: (num_images, 4, h, w), for a list of sets (sets, num_images, 4, h, w).
+            poses: for a model of views, world-to-camera matrices (n, 3, 4) of the given images and of those to draw, in
+                this order; for a list of sets (sets, n, 3, 4). `m2m.world.cameras` states the convention.
             output_type: "pil"; "np" (n, H, W, 3) or "pt" (n, 3, H, W), from 0 to 1; "latent" (n, 4, h, w), scaled.
             use_cache: compute keys and values of context images once; else anew in each step, the same to rounding.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": (S, 4, h, w), "image": k}) after
@@ -137,6 +143,7 @@ class M2MPipeline(DiffusionPipeline):
             latents = latents if nested else latents[None]
             if latents.shape != (wanted := (len(sets), num_images, *self.latent_shape)):
                 raise ValueError(f"latents for {len(sets)} sets are {wanted}, not {tuple(latents.shape)}")
+        cameras = self._poses(poses, sets, num_images, nested)
 
         groups = [
             [s for s, given in enumerate(sets) if len(given) == n] for n in sorted({len(given) for given in sets})
@@ -157,7 +164,8 @@ class M2MPipeline(DiffusionPipeline):
             for group in groups:
                 given = [[as_tensor(square(photo, self.image_size)) for photo in sets[s]] for s in group]
                 noise = None if latents is None else latents[group]
-                for images_of_sets in self._draw(given, [set_seeds[s] for s in group], noise, options):
+                seen_from = None if cameras is None else torch.stack([cameras[s] for s in group])
+                for images_of_sets in self._draw(given, [set_seeds[s] for s in group], noise, seen_from, options):
                     for s, image in zip(group, images_of_sets, strict=True):
                         drawn[s].append(image)
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
@@ -168,8 +176,35 @@ class M2MPipeline(DiffusionPipeline):
             output = np.stack(results) if output_type == "np" else torch.stack(results)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
+    def _poses(
+        self,
+        cameras: Cameras | Sequence[Cameras] | None,
+        sets: Sequence[Sequence[Photo]],
+        num_images: int,
+        nested: bool,
+    ) -> list[Tensor] | None:
+        """Of each set the poses of its images, the given ones first: (n, 12)."""
+        if self.unet.pose_dim == 0 or cameras is None:
+            if self.unet.pose_dim or cameras is not None:
+                lacks = "draws views: it needs poses" if cameras is None else "knows no poses"
+                raise ValueError(f"this model {lacks}")
+            return None
+        of_sets = [
+            one.detach().cpu() if isinstance(one, Tensor) else torch.from_numpy(np.array(one, np.float64))
+            for one in (cameras if nested else [cameras])
+        ]
+        wanted = [(len(given) + num_images, 3, 4) for given in sets]
+        if (found := [tuple(one.shape) for one in of_sets]) != wanted:
+            raise ValueError(f"poses of the given and the wanted images are {wanted}, not {found}")
+        return [relative_poses(one) for one in of_sets]
+
     def _draw(
-        self, given: list[list[Tensor]], set_seeds: list[int], noise: Tensor | None, options: Options
+        self,
+        given: list[list[Tensor]],
+        set_seeds: list[int],
+        noise: Tensor | None,
+        poses: Tensor | None,
+        options: Options,
     ) -> Iterator[Tensor]:
         """Draws for S sets with equally many given images; yields image after image of all of them.
 
@@ -183,25 +218,32 @@ class M2MPipeline(DiffusionPipeline):
             device=device,
             use_cache=options.use_cache,
         )
+        moved = None if poses is None else poses.to(device, self.unet.dtype)  # (S, n, pose_dim)
+
+        def pose() -> Tensor | None:
+            return None if moved is None else moved[:, preceding.count]
+
         for pictures in zip(*given, strict=True):
             images = torch.stack(pictures).to(device)  # uint8 (S, 3, H, W)
-            preceding.append(self._context(images if dino else self._encode(images), preceding, set_seeds, options))
+            context = self._context(images if dino else self._encode(images), preceding, set_seeds, options)
+            preceding.append(context, pose())
         for k in range(options.num_images):
             generators = [seeds.generator(seed, "image", k) for seed in set_seeds]
             start = _normal(self.latent_shape, generators) if noise is None else noise[:, k]  # (S, 4, h, w)
-            latents = self._denoise(start.to(device, self.unet.dtype), preceding, generators, k, options)
+            latents = self._denoise(start.to(device, self.unet.dtype), preceding, pose(), generators, k, options)
             last = k + 1 == options.num_images
             if options.output_type != "latent" or (dino and not last):
                 images = self.vae.decode(latents / self.vae.config.scaling_factor).sample  # (S, 3, H, W)
             yield latents if options.output_type == "latent" else images
             if not last:
                 context = _as_uint8(images) if dino else latents
-                preceding.append(self._context(context, preceding, set_seeds, options))
+                preceding.append(self._context(context, preceding, set_seeds, options), pose())
 
     def _denoise(
         self,
         latents: Tensor,
         preceding: PrecedingImages,
+        pose: Tensor | None,
         generators: list[torch.Generator],
         k: int,
         options: Options,
@@ -217,7 +259,8 @@ class M2MPipeline(DiffusionPipeline):
         for step, timestep in enumerate(timesteps):
             sample = self.scheduler.scale_model_input(latents, timestep)  # (S, 4, h, w)
             sample = torch.cat([sample, sample]) if guided else sample  # (2·S, 4, h, w): without context, with it
-            prediction = self.unet(sample, times[step], preceding.window(guided=guided), return_dict=False)[0]
+            window = preceding.window(guided=guided, pose=pose)
+            prediction = self.unet(sample, times[step], window, return_dict=False)[0]
             if guided:
                 without, with_context = prediction.chunk(2)
                 prediction = without + options.guidance_scale * (with_context - without)  # (S, 4, h, w)

@@ -49,6 +49,14 @@ class S3Server:
         self.client.delete_object(Bucket=self.bucket, Key=key)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_of_torch() -> None:
+    """As each worker has: another number changes last bits, and small networks only wait for a second thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def s3_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A boto3 client of `rclone serve s3`, which runs as long as the test session."""

@@ -63,13 +63,23 @@ def test_captions(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_generate(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = SimpleNamespace(sets={"train": 12, "test": 8}, images_per_set=4, shards=(1, 2))
+    made = SimpleNamespace(kind="mis", sets={"train": 12, "test": 8}, images_per_set=4, shards=(1, 2))
     call = Call("generate", monkeypatch, made)
     result = m2m("generate", "--params", PARAMS)
     assert "data/mis.json: 12 train sets, 8 test sets of 4 images in 2 shards" in result.stdout
     assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
     assert call.given["store"].uri == str(tmp_path / "data/store")
     assert call.given["device"] == "cpu"
+
+
+@pytest.mark.parametrize(("stage", "kind", "images"), [("views", "nvs", "4"), ("procedures", "vpg", "up to 4")])
+def test_the_sets_of_a_task(stage: str, kind: str, images: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(kind=kind, sets={"train": 6, "test": 4}, images_per_set=4, shards=(1, 2))
+    call = Call(stage, monkeypatch, made)
+    result = m2m(stage, "--params", PARAMS)
+    assert f"data/{kind}.json: 6 train sets, 4 test sets of {images} images in 2 shards" in result.stdout
+    assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
+    assert call.given["processes"] >= 1
 
 
 @pytest.mark.parametrize("variant", ["self", "dino"])
@@ -90,11 +100,42 @@ def test_evaluate(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call.given["plots"] == Path("reports/evaluate-dino")
 
 
+@pytest.mark.parametrize(("variant", "task"), [("self", "nvs"), ("dino", "vpg")])
+def test_finetune(variant: str, task: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("finetune", monkeypatch, SimpleNamespace(images_seen=96, held_out_loss=0.5))
+    command = ("finetune", "--params", PARAMS, "--variant", variant, "--task", task)
+    assert f"models/m2m-{variant}-{task}: 96 images seen" in m2m(*command).stdout
+    assert (call.given["task"], call.given["variant"], call.given["scratch"]) == (task, variant, None)
+    assert call.given["model"] == Path(f"models/m2m-{variant}")
+    assert call.given["manifest"] == Path(f"data/{task}.json")
+    assert call.given["curve"] == Path(f"reports/finetune-{variant}-{task}.csv")
+    m2m(*command, "--from-scratch", "--out", "elsewhere")
+    assert (call.given["model"], call.given["out"]) == (Path("models/foundation"), Path("elsewhere"))
+    assert call.given["scratch"].max_context > 0
+
+
+@pytest.mark.parametrize("task", ["nvs", "vpg"])
+def test_evaluate_of_a_task(task: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("evaluate_task", monkeypatch, SimpleNamespace(numbers={"fid/mean": 1.0}, version="3"))
+    command = ("evaluate", "--params", PARAMS, "--variant", "dino", "--task", task)
+    assert f"registered as m2m-dino-{task} version 3" in m2m(*command).stdout
+    assert call.given["metrics"] == Path(f"metrics/evaluate-dino-{task}.json")
+    assert call.given["plots"] == Path(f"reports/evaluate-dino-{task}")
+    assert (call.given["model"], call.given["untuned"]) == (Path(f"models/m2m-dino-{task}"), Path("models/m2m-dino"))
+    assert call.given["register"]
+    m2m(*command, "--no-register")
+    assert not call.given["register"]
+
+
 def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call("report", monkeypatch)
     assert m2m("report", "--params", PARAMS).stdout == "reports/index.html\n"
     assert [item.variant for item in call.given["items"]] == ["self", "dino"]
     assert call.given["items"][1].curve == Path("reports/train-dino.csv")
+    of_tasks = call.given["task_items"]
+    assert [(one.variant, one.task) for one in of_tasks] == [(v, t) for t in ("nvs", "vpg") for v in ("self", "dino")]
+    assert of_tasks[3].metrics == Path("metrics/evaluate-dino-vpg.json")
+    assert of_tasks[0].from_scratch == Path("ablations/from-scratch-self-nvs.json")
 
 
 def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +203,8 @@ def test_our_own_mistakes_keep_their_traceback(m2m: Any, monkeypatch: pytest.Mon
         (["generate", "--params", PARAMS], "m2m: "),
         (["train", "--params", PARAMS, "--variant", "self"], "m2m: "),
         (["evaluate", "--params", PARAMS, "--variant", "self"], "m2m: "),
+        (["finetune", "--params", PARAMS, "--variant", "self", "--task", "nvs"], "m2m: cannot read manifest data/nvs"),
+        (["evaluate", "--params", PARAMS, "--variant", "self", "--task", "vpg"], "m2m: cannot read manifest data/vpg"),
         (["verify"], "m2m: cannot read manifest data/mis.json"),
         (["sample", "--images", "nowhere.png"], "m2m: nowhere.png: no such file"),
         (["sample"], "m2m: no pictures given"),

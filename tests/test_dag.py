@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,20 +19,42 @@ from dvc.cli import main as dvc
 from m2m.params_file import load_params
 
 ROOT = Path(__file__).parents[1]
-BOTH = ["train --variant self", "train --variant dino", "evaluate --variant self", "evaluate --variant dino", "report"]
+VARIANTS, TASKS = ("self", "dino"), ("nvs", "vpg")
+ITEMS = [(variant, task) for task in TASKS for variant in VARIANTS]
+
+
+def tuned(*items: tuple[str, str], stages: Sequence[str] = ("finetune", "evaluate")) -> list[str]:
+    """The calls that make and measure the fine-tuned models of some variants and tasks."""
+    return [f"{stage} --variant {variant} --task {task}" for stage in stages for variant, task in items]
+
+
+def of_variant(variant: str) -> list[str]:
+    """The calls that make and measure all models of a variant."""
+    own = [f"{stage} --variant {variant}" for stage in ("train", "evaluate")]
+    return own + tuned(*((variant, task) for task in TASKS))
+
+
+EVALUATED = [*(f"evaluate --variant {one}" for one in VARIANTS), *tuned(*ITEMS, stages=("evaluate",)), "report"]
+BOTH = [*of_variant("self"), *of_variant("dino"), "report"]
 
 STAND_IN = """#!/bin/sh
 # Does a stage's part in the graph: notes that it was called, writes outputs that differ from call to call.
 echo "$*" >> "$CALLS"
 fresh() { mkdir -p "$(dirname "$1")"; date +%N%s > "$1"; }
 variant=$3
+item=$variant${5:+-$5}
 case $1 in
-  foundation) for model in stable-diffusion dino clip inception; do fresh models/foundation/$model/config.json; done ;;
+  foundation) for part in stable-diffusion/unet stable-diffusion/vae dino clip inception; do
+      fresh models/foundation/$part/config.json
+    done ;;
   captions) fresh data/captions.parquet ;;
   generate) fresh data/mis.json; fresh data/mis.md ;;
+  views) fresh data/nvs.json; fresh data/nvs.md ;;
+  procedures) fresh data/vpg.json; fresh data/vpg.md ;;
   train) fresh models/m2m-$variant/model_index.json; fresh reports/train-$variant.csv ;;
-  evaluate) mkdir -p metrics; echo "{\\"fid\\": $(date +%N)}" > metrics/evaluate-$variant.json
-    fresh reports/evaluate-$variant/positions.csv ;;
+  finetune) fresh models/m2m-$item/model_index.json; fresh reports/finetune-$item.csv ;;
+  evaluate) mkdir -p metrics; echo "{\\"fid\\": $(date +%N)}" > metrics/evaluate-$item.json
+    fresh reports/evaluate-$item/positions.csv ;;
   report) fresh reports/index.html ;;
 esac
 """
@@ -58,11 +83,17 @@ class Pipeline:
             assert dvc(list(arguments)) == 0
         return self._calls.read_text().splitlines()
 
-    def change(self, old: str, new: str) -> None:
+    def change(self, key: str, value: object) -> None:
+        """Gives a parameter another value."""
         params = self.folder / "params.yaml"
-        text = params.read_text()
-        assert text.count(old) == 1
-        params.write_text(text.replace(old, new))
+        tree = yaml.safe_load(params.read_text())
+        *sections, name = key.split(".")
+        section = tree
+        for part in sections:
+            section = section[part]
+        assert section[name] != value
+        section[name] = value
+        params.write_text(yaml.safe_dump(tree))
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +118,11 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "ablations", folder / "ablations")
     shutil.copytree(ROOT / "m2m", folder / "m2m", ignore=shutil.ignore_patterns("__pycache__"))
     pipeline = Pipeline(folder, base / "calls", environment)
     pipeline.git("init", "-q")
-    assert sorted(pipeline.dvc("repro")) == sorted(["foundation", "captions", "generate", *BOTH])
+    assert sorted(pipeline.dvc("repro")) == sorted(["foundation", "captions", "generate", "views", "procedures", *BOTH])
     pipeline.git("add", ".")
     pipeline.git("commit", "-qm", "All")
     return pipeline
@@ -109,60 +141,60 @@ def test_nothing_runs_twice(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "stale"),
+    ("key", "value", "stale"),
     [
-        (
-            "    dino:\n      images: ",
-            "    dino:\n      images: 1",
-            ["train --variant dino", "evaluate --variant dino", "report"],
-        ),
-        (
-            "    self:\n      images: ",
-            "    self:\n      images: 1",
-            ["train --variant self", "evaluate --variant self", "report"],
-        ),
-        ("    set_size: 6", "    set_size: 5", BOTH),
-        ("  max_redraws: 3", "  max_redraws: 4", ["generate", *BOTH]),
-        ("  bootstrap: 1000", "  bootstrap: 2000", BOTH[2:]),
-        ("  title: Many-to-many image generation", "  title: M2M", ["report"]),
+        ("train.variant.dino.images", 48, [*of_variant("dino"), "report"]),
+        ("finetune.nvs.self.images", 48, [*tuned(("self", "nvs")), "report"]),
+        ("views.views", 9, ["views", *tuned(("self", "nvs"), ("dino", "nvs")), "report"]),
+        ("evaluate.nvs.bootstrap", 2000, [*tuned(*ITEMS[:2], stages=("evaluate",)), "report"]),
+        ("report.title", "M2M", ["report"]),
     ],
-    ids=["train.variant.dino", "train.variant.self", "train.common", "generate", "evaluate", "report"],
 )
-def test_a_parameter_makes_stale_what_follows_from_it(old: str, new: str, stale: list[str], pipeline: Pipeline) -> None:
-    pipeline.change(old, new)
+def test_a_parameter_makes_stale_what_follows_from_it(
+    key: str, value: object, stale: list[str], pipeline: Pipeline
+) -> None:
+    pipeline.change(key, value)
     assert sorted(pipeline.dvc("repro")) == sorted(stale)
 
 
 def test_code_makes_stale_what_it_computes(pipeline: Pipeline) -> None:
     with (pipeline.folder / "m2m" / "evaluation" / "scores.py").open("a") as module:
         module.write("# changed\n")
-    assert sorted(pipeline.dvc("repro")) == sorted(BOTH[2:])
+    assert sorted(pipeline.dvc("repro")) == sorted(EVALUATED)
 
 
 def test_a_fresh_clone_has_its_foundation(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.git("clone", "-q", ".", str(tmp_path / "clone"))
     calls = Pipeline(tmp_path / "clone", pipeline._calls, pipeline._environment).dvc("repro")
     assert "foundation" not in calls
-    assert len(calls) == 7
+    assert len(calls) == 17
 
 
 def test_an_experiment_with_another_learning_rate(pipeline: Pipeline) -> None:
     calls = pipeline.dvc("exp", "run", "-S", "train.variant.dino.learning_rate=2e-4", "--name", "slower")
-    assert calls == ["train --variant dino", "evaluate --variant dino", "report"]
+    assert sorted(calls) == sorted([*of_variant("dino"), "report"])
     assert load_params(pipeline.folder / "params.yaml").train.variant.of("dino").learning_rate == 2e-4
     assert "slower" in pipeline.git("for-each-ref", "refs/exps")
 
 
 def test_every_parameter_belongs_to_a_stage() -> None:
     """And a stage's key in params.yaml is its name."""
-    listed = {
-        tuple(key.replace("${item.variant}", variant).split("."))
-        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
-        for key in stage["params"]
-        for variant in ("self", "dino")
-    }
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed = {(name, tuple(key.split("."))) for name, stage in graph.items() for key in _params(stage)}
+    assert all(key[0] == name for name, key in listed)
     for leaf in _leaves(yaml.safe_load((ROOT / "params.yaml").read_text())):
-        assert sum(leaf[: len(key)] == key for key in listed) == 1, f"{'.'.join(leaf)} is read by one stage"
+        assert sum(leaf[: len(key)] == key for _, key in listed) == 1, f"{'.'.join(leaf)} is read by one stage"
+
+
+def _params(stage: dict[str, Any]) -> Iterator[str]:
+    """The keys that a stage reads, or all items of one together."""
+    items = list(stage.get("foreach", {}).values())
+    items = items or [
+        dict(zip(stage.get("matrix", {}), values, strict=True)) for values in product(*stage.get("matrix", {}).values())
+    ]
+    for item in items:
+        for key in stage.get("do", stage)["params"]:
+            yield re.sub(r"\$\{item\.(\w+)\}", lambda name, item=item: item[name[1]], key)
 
 
 def _leaves(tree: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from m2m.params import HubFoundation
+from m2m.params import HubFoundation, WorldProcedures, WorldSets
 from m2m.params_file import load_params
+from m2m.world.vocabulary import MAX_STEPS
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
 def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
     params = load_params(ROOT / "profiles" / f"{name}.yaml")
-    common, evaluate, sets = params.train.common, params.evaluate, params.generate.images_per_set
+    common, evaluate, sets = params.train.common, params.evaluate.mis, params.generate.images_per_set
     assert common.set_size <= sets
     assert common.max_context < common.set_size, "slots that training never reaches"
     assert evaluate.given + evaluate.generated <= sets
@@ -26,6 +27,29 @@ def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
         assert variant.images % (variant.sets_per_step * common.set_size) == 0, "whole steps"
         assert common.warmup_images < variant.images
         assert common.checkpoint_every < variant.images
+
+
+@pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
+def test_a_profile_s_tasks_ask_for_nothing_that_cannot_be(name: str) -> None:
+    params = load_params(ROOT / "profiles" / f"{name}.yaml")
+    views, procedures = params.views, params.procedures
+    longest = {
+        "nvs": views.views,
+        "vpg": MAX_STEPS if isinstance(procedures, WorldProcedures) else procedures.max_steps,
+    }
+    for task, dataset in (("nvs", views), ("vpg", procedures)):
+        learnt, learning = params.finetune.of(task), params.finetune.common
+        assert learnt.set_size <= longest[task]
+        if isinstance(dataset, WorldSets):
+            assert params.evaluate.of(task).sets <= dataset.test
+        for variant in (learnt.of("self"), learnt.of("dino")):
+            images_per_step = variant.sets_per_step * learnt.set_size
+            assert variant.images % images_per_step == 0, "whole steps"
+            assert variant.sets_per_step % learning.gradient_accumulation == 0, "equal parts"
+            assert learning.warmup_images < variant.images
+            assert learning.checkpoint_every < variant.images
+    few, many = params.evaluate.nvs.given
+    assert few < many < views.views
 
 
 def test_the_active_parameters_are_the_embedded_ones() -> None:

@@ -162,7 +162,7 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
 def tiny_pipeline(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An M2M-Self pipeline folder, untrained."""
     from m2m.params_file import load_params
-    from m2m.stages.train import start
+    from m2m.training.start import from_stable_diffusion as start
 
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "stable-diffusion").symlink_to(tiny_stable_diffusion)

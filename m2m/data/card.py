@@ -1,12 +1,13 @@
-"""The card of a MIS dataset: what it is, how it was made, and on what terms, in Markdown beside the manifest."""
+"""The card of a dataset: what it is, how it was made, and on what terms, in Markdown beside the manifest."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from m2m.manifest import Manifest, Split
+from m2m.manifest import Manifest, ShardEntry, Split
 
 _NAMES = {"openrail++": "CreativeML Open RAIL++-M", "apache-2.0": "Apache-2.0"}
 
@@ -61,6 +62,70 @@ float32.
 """
 
 
+_TASKS = {
+    "nvs": (
+        "Novel view synthesis",
+        "Each set shows one object from {sizes} cameras.",
+        "`poses`, a 3x4 world-to-camera matrix an image (OpenCV: x right, y down, z forward)",
+    ),
+    "vpg": (
+        "Visual procedure generation",
+        "Each set shows a procedure of {sizes} steps, an image a step, in order.",
+        "`steps`, the text of each image",
+    ),
+}
+
+
+def task_card(manifest: Manifest, *, image_size: int) -> str:
+    """The whole card of a task's dataset, from what the manifest knows."""
+    made_by = cast(dict[str, Any], manifest.made_by)
+    title, shows, extras = _TASKS[manifest.kind]
+    sizes = " to ".join(map(str, sorted({manifest.set_sizes[0], manifest.set_sizes[-1]})))
+    splits = "\n".join(
+        f"| {split} | {sum(shard.count for shard in shards)} | {len(shards)} | {_megabytes(shards)} |"
+        for split in get_args(Split)
+        for shards in [manifest.split(split)]
+    )
+    parameters = "\n".join(f"| `{key}` | {value} |" for key, value in made_by["parameters"].items())
+    return f"""\
+---
+pretty_name: {title}
+task_categories: [image-to-image]
+---
+
+# {title}
+
+{shows.format(sizes=sizes)} The images have {image_size} x {image_size} pixels. A task of *Many-to-many Image Generation
+with Auto-regressive Diffusion Models* (Shen et al., 2024).
+
+| split | sets | shards | MB |
+|---|---|---|---|
+{splits}
+
+## How it was made
+
+By the stage `{made_by["stage"]}` with these parameters:
+
+| parameter | value |
+|---|---|
+{parameters}
+
+- Source: {made_by["source"]["name"]}. Sets left out because their files are bad: {made_by.get("left_out", 0)}.
+- Latents: by the VAE whose folder has the SHA-256 `{made_by["vae"]["sha256"]}`.
+- The same parameters, source, weights and kind of processor give the same dataset, byte for byte.
+
+## How to read it
+
+The manifest beside this card names the shards; `m2m verify` proves that the store holds them. A shard is a WebDataset
+tar: `ID.json` (id, caption, number of images, {extras}), `ID.000.png` …, and `ID.latents.npy`, the scaled latents in
+float32.
+
+## Terms
+
+- Licence of the pictures: {made_by["source"]["licence"]}.
+"""
+
+
 def stated_licence(folder: Path) -> str:
     """The licence that a model folder's card (``README.md`` with front matter, as on the Hugging Face hub) states."""
     card = folder / "README.md"
@@ -72,5 +137,8 @@ def stated_licence(folder: Path) -> str:
 def _row(manifest: Manifest, split: Split) -> str:
     shards = manifest.split(split)
     sets = sum(shard.count for shard in shards)
-    megabytes = sum(shard.size for shard in shards) / 1e6
-    return f"| {split} | {sets} | {sets * manifest.images_per_set} | {len(shards)} | {megabytes:.1f} |"
+    return f"| {split} | {sets} | {sets * manifest.images_per_set} | {len(shards)} | {_megabytes(shards)} |"
+
+
+def _megabytes(shards: Sequence[ShardEntry]) -> str:
+    return f"{sum(shard.size for shard in shards) / 1e6:.1f}"

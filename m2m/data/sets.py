@@ -32,7 +32,7 @@ class ImageSets:
 
     def __init__(self, store: Store, manifest: Manifest, split: Split, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._store = store
-        self._images_per_set = manifest.images_per_set
+        self._set_sizes = manifest.set_sizes
         self._shards = manifest.split(split)
         self._ends = list(accumulate(shard.count for shard in self._shards))
         self._cache_bytes = cache_bytes
@@ -59,7 +59,7 @@ class ImageSets:
             self._cache.move_to_end(shard.key)
             return self._cache[shard.key]
         sets = list(read_shard(self._store.get(shard.key, shard.sha256, shard.size)))
-        if problems := shard_problems(shard, sets, self._images_per_set):
+        if problems := shard_problems(shard, sets, self._set_sizes):
             raise UserError(f"{shard.key}: {problems[0]}")
         self._cache[shard.key] = sets
         while len(self._cache) > 1 and sum(map(_size, self._cache.values())) > self._cache_bytes:
@@ -67,9 +67,14 @@ class ImageSets:
         return sets
 
 
-def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet], images_per_set: int) -> list[str]:
-    """In what the sets of a shard differ from what the manifest says of it."""
+def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet], set_sizes: range) -> list[str]:
+    """In what the sets of a shard differ from what the manifest says of it.
+
+    Args:
+        set_sizes: how many images a set may have (`Manifest.set_sizes`).
+    """
     problems = []
+    expected = " to ".join(map(str, sorted({set_sizes[0], set_sizes[-1]})))
     if len(sets) != shard.count:
         problems.append(f"it holds {len(sets)} sets; the manifest says {shard.count}")
     if sets and (sets[0].id, sets[-1].id) != (shard.first_set, shard.last_set):
@@ -77,40 +82,39 @@ def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet], images_per_set: 
             f"it holds the sets {sets[0].id} to {sets[-1].id}; the manifest says {shard.first_set} to {shard.last_set}"
         )
     for image_set in sets:
-        if len(image_set.images) != images_per_set:
+        if len(image_set.images) not in set_sizes:
             problems.append(
-                f"set {image_set.id} has {len(image_set.images)} images; the manifest says {images_per_set} in each set"
+                f"set {image_set.id} has {len(image_set.images)} images; the manifest says {expected} in each set"
             )
         if image_set.latents is not None and not np.isfinite(image_set.latents).all():
             problems.append(f"set {image_set.id} has latents that are not finite")
     return problems
 
 
-def batch_order(
-    *, seed: int, sets: int, sets_per_step: int, set_size: int, images_per_set: int, step: int
-) -> list[tuple[int, tuple[int, ...]]]:
-    """The global batch of optimizer step `step` (from 0): for each set its index, and which images in which order.
+def batch_order(*, seed: int, sets: int, sets_per_step: int, step: int) -> list[tuple[int, int]]:
+    """The global batch of optimizer step `step` (from 0): for each set its index, and in which epoch it comes up.
 
-    An epoch takes every set once, in an order of its own; batches go on over its end. Each time a set comes up, another
-    random choice of `set_size` of its images is taken, in random order: MIS sets have none.
+    An epoch takes every set once, in an order of its own; batches go on over its end.
 
     A pure function, so that any rank at any time, resumed or not, knows any batch.
-
-    Raises:
-        UserError: the sets are too small, or there are none.
     """
-    if sets < 1 or set_size > images_per_set:
-        raise UserError(
-            f"cannot train with {set_size} images of each set on {sets} sets of {images_per_set}; "
-            "raise captions.train or generate.images_per_set, or lower train.common.set_size"
-        )
     batch = []
     for position in range(step * sets_per_step, (step + 1) * sets_per_step):
         epoch, place = divmod(position, sets)
-        index = int(_epoch_order(seed, epoch, sets)[place])
-        images = np.random.default_rng(derive(seed, "images", epoch, index)).permutation(images_per_set)[:set_size]
-        batch.append((index, tuple(images.tolist())))
+        batch.append((int(_epoch_order(seed, epoch, sets)[place]), epoch))
     return batch
+
+
+def choose_images(*, seed: int, index: int, epoch: int, images: int, set_size: int, ordered: bool) -> tuple[int, ...]:
+    """Which images of a set an epoch trains on, `set_size` of its `images`, or all if it has fewer.
+
+    Each epoch makes another choice: where images have an order a run of them, else any, in random order.
+    """
+    draws = np.random.default_rng(derive(seed, "images", epoch, index))
+    if ordered:
+        start = int(draws.integers(max(images - set_size, 0) + 1))
+        return tuple(range(start, min(start + set_size, images)))
+    return tuple(draws.permutation(images)[:set_size].tolist())
 
 
 @lru_cache(maxsize=2)

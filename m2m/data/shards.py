@@ -49,6 +49,20 @@ class ImageSet:
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
 
+    def cameras(self) -> npt.NDArray[np.float64]:
+        """World-to-camera matrices (N, 3, 4), from the extras' ``poses``.
+
+        Raises:
+            UserError: the set has none, or they are not that.
+        """
+        try:
+            cameras = np.array(self.extras["poses"], dtype=np.float64)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"set {self.id} has no poses; views need a camera for each image") from error
+        if cameras.shape != (len(self.images), 3, 4) or not np.isfinite(cameras).all():
+            raise UserError(f"set {self.id}: its poses are not {len(self.images)} finite matrices of 3 x 4")
+        return cameras
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:

@@ -7,7 +7,7 @@ dimensions of what they belong to: (B, N) for a batch of sets. Nothing here draw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from m2m.errors import UserError
-
-PredictionType = Literal["epsilon", "v_prediction"]
+from m2m.params import PredictionType
 
 
 def alphas_cumprod(scheduler_config: Mapping[str, Any], prediction_type: PredictionType) -> Tensor:

@@ -12,7 +12,7 @@ from m2m.evaluation.agreement import paired_interval
 from m2m.evaluation.measure import Benchmark, Measurements, Readings, Scores, agreements
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.table import by_position, flat
-from m2m.params import EvaluateParams
+from m2m.params import EvaluateMis
 
 OF_CEILING = ("content_agreement", "style_agreement", "diversity")
 
@@ -32,7 +32,7 @@ class Lots:
 
 
 def compare(
-    lots: Lots, benchmark: Benchmark, networks: Networks, params: EvaluateParams
+    lots: Lots, benchmark: Benchmark, networks: Networks, params: EvaluateMis
 ) -> tuple[Scores, dict[str, float]]:
     """The model's scores, and the flat numbers of it, of all baselines by the same code, and of their comparison."""
     ours = benchmark.scores(lots.ours, networks)

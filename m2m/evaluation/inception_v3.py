@@ -177,6 +177,11 @@ class InceptionV3(nn.Module):
         self.Mixed_7c = _e(2048, nn.MaxPool2d(3, stride=1, padding=1))
         self.fc = nn.Linear(FEATURES, CLASSES)
 
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """One for each resolution, from fine to coarse: what pictures are compared by."""
+        return self.Conv2d_2b_3x3, self.Conv2d_4a_3x3, self.Mixed_5d, self.Mixed_6e, self.Mixed_7c
+
     def forward(self, images: Tensor) -> Readings:
         """Read uint8 pictures of any size.
 

@@ -17,7 +17,7 @@ from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.kept import folder_of, read_or_draw
 from m2m.evaluation.measure import Batch
 from m2m.files import folder_digest
-from m2m.params import EvaluateParams
+from m2m.params import EvaluateMis
 from m2m.workers import Workers, once
 
 UNCONDITIONAL_POSITIONS = 2
@@ -45,7 +45,7 @@ def unconditional(
     captions: Sequence[str],
     *,
     stable_diffusion: Path,
-    params: EvaluateParams,
+    params: EvaluateMis,
     work: Path,
     device: str,
     workers: Workers,

@@ -20,7 +20,7 @@ from m2m.data.shards import ImageSet
 from m2m.diffusion.solvers import make_scheduler
 from m2m.evaluation.kept import read_or_draw
 from m2m.evaluation.measure import Batch
-from m2m.params import EvaluateParams
+from m2m.params import DrawingParams, EvaluateMis
 from m2m.pipeline import M2MPipeline
 from m2m.progress import Advance
 from m2m.workers import ALONE, Workers
@@ -52,7 +52,7 @@ class Continuations:
     count: int
     given: int
     total: int
-    params: EvaluateParams
+    params: EvaluateMis
     folder: Path
     """Where drawn batches are kept; it belongs to these parameters, this model and these sets alone."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -92,20 +92,31 @@ class Continuations:
 
     def _draw(self, members: Sequence[ImageSet]) -> NDArray[np.uint8]:
         started = time.perf_counter()
-        scheduler = make_scheduler(self.params.solver, self.pipeline.scheduler.config)  # it remembers its own batch
-        pipeline = M2MPipeline(**{**self.pipeline.components, "scheduler": scheduler})
-        pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
-        result: Any = pipeline(
-            [[Image.fromarray(image) for image in member.images[: self.given]] for member in members],
-            self.total - self.given,
-            num_inference_steps=self.params.num_inference_steps,
-            guidance_scale=self.params.guidance_scale,
-            context_timestep=self.params.context_timestep,
-            generator=[seeds.derive(self.params.seed, "evaluate", member.id) for member in members],
-        )
-        pictures = np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])
+        pictures = continue_sets(self.pipeline, members, given=self.given, total=self.total, params=self.params)
         self.stopwatch.add(time.perf_counter() - started, pictures.shape[0] * pictures.shape[1])
         return pictures
+
+
+def continue_sets(
+    pipeline: M2MPipeline, members: Sequence[ImageSet], *, given: int, total: int, params: DrawingParams
+) -> NDArray[np.uint8]:
+    """Draws from the first `given` pictures of some sets up to `total`: (sets, total - given, H, W, 3).
+
+    Views are drawn at the sets' own cameras. A set's seed depends on its id alone.
+    """
+    scheduler = make_scheduler(params.solver, pipeline.scheduler.config)  # it remembers its own batch
+    own = M2MPipeline(**{**pipeline.components, "scheduler": scheduler})
+    own.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    result: Any = own(
+        [[Image.fromarray(image) for image in member.images[:given]] for member in members],
+        total - given,
+        num_inference_steps=params.num_inference_steps,
+        guidance_scale=params.guidance_scale,
+        context_timestep=params.context_timestep,
+        generator=[seeds.derive(params.seed, "evaluate", member.id) for member in members],
+        poses=[member.cameras()[:total] for member in members] if own.unet.pose_dim else None,
+    )
+    return np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])
 
 
 def _silently(count: int = 1, *, skipped: bool = False) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from m2m.errors import UserError
 from m2m.evaluation.measure import Scores
 
 
@@ -24,6 +26,17 @@ def by_position(name: str, values: Sequence[float]) -> dict[str, float]:
     """One metric's mean and (population) standard deviation over positions, and each position's value."""
     positions = {f"{name}/position/{position:02}": value for position, value in enumerate(values, start=1)}
     return {f"{name}/mean": float(np.mean(values)), f"{name}/std": float(np.std(values)), **positions}
+
+
+def require_gate(metric: str, measured: Mapping[str, float], *, key: str) -> None:
+    """Raises unless the metric that decides on the champion is among the measured ones.
+
+    Raises:
+        UserError: it is not; names `key`, the parameter, and what could stand there.
+    """
+    if metric not in measured:
+        means = ", ".join(sorted(name for name in measured if re.fullmatch(r"[^/]+(/given=\d+)?/mean", name)))
+        raise UserError(f"{key} is {metric}, which is not measured; take one of {means}")
 
 
 def to_json(numbers: Mapping[str, float | int | str]) -> bytes:

@@ -75,6 +75,11 @@ class WorldClassifier(nn.Module):
         self.heads = nn.ModuleDict({head: nn.Linear(FEATURES, len(names)) for head, names in self.classes.items()})
         self.places = nn.Linear(self.widths[-1] * 16, len(GEOMETRY))
 
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """One for each resolution, from fine to coarse: what pictures are compared by."""
+        return self.stem, *self.stages
+
     def forward(self, images: Tensor) -> Readings:
         """Read uint8 pictures.
 

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class TeacherForcing:
-    """A training batch: all positions of all sets at once.
+    """A training batch: all positions of all sets at once, the longest sets first.
 
-    Its rows are position-major: the N·B images to draw, then (M2M-Self) the (N-1)·B context images.
+    Its rows are position-major: the images to draw, then (M2M-Self) the context images, all but the last of each set. A
+    set that is over has no more rows: there is no padding that anything could read, or that costs anything.
     """
 
-    sets: int
-    positions: int
-    tokens: Tensor | None  # (N-1, B, L, token_dim); None: each block's own tokens of the context rows (M2M-Self)
+    counts: tuple[int, ...]  # sets that have an image at each of the N positions; they are the first ones
+    tokens: Tensor | None  # of the context images, (context rows, L, token_dim); None: each block's own (M2M-Self)
     dropped: Tensor | None  # (N, B) bool: images drawn from the empty set
 
 
@@ -64,6 +64,7 @@ class Window:
     cache: ContextCache
     unconditional: int = 0  # rows at the head of the batch that see the empty set
     record: bool = False
+    pose: Tensor | None = None  # (S, pose_dim): where the image is seen from
 
 
 class ImageSetAttention(nn.Module):
@@ -110,32 +111,34 @@ class ImageSetAttention(nn.Module):
         return self._sample(hidden_states, encoder_hidden_states)
 
     def _train(self, hidden: Tensor, batch: TeacherForcing) -> Tensor:
-        positions, sets = batch.positions, batch.sets
-        tokens = batch.tokens
-        if tokens is None:
-            tokens = hidden[positions * sets :].view(positions - 1, sets, *hidden.shape[1:])  # (N-1, B, L, token_dim)
-        length = tokens.shape[2]
-        tokens = torch.cat([self.null_token.expand(sets, 1, -1), *tokens], dim=1)  # (B, 1 + (N-1)·L, token_dim)
+        counts, sets, positions = batch.counts, batch.counts[0], len(batch.counts)
+        rows = hidden[sum(counts) :] if batch.tokens is None else batch.tokens  # (context rows, L, token_dim)
+        length = rows.shape[1]
+        # Zeros where a set is over: nothing reads them.
+        padded = [F.pad(images, (0, 0, 0, 0, 0, sets - len(images))) for images in rows.split(counts[1:])]  # type: ignore[no-untyped-call]
+        tokens = torch.cat([self.null_token.expand(sets, 1, -1), *padded], dim=1)  # (B, 1 + (N-1)·L, token_dim)
         keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
         slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
         queries = self.to_q(hidden)  # (rows, T, inner_dim)
-        queries = queries.view(-1, sets, *queries.shape[1:])  # (N or 2N-1, B, T, inner_dim)
+        images = queries[: sum(counts)].split(counts)  # N of (sets that have it, T, inner_dim)
+        contexts = queries[sum(counts) :].split(counts[1:]) if batch.tokens is None else ()
         drawn, context = [], []
-        for n in range(positions):
-            streams = queries[n::positions]  # (1 or 2, B, T, inner_dim): image n and context image n read the same keys
+        for n, count in enumerate(counts):
+            # Image n and context image n read the same keys.
+            streams = (images[n], *contexts[n : n + 1])
             if n == 0:
-                attended = values[:, :1].expand_as(streams)  # the softmax over the null token alone is 1
+                attended = [values[: len(q), :1].expand_as(q) for q in streams]  # the softmax over one token is 1
             else:
                 slides = n > self.max_context
                 window_keys = self._window(keys, n, length) + slots if slides else slotted[:, : 1 + n * length]
                 window_values = self._window(values, n, length)  # (B, 1 + min(n, max_context)·L, inner_dim)
-                attended = self._attend(streams.transpose(0, 1).flatten(1, 2), window_keys, window_values)
-                attended = attended.view(sets, len(streams), -1, attended.shape[-1]).transpose(0, 1)  # as streams
+                attended = self._attend_streams(streams, window_keys, window_values)
             image = attended[0]
             if batch.dropped is not None:
-                image = torch.where(batch.dropped[n][:, None, None], values[:, :1], image)  # (B, T, inner_dim)
+                dropped = batch.dropped[n, :count, None, None]
+                image = torch.where(dropped, values[:count, :1], image)  # (sets that have it, T, inner_dim)
             drawn.append(image)
             context.extend(attended[1:])
         return self._out(torch.cat(drawn + context))  # (rows, T, dim)
@@ -172,6 +175,14 @@ class ImageSetAttention(nn.Module):
             return rows[:, : 1 + images * length]
         newest = rows[:, 1 + (images - self.max_context + 1) * length : 1 + images * length]
         return torch.cat([rows[:, : 1 + length], newest], dim=1)
+
+    def _attend_streams(self, streams: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> list[Tensor]:
+        """Each stream (its first sets, T, inner_dim) to the keys and values (B, n, inner_dim) of its sets."""
+        count = len(streams[0])
+        if any(len(queries) != count for queries in streams):
+            return [self._attend(queries, keys[: len(queries)], values[: len(queries)]) for queries in streams]
+        joined = self._attend(torch.cat(streams, dim=1), keys[:count], values[:count])  # one call for all of them
+        return list(joined.chunk(len(streams), dim=1))
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """softmax(q·kᵀ / √d)·v in every head: queries (B, T, inner_dim), keys and values (B, n, inner_dim)."""

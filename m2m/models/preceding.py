@@ -24,24 +24,29 @@ class PrecedingImages:
         self.use_cache = use_cache
         self.count = 0
         self._cache = ContextCache(unet.max_context)
-        self._images: list[Tensor] = []
+        self._images: list[tuple[Tensor, Tensor | None]] = []
 
-    def append(self, image: Tensor) -> None:
-        """Adds one image a set: latents (S, 4, h, w) or patch tokens (S, L, D)."""
+    def append(self, image: Tensor, pose: Tensor | None = None) -> None:
+        """Adds one image a set: latents (S, 4, h, w) or patch tokens (S, L, D), and its pose (S, pose_dim)."""
         self.count += 1
         if self.use_cache:
-            self._record(image, self._cache)
+            self._record(image, pose, self._cache)
         else:
-            self._images.append(image)
+            self._images.append((image, pose))
 
-    def window(self, *, guided: bool) -> Window:
-        """What the next image reads in one step; `guided`: the first half of the batch is drawn from the empty set."""
+    def window(self, *, guided: bool, pose: Tensor | None = None) -> Window:
+        """What the next image reads in one step.
+
+        Args:
+            guided: the first half of the batch is drawn from the empty set.
+            pose: of the image that is drawn, (S, pose_dim).
+        """
         cache = self._cache
         if not self.use_cache:
             cache = ContextCache(self.unet.max_context)
-            for image in self._images:
-                self._record(image, cache)
-        return Window(cache, unconditional=len(self.timesteps) if guided else 0)
+            for image, seen_from in self._images:
+                self._record(image, seen_from, cache)
+        return Window(cache, unconditional=len(self.timesteps) if guided else 0, pose=pose)
 
-    def _record(self, image: Tensor, cache: ContextCache) -> None:
-        self.unet(image, self.timesteps, Window(cache, record=True))
+    def _record(self, image: Tensor, pose: Tensor | None, cache: ContextCache) -> None:
+        self.unet(image, self.timesteps, Window(cache, record=True, pose=pose))

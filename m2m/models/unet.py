@@ -8,7 +8,7 @@ itself ("self"), at every one of its resolutions, or DINOv2 ("dino"), whose patc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,12 +16,14 @@ from typing import Any, Literal, Self
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (diffusers looks for it here to load a pipeline)
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
+from m2m.seeds import generator
 
 Variant = Literal["self", "dino"]
 UNSUPPORTED = ("addition_embed_type", "encoder_hid_dim_type", "only_cross_attention", "dual_cross_attention")
@@ -29,13 +31,18 @@ UNSUPPORTED = ("addition_embed_type", "encoder_hid_dim_type", "only_cross_attent
 
 @dataclass(frozen=True, eq=False)
 class ContextImages:
-    """What the images of B sets of N may read in training. The last of a set is read by none and may be left out."""
+    """What the images of B sets of N may read in training. The last of a set is read by none and may be left out.
+
+    Sets may differ in length: N is that of the longest; what stands after the end of a shorter one is not looked at.
+    """
 
     images: (
         Tensor  # self: latents (B, N or N-1, 4, h, w), with noise or without; dino: patch tokens (B, …, L, context_dim)
     )
     timesteps: Tensor  # (B, N or N-1): the noise on each; 0: none
     dropped: Tensor | None = None  # (B, N) bool: images drawn without context, for guidance
+    lengths: tuple[int, ...] | None = None  # images of each set, 2 at least; None: all have N
+    poses: Tensor | None = None  # (B, N, pose_dim), of all images
 
 
 def _with_the_arguments_of_the_parent(init: Callable[..., None]) -> Callable[..., None]:
@@ -82,6 +89,13 @@ class ImageSetUNet(UNet2DConditionModel):
             width, sinusoids = self.config["cross_attention_dim"], self.time_embedding.linear_1.in_features
             self.context_proj = nn.Linear(context_dim, width)
             self.context_level = nn.Linear(sinusoids, width, bias=False)
+            if self.pose_dim:
+                self.context_pose = TimestepEmbedding(self.pose_dim, width)
+
+    @property
+    def pose_dim(self) -> int:
+        """Numbers that say from where an image is seen, through the U-Net's class embedding; 0: it takes none."""
+        return self.config["projection_class_embeddings_input_dim"] or 0
 
     @classmethod
     def from_stable_diffusion(cls, folder: Path, *, variant: Variant, max_context: int, context_dim: int = 0) -> Self:
@@ -129,6 +143,24 @@ class ImageSetUNet(UNet2DConditionModel):
         unet.load_state_dict(weights)
         return unet
 
+    @classmethod
+    def with_poses(cls, parent: ImageSetUNet, *, pose_dim: int, seed: int) -> Self:
+        """The parent, and a way for poses to come in: at first it predicts what the parent predicts, whatever the pose.
+
+        Only the last layers start at zero, so that gradients flow; the first ones are drawn from the seed.
+        """
+        config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
+        config |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": pose_dim}
+        unet: Self = cls(**config)
+        weights = dict(parent.state_dict())
+        draws = generator(seed, "pose embedding")
+        for name, tensor in unet.state_dict().items():
+            if name not in weights:
+                first = name.endswith("linear_1.weight")
+                weights[name] = torch.randn(tensor.shape, generator=draws) if first else torch.zeros_like(tensor)
+        unet.load_state_dict(weights)
+        return unet
+
     def attentions(self) -> dict[str, ImageSetAttention]:
         """The Image-Set Attention of each transformer block, by its name in the state."""
         return {name: module for name, module in self.named_modules() if isinstance(module, ImageSetAttention)}
@@ -142,7 +174,8 @@ class ImageSetUNet(UNet2DConditionModel):
             for name, parameter in module.named_parameters()
             if name.startswith(read)
         ]
-        projections = (self.context_proj, self.context_level) if self.variant == "dino" else ()
+        names = ("context_proj", "context_level", "context_pose", "class_embedding")
+        projections = [module for name in names if (module := getattr(self, name, None)) is not None]
         return attention + [parameter for projection in projections for parameter in projection.parameters()]
 
     def forward(
@@ -163,11 +196,14 @@ class ImageSetUNet(UNet2DConditionModel):
         if isinstance(context, ContextImages):
             output = self.forward_sets(sample, timestep, context)
         elif context.record and self.variant == "dino":
-            output = self._context_tokens(sample, timestep)  # (S, L, cross_attention_dim)
+            output = self._context_tokens(sample, timestep, context.pose)  # (S, L, cross_attention_dim)
             for attention in self.attentions().values():
                 attention.record(output, context.cache)
         else:
-            output = self._denoise(sample, timestep, context)
+            pose = context.pose
+            if pose is not None and context.unconditional:
+                pose = torch.cat([pose, pose])  # both halves of guidance draw the same view
+            output = self._denoise(sample, timestep, context, pose)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
 
     def forward_sets(self, noisy: Tensor, timesteps: Tensor, context: ContextImages) -> Tensor:
@@ -178,30 +214,56 @@ class ImageSetUNet(UNet2DConditionModel):
             timesteps: t_n, (B, N).
 
         Returns:
-            Predictions (B, N, 4, h, w). Context image k has no influence on those for n <= k, whatever it holds.
+            Predictions (B, N, 4, h, w), zero after the end of a set. Context image k has no influence on those for
+            n <= k, whatever it holds.
         """
-        sets, positions = timesteps.shape
-        images, levels = context.images[:, : positions - 1], context.timesteps[:, : positions - 1]
-        rows, times = noisy.transpose(0, 1).flatten(0, 1), timesteps.T.flatten()  # (N·B, 4, h, w), (N·B)
+        sets, most = timesteps.shape
+        lengths = context.lengths or (most,) * sets
+        positions = max(lengths)
+        order = sorted(range(sets), key=lambda place: -lengths[place])  # the longest first
+        counts = tuple(sum(length > n for length in lengths) for n in range(positions))
+        drawn = _places(order, counts, noisy.device)
+        rows, times = noisy[drawn], timesteps[drawn]  # (rows, 4, h, w), (rows); position-major
+        poses = None if context.poses is None else context.poses[drawn]  # (rows, pose_dim)
+        read = _places(order, counts[1:], noisy.device)  # an image is context for those after it
+        images, levels = context.images[read], context.timesteps[read]  # (context rows, …), (context rows)
+        seen = None if context.poses is None else context.poses[read]  # (context rows, pose_dim)
         tokens = None
         if self.variant == "self":
-            rows = torch.cat([rows, images.transpose(0, 1).flatten(0, 1)])  # ((2N-1)·B, 4, h, w)
-            times = torch.cat([times, levels.T.flatten()])  # ((2N-1)·B)
+            rows, times = torch.cat([rows, images]), torch.cat([times, levels])
+            poses = None if poses is None or seen is None else torch.cat([poses, seen])
         else:
-            tokens = self._context_tokens(images, levels).transpose(0, 1)  # (N-1, B, L, cross_attention_dim)
-        dropped = None if context.dropped is None else context.dropped.T
-        batch = TeacherForcing(sets=sets, positions=positions, tokens=tokens, dropped=dropped)
-        output = self._denoise(rows, times, batch)[: positions * sets]  # (N·B, 4, h, w)
-        return output.view(positions, sets, *output.shape[1:]).transpose(0, 1)  # (B, N, 4, h, w)
+            tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
+        dropped = None if context.dropped is None else context.dropped[order].T
+        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped)
+        output = self._denoise(rows, times, batch, poses)[: sum(counts)]  # (rows, 4, h, w)
+        return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)
 
-    def _denoise(self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window) -> Tensor:
-        return super().forward(sample, timesteps, context, return_dict=False)[0]  # type: ignore[no-any-return]
+    def _denoise(
+        self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window, poses: Tensor | None
+    ) -> Tensor:
+        return super().forward(sample, timesteps, context, class_labels=poses, return_dict=False)[0]  # type: ignore[no-any-return]
 
-    def _context_tokens(self, patches: Tensor, levels: Tensor) -> Tensor:
-        """DINOv2's tokens of images and the noise on these: (…, L, context_dim), (…) -> (…, L, cross_attention_dim)."""
+    def _context_tokens(self, patches: Tensor, levels: Tensor, poses: Tensor | None) -> Tensor:
+        """What blocks read of images, (…, L, cross_attention_dim).
+
+        Args:
+            patches: DINOv2's tokens, (…, L, context_dim).
+            levels: the noise on each image, (…).
+            poses: (…, pose_dim).
+        """
         times = self.time_proj(levels.flatten()).to(patches.dtype)  # (images, sinusoids)
         level = self.context_level(times)  # (images, cross_attention_dim)
-        return self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])  # type: ignore[no-any-return]
+        tokens: Tensor = self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])
+        return tokens if poses is None else tokens + self.context_pose(poses).unsqueeze(-2)
+
+
+def _places(order: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Set and position of each row of a position-major batch: the first `counts[n]` sets of `order` at each n."""
+    sets = [place for count in counts for place in order[:count]]
+    positions = [n for n, count in enumerate(counts) for _ in range(count)]
+    rows = torch.tensor([sets, positions], dtype=torch.long, device=device)
+    return rows[0], rows[1]
 
 
 def empty_prompt(folder: Path) -> Tensor:

@@ -144,14 +144,19 @@ def _compare(columns: Sequence[Column], numbers: Mapping[Variant, Numbers]) -> T
     return Table([column.title for column in columns], rows)
 
 
+def cells(numbers: Numbers, prefix: str, columns: Sequence[Column]) -> list[str]:
+    """What a row shows, of the numbers whose keys begin with `prefix`."""
+    return [_cell(numbers, prefix, column) for column in columns]
+
+
 def _cell(numbers: Numbers, prefix: str, column: Column) -> str:
     key = prefix + column.key
     if key in numbers:
         return f"{column.factor * float(numbers[key]):.{column.digits}f}"
     if f"{key}/mean" not in numbers:
         return MISSING
-    mean, std = (column.factor * float(numbers[f"{key}/{part}"]) for part in ("mean", "std"))
-    return f"{mean:.{column.digits}f} ± {std:.{column.digits}f}"
+    parts = [part for part in ("mean", "std") if f"{key}/{part}" in numbers]  # no spread: one number for all pictures
+    return " ± ".join(f"{column.factor * float(numbers[f'{key}/{part}']):.{column.digits}f}" for part in parts)
 
 
 def _of_given(numbers: Numbers, name: str, count: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.seeds import derive
 from m2m.world.grammar import picture_captions
+from m2m.world.rounds import rounds
 
 WORLD = CaptionSource(name="the embedded world", licence="Apache-2.0, as the project")
 
@@ -60,11 +61,7 @@ def _split(seed: int, split: Split, count: int) -> Iterator[Caption]:
     combinations = picture_captions(held_out=split == "test")
     first_wording = Random(derive(seed, "wording", split))
     wordings = [first_wording.randrange(combination.templates) for combination in combinations]
-    for number in range(count):
-        turn, position = divmod(number, len(combinations))
-        if not position:
-            order = list(range(len(combinations)))
-            Random(derive(seed, "combinations", split, turn)).shuffle(order)
-        combination = combinations[order[position]]
-        text = combination.text((wordings[order[position]] + turn) % combination.templates)
+    for number, (turn, index) in enumerate(rounds(seed, split, len(combinations), count)):
+        combination = combinations[index]
+        text = combination.text((wordings[index] + turn) % combination.templates)
         yield Caption(f"world-{split}-{number:06}", text, split)

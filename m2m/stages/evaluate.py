@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from m2m.evaluation.networks import Networks
 from m2m.evaluation.sampling import Continuations, Stopwatch
 from m2m.files import folder_digest, write_atomically
 from m2m.manifest import Manifest
-from m2m.params import EvaluateParams, Variant
+from m2m.params import EvaluateMis, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.progress import progress
 from m2m.store import Store
@@ -39,7 +38,7 @@ class Evaluation:
 
 
 def run(
-    params: EvaluateParams,
+    params: EvaluateMis,
     variant: Variant,
     *,
     model: Path,
@@ -86,9 +85,7 @@ def run(
         record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation", sets=data.sets)
 
         scores, measured = _measure(params, sets, draws, networks, foundation, work, device, workers)
-        if params.gate.metric not in measured:
-            means = ", ".join(sorted(name for name in measured if re.fullmatch(r"[^/]+/mean", name)))
-            raise UserError(f"evaluate.gate.metric is {params.gate.metric}, which is not measured; take one of {means}")
+        table.require_gate(params.gate.metric, measured, key="evaluate.mis.gate.metric")
         numbers: dict[str, float | int | str] = {
             **measured,
             "sets": params.sets,
@@ -119,7 +116,7 @@ def run(
 
 
 def _draws(
-    params: EvaluateParams, sets: ImageSets, pipeline: M2MPipeline, folder: Path, workers: Workers
+    params: EvaluateMis, sets: ImageSets, pipeline: M2MPipeline, folder: Path, workers: Workers
 ) -> dict[int, Continuations]:
     """By number of given pictures: all sets for the usual one, the first of them for others."""
     stopwatch = Stopwatch()
@@ -140,7 +137,7 @@ def _draws(
 
 
 def _measure(
-    params: EvaluateParams,
+    params: EvaluateMis,
     sets: ImageSets,
     draws: Mapping[int, Continuations],
     networks: Networks,
@@ -178,27 +175,27 @@ def _measure(
     return compare(measured, benchmark, networks, params)
 
 
-def _require(params: EvaluateParams, *, images_per_set: int, sets: int) -> None:
+def _require(params: EvaluateMis, *, images_per_set: int, sets: int) -> None:
     total = params.given + params.generated
     if params.sets > sets:
         raise UserError(
-            f"evaluate.sets is {params.sets}, but the dataset has {sets} test sets; lower it, or raise captions.test"
+            f"evaluate.mis.sets is {params.sets}, but there are {sets} test sets; lower it, or raise captions.test"
         )
     if total > images_per_set:
         raise UserError(
-            f"evaluate.given + evaluate.generated is {total}, more than the {images_per_set} images of a set; "
+            f"evaluate.mis.given + evaluate.mis.generated is {total}, more than the {images_per_set} images of a set; "
             "lower one of them, or raise generate.images_per_set"
         )
     if params.generated < 2:
-        raise UserError("evaluate.generated is 1; distances within a set take at least 2")
+        raise UserError("evaluate.mis.generated is 1; distances within a set take at least 2")
     if params.subset.sets > params.sets:
         raise UserError(
-            f"evaluate.subset.sets is {params.subset.sets}, more than evaluate.sets, {params.sets}; lower it"
+            f"evaluate.mis.subset.sets is {params.subset.sets}, more than evaluate.mis.sets, {params.sets}; lower it"
         )
     if max(params.subset.given, default=0) >= total:
         raise UserError(
-            f"evaluate.subset.given holds {max(params.subset.given)}, which leaves nothing to generate of "
-            f"evaluate.given + evaluate.generated = {total} images; lower it"
+            f"evaluate.mis.subset.given holds {max(params.subset.given)}, which leaves nothing to generate of "
+            f"evaluate.mis.given + evaluate.mis.generated = {total} images; lower it"
         )
 
 

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar, get_args
 
 import numpy as np
 import torch
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 
 from m2m.data.captions import Caption, captions_digest, read_captions, read_source
 from m2m.data.card import mis_card, stated_licence
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet, write_shard
+from m2m.data.making import Made, Making, blocks, make_dataset
+from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
-from m2m.files import folder_digest, write_atomically
-from m2m.manifest import Manifest, ShardEntry, Split, shard_key
+from m2m.files import folder_digest
+from m2m.manifest import Manifest
 from m2m.params import GenerateParams
-from m2m.progress import Advance, progress
+from m2m.progress import Advance
 from m2m.seeds import image_seed
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
-
-T = TypeVar("T")
-
-SHOWN_SETS = 4
-"""Sets whose images the tracker shows."""
-
-
-class FinishedShard(BaseModel):
-    """The record of a shard that the store holds: with it a run that was killed goes on after its last shard."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    entry: ShardEntry
-    redrawn: int
 
 
 def run(
@@ -77,50 +57,31 @@ def run(
         "captions": {**vars(source), "sha256": captions_digest(read_captions(captions))},
         "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
     }
-    kind = device.partition(":")[0]  # a dataset begun on a CPU does not go on from there on a GPU
-    recipe: list[JsonValue] = [made_by["parameters"], made_by["stable_diffusion"], kind]
     # Loaded when the first shard is missing: a run that finds all of them needs no networks.
     model = once(partial(_load, stable_diffusion, params, device))
-    drawn: list[int] = []
-    with (
-        tracker.run("generate", stage="generate", tags={}) as run_,
-        progress(sets * params.images_per_set, "generate", unit="images") as advance,
-    ):
-        run_.params(params.model_dump(mode="json"))
-        started = time.perf_counter()
 
-        def finish(shard: list[Caption]) -> FinishedShard:
-            name = work / "generate" / _digest([*recipe, *([*astuple(caption)] for caption in shard)])
-            images = len(shard) * params.images_per_set
-            if (done := _recorded(name, store)) is not None:
-                advance(images, skipped=True)
-                return done
-            drawn.append(images)
-            return _make(model(), params, shard, name, store, advance)
+    def make(shard: list[Caption], advance: Advance) -> Made:
+        drawn, redrawn = draw_sets(model(), params, shard, advance)
+        return Made(sets=drawn, redrawn=redrawn)
 
-        finished = list(workers.map(finish, _shards(captions, params.sets_per_shard)))
-        seconds = time.perf_counter() - started
-        result = Manifest(
-            schema_version=1,
-            kind="mis",
-            made_by=made_by,
-            images_per_set=params.images_per_set,
-            redrawn=sum(done.redrawn for done in finished),
-            shards=tuple(done.entry for done in finished),
-        )
-        dataset = ImageSets(store, result, result.shards[0].split)
-        shown = [dataset[index].images for index in range(min(SHOWN_SETS, len(dataset)))]
-        card = mis_card(result, image_size=shown[0].shape[1])
-        write_atomically(manifest.with_suffix(".md"), card.encode())
-        result.write(manifest)
-        run_.tags({"manifest": result.digest})
-        run_.dataset("mis", source=str(manifest), digest=result.digest, context="generation", sets=result.sets)
-        run_.metrics({"images": sets * params.images_per_set, "redrawn": result.redrawn})
-        if drawn:
-            run_.metrics({"images_per_second": sum(drawn) / seconds})
-        for index, images in enumerate(shown):
-            run_.image(Image.fromarray(np.concatenate(images, axis=1)), key=f"set/{index:02}", step=0)
-    return result
+    making = Making[Caption](
+        stage="generate",
+        kind="mis",
+        parameters=params.model_dump(mode="json"),
+        made_by=made_by,
+        # A dataset begun on a CPU does not go on from there on a GPU.
+        depends=[made_by["parameters"], made_by["stable_diffusion"], device.partition(":")[0]],
+        items=lambda split: (caption for caption in read_captions(captions) if caption.split == split),
+        identity=lambda caption: [*astuple(caption)],
+        count=lambda _: params.images_per_set,
+        sets=sets,
+        images=sets * params.images_per_set,
+        images_per_set=params.images_per_set,
+        sets_per_shard=params.sets_per_shard,
+        make=make,
+        card=lambda made, image_size: mis_card(made, image_size=image_size),
+    )
+    return make_dataset(making, manifest=manifest, work=work, store=store, tracker=tracker, workers=workers)
 
 
 def draw_sets(
@@ -146,7 +107,7 @@ def draw_sets(
     for attempt in range(params.max_redraws + 1):
         redrawn += len(missing) if attempt else 0
         bad: list[tuple[int, int]] = []
-        for batch in _blocks(missing, params.batch_size):
+        for batch in blocks(missing, params.batch_size):
             full = batch + batch[:1] * (params.batch_size - len(batch))
             numbers = [image_seed(params.seed, captions[row].id, index, attempt) for row, index in full]
             noise = torch.stack([model.noise(number) for number in numbers])  # (batch_size, 4, h, w)
@@ -171,53 +132,6 @@ def draw_sets(
     )
 
 
-def _make(
-    model: StableDiffusion,
-    params: GenerateParams,
-    captions: Sequence[Caption],
-    name: Path,
-    store: Store,
-    advance: Advance,
-) -> FinishedShard:
-    """Draws, writes, uploads and verifies a shard, then records that it is done."""
-    sets, redrawn = draw_sets(model, params, captions, advance)
-    tar = name.with_suffix(".tar")
-    try:
-        stats = write_shard(sets, tar)
-        key = shard_key(stats.sha256)
-        store.put(key, tar, stats.sha256)
-    finally:
-        tar.unlink(missing_ok=True)
-    done = FinishedShard(entry=ShardEntry(key=key, split=captions[0].split, **vars(stats)), redrawn=redrawn)
-    write_atomically(name.with_suffix(".json"), done.model_dump_json().encode())
-    return done
-
-
-def _recorded(name: Path, store: Store) -> FinishedShard | None:
-    """The shard, if an earlier run finished it and the store still holds it."""
-    record = name.with_suffix(".json")
-    if not record.is_file():
-        return None
-    try:
-        done = FinishedShard.model_validate_json(record.read_bytes())
-    except ValidationError:  # damaged, or of an older format: the shard is drawn again
-        return None
-    return done if store.exists(done.entry.key, done.entry.size) else None
-
-
-def _shards(captions: Path, sets_per_shard: int) -> Iterator[list[Caption]]:
-    """The captions of each shard: those of training in order, then those of the test. No shard mixes splits."""
-    for split in get_args(Split):
-        yield from _blocks((caption for caption in read_captions(captions) if caption.split == split), sets_per_shard)
-
-
-def _blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in order, `size` at a time; the last block may be shorter."""
-    iterator = iter(items)
-    while block := list(islice(iterator, size)):
-        yield block
-
-
 def _load(folder: Path, params: GenerateParams, device: str) -> StableDiffusion:
     return StableDiffusion(
         folder,
@@ -226,7 +140,3 @@ def _load(folder: Path, params: GenerateParams, device: str) -> StableDiffusion:
         guidance_scale=params.guidance_scale,
         device=device,
     )
-
-
-def _digest(content: JsonValue) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

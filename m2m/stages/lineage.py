@@ -95,6 +95,8 @@ def _chain(chain: Chain, tracking: str) -> Iterator[str]:
         yield from _run("training", chain.training, tracking)
     elif chain.model:
         yield _row("training", "not recorded: DVC restored the model, or tracking was off")
+    if chain.finetuning:
+        yield from _run("fine-tuning", chain.finetuning, tracking)
     if chain.model:
         yield _row("model", chain.model[:HASH])
     for evaluation in chain.evaluations:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
@@ -17,7 +18,12 @@ from m2m.page import tables
 from m2m.page.charts import position_charts, training_charts
 from m2m.page.galleries import galleries
 from m2m.page.tables import NAMES, Fact, Numbers
-from m2m.params import ReportParams, Variant
+from m2m.page.tasks import TaskNumbers, TaskPart, task_part
+from m2m.params import ReportParams, Task, Variant
+
+TASK_KEYS = ("sets", "images", "seed", "manifest", "network/inception", "network/clip")
+KEYS = (*TASK_KEYS, "fid/mean")
+"""What a file of numbers holds at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +39,31 @@ class Evaluated:
     """of training (CSV)"""
 
 
-def run(params: ReportParams, *, items: Sequence[Evaluated], manifest: Path, out: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TaskEvaluated:
+    """What the evaluation of one fine-tuned variant left."""
+
+    task: Task
+    variant: Variant
+    metrics: Path
+    plots: Path
+    from_scratch: Path
+    """numbers of what started from Stable Diffusion instead; the file need not be there"""
+
+
+def run(
+    params: ReportParams,
+    *,
+    items: Sequence[Evaluated],
+    task_items: Sequence[TaskEvaluated] = (),
+    manifest: Path,
+    out: Path,
+) -> None:
     """Writes the page `out`, one file that needs no other; the same inputs give the same bytes.
 
     Args:
         items: at least one variant. Baselines are taken from the first: they are the same for all.
+        task_items: of fine-tuned models.
         manifest: of the MIS dataset.
 
     Raises:
@@ -63,20 +89,32 @@ def run(params: ReportParams, *, items: Sequence[Evaluated], manifest: Path, out
         given=tables.given(numbers),
         positions=position_charts(numbers),
         training=training,
+        tasks=[_task(task, task_items) for task in get_args(Task) if any(one.task == task for one in task_items)],
         papers_networks=str(shared["network/inception"]).startswith("inception-v3"),
         origin=_origin(data, shared),
     )
     write_atomically(out, page.encode())
 
 
-def _numbers(path: Path) -> Numbers:
+def _task(task: Task, items: Sequence[TaskEvaluated]) -> TaskPart:
+    own = [item for item in items if item.task == task]
+    numbers = {
+        item.variant: TaskNumbers(
+            _numbers(item.metrics, TASK_KEYS),
+            _numbers(item.from_scratch, TASK_KEYS) if item.from_scratch.exists() else None,
+        )
+        for item in own
+    }
+    return task_part(task, numbers, {item.variant: item.plots for item in own})
+
+
+def _numbers(path: Path, needed: Sequence[str] = KEYS) -> Numbers:
     try:
         numbers = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; the evaluate stage must run first") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); run the evaluate stage again") from error
-    needed = ("sets", "images", "seed", "manifest", "network/inception", "network/clip", "fid/mean")
     if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
         raise UserError(f"{path}: not what the evaluate stage writes; run it again")
     return numbers

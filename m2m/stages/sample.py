@@ -9,17 +9,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from m2m.contact_sheet import contact_sheet
+from m2m.contact_sheet import animation, contact_sheet
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
 from m2m.files import file_digest, folder_digest, write_atomically, writing
 from m2m.params import SolverName
 from m2m.photos import open_photo, square
-from m2m.pipeline import load_pipeline
+from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.progress import progress
+from m2m.world.cameras import Camera
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,39 @@ class Drawing:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Viewpoints:
+    """From where a model of views sees the object, in degrees; all cameras look at it from one distance."""
+
+    azimuth: tuple[float, ...]
+    """of the pictures to draw, counter-clockwise seen from above, from the first given one's camera; none: an orbit"""
+    elevation: float | None
+    """of these; None: as the given ones"""
+    given_azimuth: tuple[float, ...]
+    """of the given pictures after the first"""
+    given_elevation: float
+
+    def cameras(self, given: int, num_images: int) -> list[Camera]:
+        """Of the given pictures, then of those to draw.
+
+        Raises:
+            UserError: there are not as many azimuths as pictures, or one is not a direction.
+        """
+        drawn = self.azimuth or tuple(360 * k / (num_images + 1) for k in range(1, num_images + 1))
+        if len(drawn) != num_images:
+            raise UserError(f"{len(drawn)} of --azimuth for {num_images} pictures to draw; name one for each, or none")
+        if 1 + len(self.given_azimuth) != given:
+            raise UserError(
+                f"{len(self.given_azimuth)} of --given-azimuth for {given} given pictures; "
+                "name one for each but the first"
+            )
+        elevation = self.given_elevation if self.elevation is None else self.elevation
+        return [
+            *(Camera(azimuth, self.given_elevation) for azimuth in (0.0, *self.given_azimuth)),
+            *(Camera(azimuth, elevation) for azimuth in drawn),
+        ]
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What was written."""
@@ -43,11 +79,22 @@ class Drawn:
 
 
 def run(
-    drawing: Drawing, *, model: Path, images: Sequence[Path], out: Path, commit: str, threads: int, device: str
+    drawing: Drawing,
+    *,
+    viewpoints: Viewpoints | None,
+    model: Path,
+    images: Sequence[Path],
+    out: Path,
+    commit: str,
+    threads: int,
+    device: str,
 ) -> Drawn:
     """Writes ``001.png`` … and ``contact-sheet.png``; the text entry ``m2m`` of each names the command that made it.
 
+    A model of views also makes ``turntable.gif``.
+
     Args:
+        viewpoints: for a model of views, and only for one.
         model: a pipeline folder.
         images: picture files of any kind and size, in order; the middle square of each is used.
         commit: of the code, for the note.
@@ -68,6 +115,7 @@ def run(
     if drawing.num_inference_steps > last_timestep + 1 or drawing.context_timestep > last_timestep:
         raise UserError(f"the model has {last_timestep + 1} timesteps; give fewer steps, or a smaller context timestep")
 
+    poses = _poses(viewpoints, pipeline, len(given), drawing.num_images)
     files = tuple(out / f"{number:03}.png" for number in range(1, drawing.num_images + 1))
     with writing(files[0]):  # a place that cannot be written to is better known before the drawing
         out.mkdir(parents=True, exist_ok=True)
@@ -85,33 +133,55 @@ def run(
             guidance_scale=drawing.guidance_scale,
             context_timestep=drawing.context_timestep,
             generator=drawing.seed,
+            poses=poses,
             callback_on_step_end=after_step,
             return_dict=False,
         )[0]
 
     note = {
-        "command": _command(drawing, model, images),
+        "command": _command(drawing, viewpoints, model, images),
         "model": {"folder": str(model), "sha256": folder_digest(model)},
         "images": [{"file": str(path), "sha256": file_digest(path)} for path in images],
         "commit": commit,
         "threads": threads,
         "device": device,
         **asdict(drawing),
+        **(asdict(viewpoints) if viewpoints else {}),
     }
     for number, (file, picture) in enumerate(zip(files, drawn, strict=True), 1):
         write_atomically(file, _png(picture, {**note, "number": number}))
     sheet = out / "contact-sheet.png"
     seen = [square(photo, pipeline.image_size) for photo in given]
     write_atomically(sheet, _png(contact_sheet([(seen, drawn)]), note))
+    if viewpoints:
+        write_atomically(out / "turntable.gif", animation([*seen, *drawn]))
     return Drawn(files, sheet)
 
 
-def _command(drawing: Drawing, model: Path, images: Sequence[Path]) -> str:
+def _poses(
+    viewpoints: Viewpoints | None, pipeline: M2MPipeline, given: int, num_images: int
+) -> npt.NDArray[np.float64] | None:
+    if (viewpoints is not None) != (pipeline.unet.pose_dim > 0):
+        remedy = "name another --model, or leave --task out" if viewpoints else "say --task nvs, and --azimuth"
+        raise UserError(f"the model {'draws no views' if viewpoints else 'draws views of an object'}; {remedy}")
+    if viewpoints is None:
+        return None
+    return np.stack([camera.matrix() for camera in viewpoints.cameras(given, num_images)])
+
+
+def _command(drawing: Drawing, viewpoints: Viewpoints | None, model: Path, images: Sequence[Path]) -> str:
     """What to type in the same folder to draw the same again."""
+    views: list[object] = []
+    if viewpoints:
+        views = ["--task", "nvs", "--given-elevation", viewpoints.given_elevation]
+        views += [word for azimuth in viewpoints.azimuth for word in ("--azimuth", azimuth)]
+        views += [word for azimuth in viewpoints.given_azimuth for word in ("--given-azimuth", azimuth)]
+        views += [] if viewpoints.elevation is None else ["--elevation", viewpoints.elevation]
     options = (
         *("--model", model, "--num-images", drawing.num_images, "--solver", drawing.solver),
         *("--steps", drawing.num_inference_steps, "--guidance-scale", drawing.guidance_scale),
         *("--context-timestep", drawing.context_timestep, "--seed", drawing.seed),
+        *views,
     )
     return shlex.join(["m2m", "sample", *map(str, options), "--images", *map(str, images)])
 

@@ -35,25 +35,24 @@ def run(manifest: Path, *, store: Store) -> VerifyReport:
     dataset = Manifest.read(manifest)
     store.check()
     problems: list[str] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     with progress(len(dataset.shards), "verify", unit="shards") as advance:
         for shard in dataset.shards:
-            problems += [f"{shard.key}: {problem}" for problem in _problems(shard, dataset.images_per_set, store, seen)]
+            problems += [f"{shard.key}: {problem}" for problem in _problems(shard, dataset.set_sizes, store, seen)]
             advance()
     if problems:
         count = len({problem.partition(":")[0] for problem in problems})
         raise UserError("\n  ".join([f"{manifest}: {count} of {len(dataset.shards)} shards are bad:", *problems]))
-    sets = sum(shard.count for shard in dataset.shards)
     return VerifyReport(
         shards=len(dataset.shards),
-        sets=sets,
-        images=sets * dataset.images_per_set,
+        sets=len(seen),
+        images=sum(seen.values()),
         size=sum(shard.size for shard in dataset.shards),
     )
 
 
-def _problems(shard: ShardEntry, images_per_set: int, store: Store, seen: set[str]) -> list[str]:
-    """What is wrong with one shard; adds its set ids to `seen`."""
+def _problems(shard: ShardEntry, set_sizes: range, store: Store, seen: dict[str, int]) -> list[str]:
+    """What is wrong with one shard; adds its sets to `seen`: id -> images."""
     with TemporaryDirectory() as folder:
         tar = Path(folder) / "shard.tar"
         try:
@@ -66,5 +65,5 @@ def _problems(shard: ShardEntry, images_per_set: int, store: Store, seen: set[st
         except UserError as error:
             return [str(error).removeprefix(f"shard {tar}: ")]
     again = [f"set {image_set.id} is also in another shard" for image_set in sets if image_set.id in seen]
-    seen.update(image_set.id for image_set in sets)
-    return shard_problems(shard, sets, images_per_set) + again
+    seen.update((image_set.id, len(image_set.images)) for image_set in sets)
+    return shard_problems(shard, sets, set_sizes) + again

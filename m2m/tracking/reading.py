@@ -14,6 +14,8 @@ from m2m.tracking.sources import Found, Source
 
 FOUNDATION = "foundation."
 """Prefix of the parameters that name what a model started from."""
+PARENT_MODEL = "parent."
+"""Prefix of the parameter that names the model which fine-tuning started from."""
 
 
 class Records:
@@ -60,15 +62,18 @@ class Records:
         """All that is known of the model of a run; of a run without one, the run itself."""
         model = seed.tags.get("model", "")
         runs = self._source.tagged("model", model) if model else [seed]
-        training = [run for run in runs if run.experiment == "train"]
+        finetuning = [run for run in runs if run.experiment == "finetune"]
+        made = self._source.tagged("model", _parent(finetuning[0])) if finetuning else runs
+        training = [run for run in made if run.experiment == "train"]
         evaluations = [run for run in runs if run.experiment == "evaluate"]
         first = (training or [seed])[0]
         from_ = {key.removeprefix(FOUNDATION): one for key, one in first.params.items() if key.startswith(FOUNDATION)}
         return Chain(
-            dataset=_dataset(first),
+            dataset=_dataset((finetuning or [first])[0]),
             foundation=from_,
             model=model,
             training=_recorded(training[0]) if training else None,
+            finetuning=_recorded(finetuning[0]) if finetuning else None,
             evaluations=[_recorded(run) for run in evaluations],
             versions=list(self._versions(evaluations)),
         )
@@ -85,6 +90,12 @@ class Records:
         there = ", ".join(f"models:/{name}@{alias}" for name, alias in sorted(self._source.aliases()))
         what = f"there is {there}" if there else "no model is registered yet"
         return f"name a version (models:/NAME@ALIAS, models:/NAME/3), an MLflow run id or a DVC experiment; {what}"
+
+
+def _parent(finetuning: Found) -> str:
+    """The hash of the model that fine-tuning started from; its own, which no training made, if it was none."""
+    digests = [value for key, value in finetuning.params.items() if key.startswith(PARENT_MODEL)]
+    return digests[0] if digests else finetuning.tags.get("model", "")
 
 
 def _recorded(run: Found) -> RecordedRun:

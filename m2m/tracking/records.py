@@ -58,6 +58,8 @@ class Chain:
     """Hashes of the folders that the model started from."""
     model: str
     training: RecordedRun | None
+    finetuning: RecordedRun | None
+    """Of a model that was fine-tuned to a task: `training` is that of the model which it comes from."""
     evaluations: Sequence[RecordedRun]
     versions: Sequence[Version]
 

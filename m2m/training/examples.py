@@ -12,6 +12,7 @@ from torch import Tensor
 from m2m.data.shards import ImageSet
 from m2m.diffusion.objective import draw_context_timesteps
 from m2m.errors import UserError
+from m2m.models.pose import relative_poses
 from m2m.params import TrainCommon
 from m2m.seeds import generator
 from m2m.workers import in_order, thread_pool
@@ -24,8 +25,12 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Examples:
-    """B sets of N images with their draws. The last image of a set is context for none, so there are N - 1 of those."""
+    """B sets of up to N images with their draws, zeros after the end of a shorter set.
 
+    The last image of a set is context for none, so there are N - 1 of those.
+    """
+
+    lengths: tuple[int, ...]  # images of each set
     latents: Tensor  # (B, N, 4, h, w), scaled
     noise: Tensor  # (B, N, 4, h, w)
     timesteps: Tensor  # (B, N)
@@ -33,24 +38,53 @@ class Examples:
     context_images: Tensor  # self: latents (B, N-1, 4, h, w); dino: uint8 RGB (B, N-1, 3, H, W)
     context_noise: Tensor  # self: (B, N-1, 4, h, w); dino, for the encoder's pixels: (B, N-1, 3, side, side)
     context_timesteps: Tensor  # (B, N-1); 0: clean
+    poses: Tensor  # (B, N, pose_dim); pose_dim is 0 where none are wanted
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the lengths."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
 
     @classmethod
     def stack(cls, examples: Sequence[Examples]) -> Self:
-        """One batch of single sets, whose tensors have no dimension B yet."""
-        return cls(**{f.name: torch.stack([getattr(one, f.name) for one in examples]) for f in fields(cls)})
+        """One batch, in order, of batches of any lengths."""
+        parts = [example.tensors() for example in examples]
+        joined = {}
+        for name in parts[0]:
+            longest = max(part[name].shape[1] for part in parts)
+            joined[name] = torch.cat([_extended(part[name], longest) for part in parts])
+        return cls(lengths=tuple(length for example in examples for length in example.lengths), **joined)
 
     def split(self, parts: int) -> list[Self]:
         """Equal parts, in order."""
-        chunks = {f.name: getattr(self, f.name).chunk(parts) for f in fields(self)}
-        return [type(self)(**{name: chunk[part] for name, chunk in chunks.items()}) for part in range(parts)]
+        chunks = {name: tensor.chunk(parts) for name, tensor in self.tensors().items()}
+        size = len(self) // parts
+        return [
+            type(self)(
+                lengths=self.lengths[part * size : (part + 1) * size],
+                **{name: chunk[part] for name, chunk in chunks.items()},
+            )
+            for part in range(parts)
+        ]
 
     def pinned(self) -> Self:
         """In page-locked memory, from where a copy to the GPU waits for nothing."""
-        return type(self)(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._changed(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
         """On a device."""
-        return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(lengths=self.lengths, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+
+def _extended(tensor: Tensor, length: int) -> Tensor:
+    """Zeros up to `length` in dimension 1."""
+    missing = length - tensor.shape[1]
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1) if missing else tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +98,8 @@ class Draws:
     """How many the noise schedule has."""
     encoder_size: tuple[int, int] | None
     """Height and width of DINOv2's input; None for M2M-Self."""
+    with_poses: bool
+    """The network is told from where an image is seen."""
 
     def example(
         self,
@@ -73,7 +109,7 @@ class Draws:
         key: Sequence[str | int],
         stranger: tuple[ImageSet, Sequence[int]] | None = None,
     ) -> Examples:
-        """One set, with draws that are a pure function of the seed and `key`.
+        """A batch of one set, with draws that are a pure function of the seed and `key`.
 
         What both variants need is drawn first, so that they train on the same noise.
 
@@ -82,7 +118,7 @@ class Draws:
             stranger: another set and as many of its images, for the context images that are swapped.
 
         Raises:
-            UserError: a set has no latents, or not of this network.
+            UserError: a set has no latents, or not of this network, or no poses though they are wanted.
         """
         draws, common, count = generator(self.common.seed, *key), self.common, len(images)
         latents = self._latents(image_set, images)  # (N, 4, h, w)
@@ -102,13 +138,15 @@ class Draws:
             context_images = torch.where(swapped[:, None, None, None], self._context(*stranger), context_images)
         shape = context_images.shape if self.encoder_size is None else (count - 1, 3, *self.encoder_size)
         return Examples(
-            latents=latents,
-            noise=noise,
-            timesteps=timesteps,
-            dropped=dropped,
-            context_images=context_images,
-            context_noise=torch.randn(shape, generator=draws),
-            context_timesteps=context_timesteps,
+            lengths=(count,),
+            latents=latents[None],
+            noise=noise[None],
+            timesteps=timesteps[None],
+            dropped=dropped[None],
+            context_images=context_images[None],
+            context_noise=torch.randn(shape, generator=draws)[None],
+            context_timesteps=context_timesteps[None],
+            poses=self._poses(image_set, images)[None],
         )
 
     def _context(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
@@ -116,6 +154,12 @@ class Draws:
         if self.encoder_size is None:
             return self._latents(image_set, images)[:-1]
         return torch.from_numpy(image_set.images[list(images[:-1])]).permute(0, 3, 1, 2)
+
+    def _poses(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
+        """Relative to the first of the images: (N, 12), or (N, 0)."""
+        if not self.with_poses:
+            return torch.empty(len(images), 0)
+        return relative_poses(torch.from_numpy(image_set.cameras()[list(images)]))
 
     def _latents(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
         if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:

@@ -30,11 +30,14 @@ class HeldOut:
         common = objective.common
         if not len(sets):
             raise UserError(
-                "the manifest has no test sets, which previews and the held-out loss need; raise captions.test"
+                "the manifest has no test sets, which previews and the held-out loss need; make some in "
+                "the stage that made it"
             )
         shown = [sets[index] for index in range(min(common.preview_sets, len(sets)))]
         examples = [
-            objective.draws.example(image_set, range(common.set_size), key=("held out", place))
+            objective.draws.example(
+                image_set, range(min(common.set_size, len(image_set.images))), key=("held out", place)
+            )
             for place, image_set in enumerate(shown)
         ]
         # A pipeline of its own around the same networks: it takes a solver for few steps, and keeps its bar to itself.
@@ -45,6 +48,7 @@ class HeldOut:
         self._objective = objective
         self._examples = Examples.stack(examples).to(device)
         self._given = [Image.fromarray(image_set.images[0]) for image_set in shown]
+        self._poses = [image_set.cameras()[: common.set_size] for image_set in shown] if objective.with_poses else None
 
     @torch.no_grad()
     def loss(self, ema: Ema) -> float:
@@ -60,6 +64,7 @@ class HeldOut:
                 self._objective.common.set_size - 1,
                 num_inference_steps=PREVIEW_STEPS,
                 generator=[derive(self._objective.common.seed, "preview", place) for place in range(len(self._given))],
+                poses=self._poses,
                 return_dict=False,
             )
         rows = [([given], pictures) for given, pictures in zip(self._given, drawn, strict=True)]

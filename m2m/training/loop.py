@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from m2m.data.sets import ImageSets, batch_order
+from m2m.data.sets import ImageSets, batch_order, choose_images
+from m2m.data.shards import ImageSet
 from m2m.errors import UserError
 from m2m.params import TrainVariant
 from m2m.training.examples import Examples, made_ahead
@@ -32,11 +34,19 @@ class Course:
 
     sets: ImageSets
     images_per_set: int
+    """The most, where sets differ in length."""
     objective: Objective
     variant: TrainVariant
+    ordered: bool = False
+    """The images of a set have an order, and are shown in it."""
 
     def __post_init__(self) -> None:
-        self.order(0)
+        size = self.objective.common.set_size
+        if not len(self.sets) or size > self.images_per_set:
+            raise UserError(
+                f"cannot train with {size} images of each set on {len(self.sets)} sets of {self.images_per_set}; "
+                "make more or larger sets, or lower set_size"
+            )
 
     @property
     def images_per_step(self) -> int:
@@ -46,14 +56,12 @@ class Course:
         """The steps that are left; the last one may go beyond the images asked for."""
         return range(images_seen // self.images_per_step, -(-self.variant.images // self.images_per_step))
 
-    def order(self, step: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Which sets, and which of their images, make the global batch of a step."""
+    def order(self, step: int) -> list[tuple[int, int]]:
+        """Which sets make the global batch of a step, and in which epoch each comes up."""
         return batch_order(
             seed=self.objective.common.seed,
             sets=len(self.sets),
             sets_per_step=self.variant.sets_per_step,
-            set_size=self.objective.common.set_size,
-            images_per_set=self.images_per_set,
             step=step,
         )
 
@@ -63,18 +71,32 @@ class Course:
         Raises:
             UserError: a set cannot be had.
         """
-        order, draws = self.order(step), self.objective.draws
+        order = self.order(step)
         strangers = [*order[1:], *self.order(step + 1)[:1]]  # whoever comes next: nothing more is fetched for them
         return Examples.stack(
             [
-                draws.example(
-                    self.sets[index],
-                    images,
-                    key=("example", step * self.images_per_step, place),
-                    stranger=(self.sets[strangers[place][0]], strangers[place][1]),
-                )
-                for place, (index, images) in ((place, order[place]) for place in places)
+                self._example(order[place], strangers[place], key=("example", step * self.images_per_step, place))
+                for place in places
             ]
+        )
+
+    def _example(self, own: tuple[int, int], stranger: tuple[int, int], *, key: Sequence[str | int]) -> Examples:
+        image_set, images = self._choose(*own)
+        other = None
+        if self.objective.common.context_swap > 0:
+            other_set, others = self._choose(*stranger)
+            other = other_set, tuple(islice(cycle(others), len(images)))
+        return self.objective.draws.example(image_set, images, key=key, stranger=other)
+
+    def _choose(self, index: int, epoch: int) -> tuple[ImageSet, tuple[int, ...]]:
+        common, image_set = self.objective.common, self.sets[index]
+        return image_set, choose_images(
+            seed=common.seed,
+            index=index,
+            epoch=epoch,
+            images=len(image_set.images),
+            set_size=common.set_size,
+            ordered=self.ordered,
         )
 
     def learning_rate(self, step: int, *, peak: float | None = None) -> float:

@@ -38,6 +38,7 @@ class Objective:
         self.common = common
         self.products = alphas_cumprod(pipeline.scheduler.config, common.prediction_type).to(device)  # (T,)
         self.latent_shape = pipeline.latent_shape
+        self.with_poses = pipeline.unet.pose_dim > 0
         self.encoder = (
             None
             if pipeline.image_encoder is None
@@ -52,6 +53,7 @@ class Objective:
             latent_shape=self.latent_shape,
             timesteps=len(self.products),
             encoder_size=self.encoder.size if self.encoder else None,
+            with_poses=self.with_poses,
         )
 
     def __call__(self, network: nn.Module, examples: Examples) -> Tensor:
@@ -62,13 +64,20 @@ class Objective:
         timesteps, products, common = examples.timesteps, self.products, self.common
         noisy = add_noise(examples.latents, examples.noise, timesteps, products)  # (B, N, 4, h, w)
         with self._autocast(noisy.device):
-            context = ContextImages(self._context(examples), examples.context_timesteps, examples.dropped)
+            context = ContextImages(
+                self._context(examples),
+                examples.context_timesteps,
+                dropped=examples.dropped,
+                lengths=examples.lengths,
+                poses=examples.poses if self.with_poses else None,
+            )
             (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
         wanted = target(
             examples.latents, examples.noise, timesteps, products, common.prediction_type
         )  # (B, N, 4, h, w)
         weight = min_snr_weight(timesteps, products, gamma=common.min_snr_gamma, prediction_type=common.prediction_type)
-        return denoising_loss(prediction, wanted, weight).mean(dim=1)
+        losses = denoising_loss(prediction, wanted, weight)  # (B, N), 0 after the end of a set
+        return losses.sum(dim=1) / torch.tensor(examples.lengths, device=losses.device)
 
     def _context(self, examples: Examples) -> Tensor:
         """What the network reads of the context images: latents (B, N-1, 4, h, w) or patch tokens (B, N-1, L, D).
@@ -78,10 +87,15 @@ class Objective:
         images, noise = examples.context_images, examples.context_noise
         if self.encoder is None:
             return add_context_noise(images, noise, examples.context_timesteps, self.products)
-        pixels = dino_pixels(images.flatten(0, 1), self.encoder.processor)  # (B·(N-1), 3, side, side)
-        pixels = add_context_noise(pixels, noise.flatten(0, 1), examples.context_timesteps.flatten(), self.products)
-        tokens = dino_tokens(self.encoder.model, pixels)  # (B·(N-1), L, D)
-        return tokens.reshape(*images.shape[:2], *tokens.shape[1:])
+        # Only those that are there: a shorter set costs no more than it has.
+        real = [(place, n) for place, length in enumerate(examples.lengths) for n in range(length - 1)]
+        rows, positions = torch.tensor(real, device=images.device).T
+        pixels = dino_pixels(images[rows, positions], self.encoder.processor)  # (real, 3, side, side)
+        levels = examples.context_timesteps[rows, positions]
+        pixels = add_context_noise(pixels, noise[rows, positions], levels, self.products)
+        tokens = dino_tokens(self.encoder.model, pixels)  # (real, L, D)
+        context = tokens.new_zeros(*images.shape[:2], *tokens.shape[1:])
+        return context.index_put((rows, positions), tokens)  # (B, N-1, L, D)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """bfloat16 where the parameters ask for it and the device has it."""

@@ -6,6 +6,8 @@ The convention, for every camera of this project:
   (counter-clockwise seen from above), elevation in degrees above the xy plane.
 - Camera (OpenCV): x to the right, y down, z forward into the picture. `Camera.matrix` is world-to-camera, 3x4:
   ``x_camera = R @ x_world + t``.
+- Files that others made may have Blender's camera instead (x right, y up, z backward, out of the picture), as Zero123's
+  renderings do: `TO_OPENCV` turns such a matrix into one of ours.
 - Pixels: u to the right, v down, (0, 0) the outer corner of the top left pixel, so that the centre of the pixel in row
   i and column j is (j + 0.5, i + 0.5).
 
@@ -21,7 +23,9 @@ The convention, for every camera of this project:
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Self
 
 import numpy as np
@@ -31,6 +35,11 @@ from m2m.errors import UserError
 
 FIELD_OF_VIEW: Final = 49.1
 """Degrees, across the whole picture, both ways: a 35 mm lens before a 32 mm sensor, as in Zero123's renderings."""
+
+TO_OPENCV: Final[Mapping[str, NDArray[np.float64]]] = MappingProxyType(
+    {"opencv": np.eye(3), "blender": np.diag([1.0, -1.0, -1.0])}
+)
+"""By a camera's convention the (3, 3) that goes before its world-to-camera matrix to make it OpenCV's."""
 
 CORPUS_ELEVATIONS: Final = (-10.0, 50.0)
 CORPUS_DISTANCES: Final = (2.25, 2.5)

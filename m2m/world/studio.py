@@ -29,6 +29,9 @@ LIGHTS: Final = (
 )
 """Direction in the world and intensity: a sun, two fills, what a table would reflect. None follows the camera."""
 
+COLOURS: Final = "colours"
+"""Point data of a mesh that has a colour at each point: 8-bit RGB."""
+
 AMBIENT, DIFFUSE, SPECULAR, SPECULAR_POWER = 0.6, 0.68, 0.12, 18.0
 """Little highlight and no deep shadow: a colour must stay the one that a caption names."""
 
@@ -45,6 +48,9 @@ class Part:
 
     place: NDArray[np.float64]
     """(4, 4): takes the mesh's own coordinates to the world's."""
+
+    texture: pv.Texture | None = None
+    """Lies over the mesh's texture coordinates and is multiplied by the colour."""
 
 
 class Studio:
@@ -86,7 +92,7 @@ class Studio:
         for actor in self._actors.values():
             actor.visibility = False
         for slot, part in enumerate(parts):
-            actor = self._actor(slot, part.mesh)
+            actor = self._actor(slot, part)
             actor.user_matrix = part.place
             actor.prop.color = part.colour
             actor.visibility = True
@@ -95,13 +101,17 @@ class Studio:
             picture[:] = self._shoot(camera)
         return pictures
 
-    def _actor(self, slot: int, mesh: pv.PolyData) -> pv.Actor:
+    def _actor(self, slot: int, part: Part) -> pv.Actor:
         """The actor that shows a mesh, kept for the next object: two parts may share a mesh, so one for each slot."""
+        mesh = part.mesh
         name = f"{slot} {id(mesh)}"  # the actor keeps the mesh alive, so that its id stays its own
         if name not in self._actors:
             self._actors[name] = self._plotter.add_mesh(
                 mesh,
                 name=name,
+                texture=part.texture,
+                scalars=COLOURS if COLOURS in mesh.point_data else None,
+                rgb=COLOURS in mesh.point_data,
                 ambient=AMBIENT,
                 diffuse=DIFFUSE,
                 specular=SPECULAR,

@@ -56,12 +56,19 @@ def test_the_command_line() -> None:
         "foundation": "--out --params",
         "captions": "--out --params",
         "generate": "--captions --foundation --manifest --params",
+        "views": "--foundation --manifest --params",
+        "procedures": "--foundation --manifest --params",
         "train": "--curve --foundation --manifest --out --params --variant",
-        "evaluate": "--foundation --manifest --metrics --model --params --plots --variant",
+        "finetune": "--curve --foundation --from-scratch --manifest --model --out --params --task --variant",
+        "evaluate": "--foundation --manifest --metrics --model --params --plots --register --task --variant",
         "report": "--manifest --out --params",
         "verify": "",
-        "sample": "--context-timestep --guidance-scale --images --model --num-images --out --seed --solver --steps",
+        "sample": "--azimuth --context-timestep --elevation --given-azimuth --given-elevation --guidance-scale "
+        "--images --model --num-images --out --seed --solver --steps --task",
+        "render": "--out --seed --size --views",
         "lineage": "--json",
+        "plan": "--bytes-per-image --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "
+        "--thousand-reads --thousand-writes",
         "check": "--foundation",
     }
 

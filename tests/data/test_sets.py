@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2m.data.sets import ImageSets, batch_order, shard_problems
+from m2m.data.sets import ImageSets, batch_order, choose_images, shard_problems
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.manifest import Manifest, ShardEntry, Split, shard_key
@@ -112,51 +112,68 @@ def test_a_shard_holds_what_the_manifest_says(
 
 def test_the_number_of_images_and_the_latents_are_checked(manifest: Manifest) -> None:
     sets = [image_set(number) for number in range(3)]
-    assert shard_problems(manifest.shards[0], sets, N) == []
-    assert shard_problems(manifest.shards[0], sets, N + 1) == [
+    assert shard_problems(manifest.shards[0], sets, range(N, N + 1)) == []
+    assert shard_problems(manifest.shards[0], sets, range(N + 1, N + 2)) == [
         f"set set-{number} has 3 images; the manifest says 4 in each set" for number in range(3)
     ]
+    assert shard_problems(manifest.shards[0], sets, range(2, N + 3)) == [], "procedures differ in length"
+    assert shard_problems(manifest.shards[0], sets, range(2, N))[0] == (
+        "set set-0 has 3 images; the manifest says 2 in each set"
+    )
     latents = sets[1].latents
     assert latents is not None
     latents[1, 2] = np.nan
-    assert shard_problems(manifest.shards[0], sets, N) == ["set set-1 has latents that are not finite"]
+    assert shard_problems(manifest.shards[0], sets, range(N, N + 1)) == ["set set-1 has latents that are not finite"]
 
 
-SIZES = {"sets": 7, "sets_per_step": 3, "set_size": 4, "images_per_set": 6}
+SIZES = {"sets": 7, "sets_per_step": 3}
 
 
-def orders(steps: int, seed: int = 0) -> list[tuple[int, tuple[int, ...]]]:
+def orders(steps: int, seed: int = 0) -> list[tuple[int, int]]:
     return [one for step in range(steps) for one in batch_order(seed=seed, step=step, **SIZES)]
 
 
+def choose(index: int, epoch: int, *, seed: int = 0, ordered: bool = False, images: int = 6) -> tuple[int, ...]:
+    return choose_images(seed=seed, index=index, epoch=epoch, images=images, set_size=4, ordered=ordered)
+
+
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**40), sets=st.integers(1, 20), sets_per_step=st.integers(1, 30), data=st.data())
-def test_an_epoch_takes_every_set_once(seed: int, sets: int, sets_per_step: int, data: st.DataObject) -> None:
-    images_per_set = data.draw(st.integers(1, 8))
-    set_size = data.draw(st.integers(1, images_per_set))
+@given(seed=st.integers(0, 2**40), sets=st.integers(1, 20), sets_per_step=st.integers(1, 30))
+def test_an_epoch_takes_every_set_once(seed: int, sets: int, sets_per_step: int) -> None:
     steps = -(-3 * sets // sets_per_step)
     order = [
         one
         for step in range(steps)
-        for one in batch_order(
-            seed=seed,
-            sets=sets,
-            sets_per_step=sets_per_step,
-            set_size=set_size,
-            images_per_set=images_per_set,
-            step=step,
-        )
+        for one in batch_order(seed=seed, sets=sets, sets_per_step=sets_per_step, step=step)
     ]
     assert len(order) == steps * sets_per_step
     for epoch in range(3):
-        assert sorted(index for index, _ in order[epoch * sets : (epoch + 1) * sets]) == list(range(sets))
-    for _, images in order:
-        assert len(images) == len(set(images)) == set_size
-        assert set(images) <= set(range(images_per_set))
+        of_epoch = order[epoch * sets : (epoch + 1) * sets]
+        assert sorted(index for index, _ in of_epoch) == list(range(sets))
+        assert {number for _, number in of_epoch} == {epoch}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**40),
+    index=st.integers(0, 99),
+    epoch=st.integers(0, 99),
+    images=st.integers(1, 8),
+    set_size=st.integers(1, 8),
+    ordered=st.booleans(),
+)
+def test_images_are_of_the_set_each_once_and_a_run_where_they_have_an_order(
+    seed: int, index: int, epoch: int, images: int, set_size: int, ordered: bool
+) -> None:
+    chosen = choose_images(seed=seed, index=index, epoch=epoch, images=images, set_size=set_size, ordered=ordered)
+    assert len(chosen) == len(set(chosen)) == min(set_size, images)
+    assert set(chosen) <= set(range(images))
+    if ordered:
+        assert chosen == tuple(range(chosen[0], chosen[-1] + 1))
 
 
 def test_the_batches_never_change() -> None:
-    assert orders(2) == [
+    assert [(index, choose(index, epoch)) for index, epoch in orders(2)] == [
         *((1, (0, 2, 3, 1)), (5, (3, 0, 5, 1)), (3, (5, 3, 0, 1))),
         *((4, (3, 0, 5, 1)), (2, (0, 3, 1, 4)), (6, (4, 5, 2, 1))),
     ]
@@ -172,18 +189,20 @@ def test_epochs_and_seeds_differ() -> None:
     epochs = [[index for index, _ in orders(7)[start : start + 7]] for start in (0, 7, 14)]
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert orders(7) != orders(7, seed=1)
+    choices = {tuple(choose(index, epoch, seed=seed) for index in range(7)) for epoch in (0, 1) for seed in (0, 1)}
+    assert len(choices) == 4
 
 
 def test_images_of_a_set_are_chosen_and_ordered_evenly() -> None:
-    chosen = Counter(place for _, images in orders(700) for place in enumerate(images))
+    chosen = Counter(place for index, epoch in orders(700) for place in enumerate(choose(index, epoch)))
     assert len(chosen) == 4 * 6
     assert all(abs(count - 2100 / 6) < 5 * (2100 / 6 * 5 / 6) ** 0.5 for count in chosen.values())
-    pairs = {(a[1], b[1]) for a, b in itertools.pairwise(sorted(orders(70)))}
-    assert len(pairs) > 60
+    choices = [choose(index, epoch) for index, epoch in sorted(orders(70))]
+    assert len(set(itertools.pairwise(choices))) > 60
 
 
-def test_more_images_than_there_are_is_an_error() -> None:
-    with pytest.raises(UserError, match="cannot train with 7 images of each set on 7 sets of 6; raise"):
-        batch_order(seed=0, step=0, **{**SIZES, "set_size": 7})
-    with pytest.raises(UserError, match="on 0 sets"):
-        batch_order(seed=0, step=0, **{**SIZES, "sets": 0})
+def test_every_run_of_an_ordered_set_is_as_likely() -> None:
+    starts = Counter(choose(index, epoch, ordered=True)[0] for index, epoch in orders(700))
+    assert set(starts) == {0, 1, 2}
+    assert all(abs(count - 700) < 5 * (2100 / 3 * 2 / 3) ** 0.5 for count in starts.values())
+    assert choose(0, 0, ordered=True, images=3) == (0, 1, 2)

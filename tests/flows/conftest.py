@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.flows.serving import started_server
 
@@ -88,6 +89,16 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
+def _deployments() -> str:
+    """The project's own, but those whose targets are no stages here."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    stages = set(yaml.safe_load(STAGES)["stages"])
+    content["deployments"] = [
+        one for one in content["deployments"] if set(one.get("parameters", {}).get("targets", ())) <= stages
+    ]
+    return yaml.safe_dump(content)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git and DVC repository with the project's flows and parameters, and stages that take no time."""
@@ -95,7 +106,7 @@ def checkout(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "profiles", folder / "profiles")
     shutil.copyfile(ROOT / "profiles" / "smoke.yaml", folder / "params.yaml")
-    shutil.copyfile(ROOT / "prefect.yaml", folder / "prefect.yaml")
+    (folder / "prefect.yaml").write_text(_deployments())
     (folder / "dvc.yaml").write_text(STAGES)
     (folder / "do.py").write_text(DO)
     (folder / ".gitignore").write_text("/data/\n/models/\n/reports/\n/work/\n__pycache__/\n")

@@ -103,7 +103,7 @@ def test_what_a_killed_run_left_is_cleared_away(checkout: Path) -> None:
         ("a b", None, {}, "cannot name an experiment"),
         ("a/b", None, {}, "cannot name an experiment"),
         ("wrong", None, {"captions.train": 0}, r"params.yaml:\d+: captions.train"),
-        ("wrong", "smoke", {"evaluate.guidance_scale": 0.5}, r"params.yaml:\d+: evaluate.guidance_scale"),
+        ("wrong", "smoke", {"evaluate.mis.guidance_scale": 0.5}, r"params.yaml:\d+: evaluate.mis.guidance_scale"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(

@@ -47,7 +47,7 @@ def window_of(position: int, max_context: int) -> list[int]:
 def test_training_reads_exactly_the_window_of_foreign_tokens(max_context: int) -> None:
     module = attention(max_context=max_context)
     hidden, tokens = torch.randn(POSITIONS * SETS, 7, DIM), torch.randn(POSITIONS - 1, SETS, LENGTH, TOKEN_DIM)
-    result = module(hidden, TeacherForcing(sets=SETS, positions=POSITIONS, tokens=tokens, dropped=None))
+    result = module(hidden, TeacherForcing(counts=(SETS,) * POSITIONS, tokens=tokens.flatten(0, 1), dropped=None))
     for n in range(POSITIONS):
         for s in range(SETS):
             images = [tokens[i, s] for i in window_of(n, max_context)]
@@ -59,7 +59,7 @@ def test_training_on_own_tokens_draws_and_reads_in_one_pass(max_context: int) ->
     module = attention(max_context=max_context, token_dim=DIM)
     hidden = torch.randn((2 * POSITIONS - 1) * SETS, LENGTH, DIM)
     dropped = torch.rand(POSITIONS, SETS) < 0.5
-    result = module(hidden, TeacherForcing(sets=SETS, positions=POSITIONS, tokens=None, dropped=dropped))
+    result = module(hidden, TeacherForcing(counts=(SETS,) * POSITIONS, tokens=None, dropped=dropped))
     noisy, context = hidden.view(-1, SETS, LENGTH, DIM).split([POSITIONS, POSITIONS - 1])
     drawn, read = result.view(-1, SETS, LENGTH, DIM).split([POSITIONS, POSITIONS - 1])
     for n in range(POSITIONS):
@@ -114,7 +114,7 @@ def test_one_unmasked_call_a_position_on_views_of_the_same_keys(monkeypatch: pyt
     module, calls = attention(max_context=POSITIONS, token_dim=DIM), Calls()
     monkeypatch.setattr(F, "scaled_dot_product_attention", calls)
     hidden = torch.randn((2 * POSITIONS - 1) * SETS, LENGTH, DIM)
-    module(hidden, TeacherForcing(sets=SETS, positions=POSITIONS, tokens=None, dropped=None))
+    module(hidden, TeacherForcing(counts=(SETS,) * POSITIONS, tokens=None, dropped=None))
     assert [keys.shape[2] for keys in calls.keys] == [1 + n * LENGTH for n in range(1, POSITIONS)]
     assert len({keys.data_ptr() for keys in calls.keys}) == 1
 

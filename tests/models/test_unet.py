@@ -344,3 +344,102 @@ def test_what_reads_the_context_is_all_that_a_context_reaches_first(
     )
     assert names == expected
     assert not any("attn1" in name for name, parameter in unet.named_parameters() if id(parameter) in chosen)
+
+
+LENGTHS = (3, 5, 2)
+"""Of the sets of a batch in which they differ."""
+
+
+def mixed_batch(variant: Variant, *, pose_dim: int = 0) -> tuple[Tensor, Tensor, ContextImages]:
+    """As `batch`, of sets of different lengths; what stands after their ends is NaN."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (4, 8, 8) if variant == "self" else (LENGTH, DINO_DIM)
+    sets, most = len(LENGTHS), max(LENGTHS)
+    noisy = torch.randn(sets, most, 4, 8, 8, generator=generator)
+    images = torch.randn(sets, most - 1, *shape, generator=generator)
+    for place, length in enumerate(LENGTHS):
+        noisy[place, length:], images[place, length - 1 :] = torch.nan, torch.nan
+    timesteps = torch.randint(1000, (sets, most), generator=generator)
+    levels = torch.randint(0, 300, (sets, most - 1), generator=generator)
+    dropped = torch.rand(sets, most, generator=generator) < 0.3
+    poses = torch.randn(sets, most, pose_dim, generator=generator) if pose_dim else None
+    return noisy, timesteps, ContextImages(images, levels, dropped, lengths=LENGTHS, poses=poses)
+
+
+@VARIANTS
+@WINDOWS
+def test_a_set_is_predicted_the_same_alone_and_among_longer_and_shorter_ones(
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int
+) -> None:
+    unet = network(tiny_stable_diffusion, variant, max_context=max_context)
+    noisy, timesteps, context = mixed_batch(variant)
+    together = predict(unet, noisy, timesteps, context)
+    assert torch.isfinite(together).all()
+    assert context.dropped is not None
+    for place, length in enumerate(LENGTHS):
+        one = slice(place, place + 1)
+        alone = ContextImages(
+            context.images[one, : length - 1], context.timesteps[one, : length - 1], context.dropped[one, :length]
+        )
+        expected = predict(unet, noisy[one, :length], timesteps[one, :length], alone)
+        torch.testing.assert_close(together[one, :length], expected, rtol=1e-4, atol=1e-5)
+        assert not together[place, length:].any()
+
+
+@VARIANTS
+def test_nothing_is_computed_for_what_is_not_there(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = network(tiny_stable_diffusion, variant)
+    rows: list[int] = []
+    unet.conv_in.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    predict(unet, *mixed_batch(variant))
+    contexts = sum(LENGTHS) - len(LENGTHS) if variant == "self" else 0
+    assert rows == [sum(LENGTHS) + contexts]
+
+
+@VARIANTS
+def test_poses_change_nothing_before_the_first_step_and_can_be_learnt(
+    tiny_stable_diffusion: Path, variant: Variant
+) -> None:
+    parent = network(tiny_stable_diffusion, variant)
+    unet = ImageSetUNet.with_poses(parent, pose_dim=12, seed=0).eval()
+    noisy, timesteps, context = mixed_batch(variant, pose_dim=12)
+    without = ContextImages(context.images, context.timesteps, context.dropped, lengths=LENGTHS)
+    assert torch.equal(predict(unet, noisy, timesteps, context), predict(parent, noisy, timesteps, without))
+
+    optimizer = torch.optim.SGD(unet.parameters(), lr=1.0)
+    unet(noisy, timesteps, context, return_dict=False)[0].square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    unet(noisy, timesteps, context, return_dict=False)[0].square().mean().backward()
+    embeddings = [unet.class_embedding, *([unet.context_pose] if variant == "dino" else [])]
+    assert all(parameter.grad.abs().sum() > 0 for one in embeddings for parameter in one.parameters())
+    assert {id(p) for one in embeddings for p in one.parameters()} <= {id(p) for p in unet.context_parameters()}
+
+
+@VARIANTS
+def test_a_pose_reaches_its_own_image_and_those_that_look_at_it(tiny_stable_diffusion: Path, variant: Variant) -> None:
+    unet = ImageSetUNet.with_poses(network(tiny_stable_diffusion, variant), pose_dim=12, seed=0).eval()
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "linear_2" in name and name.startswith(("class_embedding", "context_pose")):
+                parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    noisy, timesteps, context = mixed_batch(variant, pose_dim=12)
+    before = predict(unet, noisy, timesteps, context)
+    assert context.poses is not None
+    poses = context.poses.clone()
+    poses[1, 2] += 1
+    moved = ContextImages(context.images, context.timesteps, context.dropped, lengths=LENGTHS, poses=poses)
+    changed = (predict(unet, noisy, timesteps, moved) != before).flatten(2).any(dim=2)
+    assert context.dropped is not None
+    looking = [bool(n == 2 or (n > 2 and not context.dropped[1, n])) for n in range(5)]
+    assert changed[1].tolist() == looking
+    assert not changed[0].any()
+    assert not changed[2].any()
+
+
+def test_a_network_with_poses_comes_back_to_the_bit(tiny_stable_diffusion: Path, tmp_path: Path) -> None:
+    unet = ImageSetUNet.with_poses(network(tiny_stable_diffusion, "dino"), pose_dim=12, seed=0)
+    unet.save_pretrained(tmp_path)
+    loaded = ImageSetUNet.from_pretrained(tmp_path)
+    assert loaded.pose_dim == 12
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in unet.state_dict().items())

@@ -28,7 +28,7 @@ from m2m.foundation.words import learn_tokenizer
 from m2m.manifest import Manifest, ShardEntry
 from m2m.models.classifier import WorldClassifier
 from m2m.models.unet import ImageSetUNet
-from m2m.params import EvaluateParams, GateParams, SubsetParams, TransformerFit
+from m2m.params import EvaluateMis, GateParams, SubsetParams, TransformerFit
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.stages import evaluate
 from m2m.store import LocalStore
@@ -40,7 +40,7 @@ from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
 
 SETS, IMAGES = 6, 5
 CAPTIONS = [Caption(NOUNS[index], COLOUR_NAMES[index], ALL_STYLES[index % 6]) for index in range(SETS)]
-PARAMS = EvaluateParams(
+PARAMS = EvaluateMis(
     seed=3,
     sets=SETS,
     given=1,
@@ -72,7 +72,7 @@ class Workplace:
     def plots(self) -> Path:
         return self.root / "reports" / "evaluate-self"
 
-    def evaluate(self, params: EvaluateParams = PARAMS, **changed: Any) -> evaluate.Evaluation:
+    def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> evaluate.Evaluation:
         outputs = {"metrics": self.metrics, "plots": self.plots, "work": self.root / "work", "tracker": NullTracker()}
         return evaluate.run(params, "self", **{**self.inputs, **outputs, "device": "cpu", **changed})
 
@@ -309,11 +309,11 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sets": 7}, "evaluate.sets is 7, but the dataset has 6 test sets"),
-        ({"generated": 5}, r"evaluate.given \+ evaluate.generated is 6, more than the 5 images"),
-        ({"generated": 1}, "evaluate.generated is 1"),
-        ({"subset": SubsetParams(given=(2,), sets=7)}, "evaluate.subset.sets is 7"),
-        ({"subset": SubsetParams(given=(5,), sets=2)}, "evaluate.subset.given holds 5"),
+        ({"sets": 7}, r"evaluate\.mis\.sets is 7, but there are 6 test sets"),
+        ({"generated": 5}, r"evaluate\.mis\.given \+ evaluate\.mis\.generated is 6, more than the 5 images"),
+        ({"generated": 1}, r"evaluate\.mis\.generated is 1"),
+        ({"subset": SubsetParams(given=(2,), sets=7)}, r"evaluate\.mis\.subset\.sets is 7"),
+        ({"subset": SubsetParams(given=(5,), sets=2)}, r"evaluate\.mis\.subset\.given holds 5"),
     ],
 )
 def test_asking_for_more_than_there_is_is_one_clear_line(

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from m2m.contact_sheet import animation
 from m2m.errors import UserError
 from m2m.evaluation.gallery import draw_gallery, to_png
 from m2m.manifest import Manifest, ShardEntry
-from m2m.params import ReportParams, Variant
+from m2m.params import ReportParams, Task, Variant
 from m2m.stages import report
 
 PARAMS = ReportParams(title="Pictures & more")
@@ -138,6 +140,85 @@ def test_the_page_shows_the_numbers_beside_the_papers(
         assert text in page
     assert page.count("<svg") == 6 + 2
     assert "M2M-DINO, 4 given" in page
+
+
+@pytest.fixture
+def make_task_item(tmp_path: Path) -> Callable[..., report.TaskEvaluated]:
+    def make(task: Task, variant: Variant, *, scratch: bool = False) -> report.TaskEvaluated:
+        folder = tmp_path / f"{variant}-{task}"
+        folder.mkdir()
+        about = {"sets": 32, "images": 99, "seed": 0, "manifest": "cd" * 32}
+        networks = {"network/inception": "world-classifier@1", "network/clip": "clip@123"}
+        lots = ("", "baseline/untuned/", "baseline/nearest/", "baseline/true/", "baseline/repeated/")
+        names = ("psnr/given=1", "ssim/given=1", "step_order", "fid")
+        scores = {f"{lot}{name}/{part}": 0.375 for lot in lots for name in names for part in ("mean", "std")}
+        scores |= {f"{lot}psnr/given=1/angle/000-030": 17.25 for lot in lots}
+        for name in ("numbers.json", *(["scratch.json"] if scratch else [])):
+            (folder / name).write_text(json.dumps({**about, **networks, **scores}))
+        pictures = np.zeros((2, 4, 64, 64, 3), np.uint8)
+        gallery = draw_gallery((one[:1], one[1:]) for one in pictures)
+        (folder / "given-1.png").write_bytes(to_png(gallery, [f"{task} one", f"{task} two"]))
+        if task == "nvs":
+            (folder / "turntable.gif").write_bytes(animation([Image.fromarray(one) for one in pictures[0]]))
+        return report.TaskEvaluated(
+            task=task,
+            variant=variant,
+            metrics=folder / "numbers.json",
+            plots=folder,
+            from_scratch=folder / "scratch.json",
+        )
+
+    return make
+
+
+def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
+    make_item: Callable[..., report.Evaluated],
+    make_task_item: Callable[..., report.TaskEvaluated],
+    manifest: Path,
+    tmp_path: Path,
+) -> None:
+    task_items = [
+        make_task_item("nvs", "self", scratch=True),
+        make_task_item("nvs", "dino"),
+        make_task_item("vpg", "self"),
+    ]
+    items = [make_item("self"), make_item("dino")]
+    report.run(PARAMS, items=items, task_items=task_items, manifest=manifest, out=tmp_path / "index.html")
+    page = (tmp_path / "index.html").read_text()
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    kinds = [address.partition(";")[0] for address in balance.addresses]
+    assert sorted(kinds) == ["data:image/gif"] * 2 + ["data:image/webp"] * 7
+    assert not re.search(r"https?://|url\(|@import", page)
+    for text in (
+        "Novel views of an object",
+        "The next steps of a procedure",
+        "nvs one",
+        "vpg two",
+        "under 30°",
+        "17.25",
+    ):
+        assert text in page
+    assert page.count("the same steps from Stable Diffusion") == 1
+    assert page.index("Novel views of an object") < page.index("The next steps of a procedure") < page.index("Training")
+
+
+def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
+    make_item: Callable[..., report.Evaluated],
+    make_task_item: Callable[..., report.TaskEvaluated],
+    manifest: Path,
+    tmp_path: Path,
+) -> None:
+    items, out = [make_item("self")], tmp_path / "index.html"
+    item = make_task_item("vpg", "self")
+    item.metrics.write_text("{}")
+    with pytest.raises(UserError, match=r"numbers\.json: not what the evaluate stage writes"):
+        report.run(PARAMS, items=items, task_items=[item], manifest=manifest, out=out)
+    item.metrics.unlink()
+    with pytest.raises(UserError, match="the evaluate stage must run first"):
+        report.run(PARAMS, items=items, task_items=[item], manifest=manifest, out=out)
+    assert not out.exists()
 
 
 def test_without_attributes_there_is_no_agreement(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def model(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An M2M-Self pipeline folder, untrained."""
     from m2m.params_file import load_params
-    from m2m.stages.train import start
+    from m2m.training.start import from_stable_diffusion as start
 
     folder = tmp_path_factory.mktemp("sample")
     (folder / "stable-diffusion").symlink_to(tiny_stable_diffusion)
@@ -28,6 +28,21 @@ def model(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory)
         folder / "m2m-self"
     )
     return folder / "m2m-self"
+
+
+@pytest.fixture(scope="module")
+def views_model(model: Path) -> Path:
+    """The same, told from where a picture is seen, and heeding it."""
+    import torch
+
+    from m2m.pipeline import load_pipeline
+    from m2m.training.start import take_poses
+
+    pipeline = take_poses(load_pipeline(model), seed=0)
+    with torch.no_grad():
+        pipeline.unet.class_embedding.linear_2.weight.normal_(generator=torch.Generator().manual_seed(0))
+    pipeline.save_pretrained(model.with_name("m2m-self-nvs"))
+    return model.with_name("m2m-self-nvs")
 
 
 @pytest.fixture
@@ -78,6 +93,65 @@ def test_the_contact_sheet_shows_all_in_order(model: Path, pictures: list[str]) 
         left = sheet.width - side - 3 - 4
         shown = sheet.crop((left, 7, left + side, 7 + side))
         assert shown.tobytes() == last.resize((side, side), Image.Resampling.NEAREST).tobytes()
+
+
+def test_views_are_drawn_from_where_they_are_asked_for_and_turn(views_model: Path, pictures: list[str]) -> None:
+    ask = ["--model", views_model, "--task", "nvs", "--images", *pictures, "--given-azimuth", 45, "--elevation", 5]
+    result = sample(*ask, "--azimuth", 30, "--azimuth", -60.5)
+    assert result.exit_code == 0, result.output
+    names = ["001.png", "002.png", "contact-sheet.png", "turntable.gif"]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    with Image.open("out/turntable.gif") as turntable, Image.open("out/002.png") as second:
+        assert turntable.n_frames == len(pictures) + 2
+        note = json.loads(second.text["m2m"])
+    assert (note["azimuth"], note["given_azimuth"], note["elevation"]) == ([30.0, -60.5], [45.0], 5.0)
+    _, _, *arguments = shlex.split(note["command"])
+    assert CliRunner().invoke(app, ["sample", *arguments, "--out", "again"]).exit_code == 0
+    for name in names:
+        assert Path("again", name).read_bytes() == Path("out", name).read_bytes()
+
+    sample(*ask, "--azimuth", 30, "--azimuth", 90, "--out", "elsewhere")
+    assert Path("elsewhere/001.png").read_bytes() != Path("out/001.png").read_bytes(), "its note names another command"
+    with Image.open("elsewhere/001.png") as same, Image.open("out/001.png") as first:
+        assert same.tobytes() == first.tobytes()
+    with Image.open("elsewhere/002.png") as other, Image.open("out/002.png") as second:
+        assert other.tobytes() != second.tobytes()
+
+
+def test_without_a_place_views_go_around_and_are_drawn_again_by_the_note(
+    views_model: Path, pictures: list[str]
+) -> None:
+    ask = ["--model", views_model, "--task", "nvs", "--images", pictures[0]]
+    assert sample(*ask, "--num-images", 3).exit_code == 0
+    around = [word for azimuth in (90, 180, 270) for word in ("--azimuth", azimuth)]
+    assert sample(*ask, *around, "--out", "named").exit_code == 0
+    with Image.open("out/003.png") as third, Image.open("named/003.png") as named:
+        assert third.tobytes() == named.tobytes()
+        _, _, *arguments = shlex.split(json.loads(third.text["m2m"])["command"])
+    assert CliRunner().invoke(app, ["sample", *arguments, "--out", "again"]).exit_code == 0
+    assert Path("again/003.png").read_bytes() == Path("out/003.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("views", "arguments", "said"),
+    [
+        (True, [], "m2m: the model draws views of an object; say --task nvs, and --azimuth"),
+        (True, ["--task", "vpg"], "m2m: the model draws views of an object; say --task nvs, and --azimuth"),
+        (False, ["--task", "nvs"], "m2m: the model draws no views; name another --model, or leave --task out"),
+        (True, ["--task", "nvs", "--given-azimuth", "9"], "m2m: 1 of --given-azimuth for 1 given pictures; name one"),
+        (True, ["--task", "nvs", "--images", "drawing.png"], "m2m: 0 of --given-azimuth for 2 given pictures; name"),
+        (True, ["--task", "nvs", "--elevation", "91"], "m2m: Camera(azimuth="),
+    ],
+)
+def test_views_that_cannot_be_drawn_are_one_line(
+    views: bool, arguments: list[str], said: str, model: Path, views_model: Path, pictures: list[str], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = sample("--model", views_model if views else model, "--images", "photo.jpg", *arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(said)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

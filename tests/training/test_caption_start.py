@@ -18,8 +18,8 @@ from m2m.manifest import Manifest
 from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.params import TrainCommon
 from m2m.pipeline import M2MPipeline
-from m2m.stages.train import start
 from m2m.training.caption_start import IMAGES, start_from_captions
+from m2m.training.start import from_stable_diffusion as start
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn2"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from m2m.data.shards import ImageSet
 from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
-from m2m.stages.train import start
 from m2m.tracking import NullTracker
 from m2m.training.checkpoints import Checkpoints
 from m2m.training.held_out import HeldOut
@@ -24,6 +22,7 @@ from m2m.training.loop import Course, train_steps
 from m2m.training.objective import Objective
 from m2m.training.ranks import Ranks
 from m2m.training.session import start_or_resume, train
+from m2m.training.start import from_stable_diffusion as start
 from m2m.training.state import TrainState
 from m2m.workers import ALONE, Workers
 
@@ -119,8 +118,9 @@ def test_a_rank_gets_its_part_of_the_global_batch(make: Made) -> None:
     _, course = make()
     whole = course.examples(3, range(4))
     parts = [course.examples(3, Ranks(rank=rank, count=2).share(4)) for rank in (0, 1)]
-    for f in fields(whole):
-        assert torch.equal(getattr(whole, f.name), torch.cat([getattr(part, f.name) for part in parts]))
+    assert whole.lengths == parts[0].lengths + parts[1].lengths
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, torch.cat([part.tensors()[name] for part in parts]))
     assert not torch.equal(whole.noise[0], course.examples(4, range(4)).noise[0])
 
 

@@ -16,10 +16,10 @@ from m2m.manifest import Manifest
 from m2m.models.dino import dino_pixels
 from m2m.models.unet import ContextImages
 from m2m.params import TrainCommon, TrainVariant
-from m2m.stages.train import start
 from m2m.training.examples import Examples
 from m2m.training.loop import Course
 from m2m.training.objective import Objective
+from m2m.training.start import from_stable_diffusion as start
 
 Common = Callable[..., TrainCommon]
 CPU = torch.device("cpu")

@@ -1,0 +1,96 @@
+"""Where and on what is timed: a device, networks of a size, and a clock that takes all sides in turn."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.rows import Kind, Row
+from m2m.diffusion.latents import image_size
+from m2m.workers import ALONE, Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One device and one foundation folder."""
+
+    device: str
+    foundation: Path
+    dtype: torch.dtype
+    steps: int
+    """Of denoising."""
+    sets: int
+    """Drawn at once, trained on in a step, or in a shard."""
+    set_size: int
+    repeats: int
+
+    @property
+    def stable_diffusion(self) -> Path:
+        return self.foundation / "stable-diffusion"
+
+    @property
+    def pixels(self) -> int:
+        return image_size(self.stable_diffusion)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    @property
+    def kind(self) -> Kind:
+        return "gpu" if self.on_gpu else "wall"
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def free(self) -> None:
+        """Gives back the memory of networks that nobody holds any more."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def taken(self, work: Callable[[], object]) -> float:
+        """Seconds until the device has done the work."""
+        self.wait()
+        started = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - started
+
+    def seconds(self, *works: Callable[[], object]) -> list[float]:
+        """Median seconds of each; they take turns, so that whatever else the machine does troubles all alike."""
+        taken: list[list[float]] = [[] for _ in works]
+        for turn in range(self.repeats + 1):
+            for work, times in zip(works, taken, strict=True):
+                seconds = self.taken(work)
+                if turn:  # the first is for warming up
+                    times.append(seconds)
+        return [statistics.median(times) for times in taken]
+
+    def faster(self, name: str, seconds: list[float], *, amounts: tuple[float, float], unit: str) -> Row:
+        """A row of two rates, ours first."""
+        ours, other = (amount / taken for amount, taken in zip(amounts, seconds, strict=True))
+        return Row.of(name, ours, other, unit=unit, kind=self.kind)
+
+    def workers(self) -> Workers:
+        """As a stage has them: on a CPU one for each of torch's threads."""
+        return ALONE if self.on_gpu else Workers(torch.get_num_threads())
+
+    @contextmanager
+    def as_in_a_stage(self) -> Iterator[None]:
+        """Beside workers, the main thread has one of torch's threads only; what is not ours keeps all of them."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads if self.on_gpu else 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

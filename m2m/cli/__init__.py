@@ -1,0 +1,9 @@
+"""The command line: reads parameters and environment, calls one stage, says in one line what is wrong.
+
+Whatever computes is imported by the command that needs it, so that ``m2m --help`` and shell completion answer at once.
+"""
+
+from m2m.cli import datasets, models, tools
+from m2m.cli.program import app, main
+
+__all__ = ["app", "datasets", "main", "models", "tools"]

@@ -1,0 +1,197 @@
+"""The stages that make models, measure and show them, one command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from m2m.cli.options import (
+    FOUNDATION,
+    MANIFEST,
+    PARAMS,
+    FoundationFolder,
+    ManifestFile,
+    ParamsFile,
+    VariantOption,
+    read_params,
+    task_manifest,
+)
+from m2m.cli.program import app
+from m2m.machine import Machine
+from m2m.params import Task, Variant
+
+ABLATIONS = Path("ablations")
+TASKS = "nvs: novel views; vpg: visual procedures."
+
+
+@app.command()
+def train(
+    variant: VariantOption,
+    params: ParamsFile = PARAMS,
+    manifest: ManifestFile = MANIFEST,
+    foundation: FoundationFolder = FOUNDATION,
+    out: Annotated[Path | None, typer.Option(help="Model folder to make; models/m2m-VARIANT.")] = None,
+    curve: Annotated[Path | None, typer.Option(help="CSV to write; reports/train-VARIANT.csv.")] = None,
+) -> None:
+    """Trains one variant; the same command resumes. On several GPUs: torchrun --nproc-per-node N -m m2m.cli train …"""
+    wanted = read_params(params).train
+    machine = Machine(f"train@{variant}")
+    from m2m.stages import train
+
+    out = out or Path(f"models/m2m-{variant}")
+    made = train.run(
+        wanted.common,
+        variant,
+        wanted.variant.of(variant),
+        manifest=manifest,
+        foundation=foundation,
+        out=out,
+        curve=curve or Path(f"reports/train-{variant}.csv"),
+        work=machine.settings.work,
+        store=machine.store(),
+        tracker=machine.tracker(),
+        device=machine.device(),
+        workers=machine.workers(),
+    )
+    typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
+
+
+@app.command()
+def finetune(
+    variant: VariantOption,
+    task: Annotated[Task, typer.Option(help=TASKS)],
+    params: ParamsFile = PARAMS,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest of the task's dataset; data/TASK.json.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder to start from; models/m2m-VARIANT.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start from Stable Diffusion's weights, to compare.")
+    ] = False,
+    foundation: FoundationFolder = FOUNDATION,
+    out: Annotated[Path | None, typer.Option(help="Model folder to make; models/m2m-VARIANT-TASK.")] = None,
+    curve: Annotated[Path | None, typer.Option(help="CSV to write; reports/finetune-VARIANT-TASK.csv.")] = None,
+) -> None:
+    """Fine-tunes a trained variant to a task; the same command resumes. On several GPUs as train."""
+    wanted = read_params(params)
+    item = f"{variant}-{task}"
+    machine = Machine(f"finetune@{item}")
+    from m2m.stages import finetune
+
+    out = out or Path(f"models/m2m-{item}")
+    made = finetune.run(
+        wanted.finetune.common,
+        task,
+        variant,
+        wanted.finetune.of(task),
+        manifest=manifest or task_manifest(task),
+        model=foundation if from_scratch else model or Path(f"models/m2m-{variant}"),
+        scratch=wanted.train.common if from_scratch else None,
+        out=out,
+        curve=curve or Path(f"reports/finetune-{item}.csv"),
+        work=machine.settings.work,
+        store=machine.store(),
+        tracker=machine.tracker(),
+        device=machine.device(),
+        workers=machine.workers(),
+    )
+    typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
+
+
+@app.command()
+def evaluate(
+    variant: VariantOption,
+    task: Annotated[Task | None, typer.Option(help=f"Of a fine-tuned model. {TASKS}")] = None,
+    params: ParamsFile = PARAMS,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Manifest of the dataset; data/mis.json, data/TASK.json.")
+    ] = None,
+    foundation: FoundationFolder = FOUNDATION,
+    model: Annotated[Path | None, typer.Option(help="Model folder; models/m2m-VARIANT[-TASK].")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="JSON to write; metrics/evaluate-VARIANT[-TASK].json.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder to fill; reports/evaluate-VARIANT[-TASK].")] = None,
+    register: Annotated[bool, typer.Option(help="Register a fine-tuned model with its scores.")] = True,
+) -> None:
+    """Measures a model on the test sets, as the paper does, and registers it."""
+    item = f"{variant}-{task}" if task else variant
+    wanted = read_params(params).evaluate
+    machine = Machine(f"evaluate@{item}")
+    model = model or Path(f"models/m2m-{item}")
+    metrics = metrics or Path(f"metrics/evaluate-{item}.json")
+    plots = plots or Path(f"reports/evaluate-{item}")
+    if task is None:
+        from m2m.stages import evaluate
+
+        trained = evaluate.run(
+            wanted.mis,
+            variant,
+            model=model,
+            foundation=foundation,
+            manifest=manifest or MANIFEST,
+            metrics=metrics,
+            plots=plots,
+            work=machine.settings.work,
+            store=machine.store(),
+            tracker=machine.tracker(),
+            device=machine.device(),
+            workers=machine.workers(),
+        )
+        numbers, version = trained.numbers, trained.version
+    else:
+        from m2m.stages import evaluate_task
+
+        tuned = evaluate_task.run(
+            wanted.of(task),
+            task,
+            variant,
+            model=model,
+            untuned=Path(f"models/m2m-{variant}"),
+            foundation=foundation,
+            manifest=manifest or task_manifest(task),
+            metrics=metrics,
+            plots=plots,
+            work=machine.settings.work,
+            store=machine.store(),
+            tracker=machine.tracker(),
+            device=machine.device(),
+            workers=machine.workers(),
+            register=register,
+        )
+        numbers, version = tuned.numbers, tuned.version
+    registered = f"registered as m2m-{item} version {version}" if version else "not registered, or later"
+    typer.echo(f"{metrics}: {len(numbers)} numbers; {registered}")
+
+
+@app.command()
+def report(
+    params: ParamsFile = PARAMS,
+    manifest: ManifestFile = MANIFEST,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("reports/index.html"),
+) -> None:
+    """Writes one page with tables beside the paper's, curves and galleries of both variants."""
+    wanted = read_params(params).report
+    Machine("report")
+    from m2m.stages import report
+
+    items = [
+        report.Evaluated(
+            variant=variant,
+            metrics=Path(f"metrics/evaluate-{variant}.json"),
+            plots=Path(f"reports/evaluate-{variant}"),
+            curve=Path(f"reports/train-{variant}.csv"),
+        )
+        for variant in get_args(Variant)
+    ]
+    task_items = [
+        report.TaskEvaluated(
+            task=task,
+            variant=variant,
+            metrics=Path(f"metrics/evaluate-{variant}-{task}.json"),
+            plots=Path(f"reports/evaluate-{variant}-{task}"),
+            from_scratch=ABLATIONS / f"from-scratch-{variant}-{task}.json",
+        )
+        for task in get_args(Task)
+        for variant in get_args(Variant)
+    ]
+    report.run(wanted, items=items, task_items=task_items, manifest=manifest, out=out)
+    typer.echo(str(out))

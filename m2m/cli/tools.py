@@ -1,0 +1,162 @@
+"""Commands that look at what the stages made, or use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m2m.cli.options import FOUNDATION, MANIFEST, FoundationFolder, profile_file, read_params, read_rates
+from m2m.cli.program import app
+from m2m.machine import Machine
+from m2m.params import SolverName, Task
+
+
+@app.command()
+def verify(manifest: Annotated[Path, typer.Argument(help="Manifest of the dataset.")] = MANIFEST) -> None:
+    """Proves that the store holds what a manifest says."""
+    machine = Machine("verify")
+    from m2m.stages import verify
+
+    found = verify.run(manifest, store=machine.store())
+    size = f"{found.shards} shards, {found.sets} sets, {found.images} images, {found.size} bytes"
+    typer.echo(f"{manifest}: {size}: all whole")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path | None, typer.Option(help="Model folder; models/m2m-dino[-TASK].")] = None,
+    task: Annotated[Task | None, typer.Option(help="Of a fine-tuned model. nvs: novel views; vpg: procedures.")] = None,
+    images: Annotated[list[Path] | None, typer.Option("--images", help="The preceding pictures.")] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGES]...", help="More of them.")] = None,
+    num_images: Annotated[int, typer.Option(help="How many to draw.")] = 4,
+    out: Annotated[Path, typer.Option(help="Folder for 001.png … and contact-sheet.png.")] = Path("out"),
+    solver: Annotated[SolverName, typer.Option(help="Diffusion solver.")] = "dpmsolver++",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps an image.")] = 25,
+    guidance_scale: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 turns it off.")] = 1.5,
+    context_timestep: Annotated[int, typer.Option(min=0, help="Noise on the preceding images; 0: none.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another one draws others.")] = 0,
+    azimuth: Annotated[
+        list[float] | None,
+        typer.Option(help="nvs: degrees around the object from the first picture, for each to draw; none: an orbit."),
+    ] = None,
+    elevation: Annotated[float | None, typer.Option(help="nvs: degrees above the object; as the given ones.")] = None,
+    given_azimuth: Annotated[
+        list[float] | None, typer.Option(help="nvs: of each given picture after the first.")
+    ] = None,
+    given_elevation: Annotated[float, typer.Option(help="nvs: degrees above the object of the given pictures.")] = 20.0,
+) -> None:
+    """Draws the next pictures of a set: m2m sample --model models/m2m-dino --images a.png b.jpg --num-images 6"""
+    machine = Machine("sample")
+    from m2m.settings import revision
+    from m2m.stages import sample
+
+    device = machine.device()
+    viewpoints = None
+    if task == "nvs":
+        viewpoints = sample.Viewpoints(
+            azimuth=tuple(azimuth or ()),
+            elevation=elevation,
+            given_azimuth=tuple(given_azimuth or ()),
+            given_elevation=given_elevation,
+        )
+    made = sample.run(
+        sample.Drawing(
+            num_images=len(azimuth) if task == "nvs" and azimuth else num_images,
+            solver=solver,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            context_timestep=context_timestep,
+            seed=seed,
+        ),
+        viewpoints=viewpoints,
+        model=model or Path(f"models/m2m-dino-{task}" if task else "models/m2m-dino"),
+        # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
+        images=[*(images or ()), *(more or ())],
+        out=out,
+        commit=str(revision()),
+        threads=machine.threads(),
+        device=device,
+    )
+    typer.echo(f"{made.sheet}: {len(made.images)} pictures, {made.images[0].name} to {made.images[-1].name} beside it")
+
+
+@app.command()
+def render(
+    meshes: Annotated[list[Path] | None, typer.Argument(help="GLB, glTF, OBJ, PLY or STL files.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to fill, with a folder a mesh.")] = Path("data/my_views"),
+    views: Annotated[int, typer.Option(min=2, max=999, help="Pictures of each mesh.")] = 12,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of a picture's side.")] = 512,
+    seed: Annotated[int, typer.Option(help="Another one places the cameras elsewhere.")] = 0,
+) -> None:
+    """Renders your own meshes for the views stage: m2m render chair.glb table.obj --out data/my_views --views 12"""
+    Machine("render")
+    from m2m.stages import render
+
+    made = render.run(meshes or [], out=out, views=views, size=size, seed=seed)
+    typer.echo(f"{out}: {made.rendered} meshes rendered from {views} sides, {len(made.bad)} left out")
+
+
+@app.command()
+def lineage(
+    ref: Annotated[str, typer.Argument(help="models:/m2m-dino@champion, models:/m2m-dino/3, a run id, an experiment.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs, with whole hashes.")] = False,
+) -> None:
+    """Tells where a model comes from, from its dataset to its aliases, and the command that makes it again."""
+    machine = Machine("lineage")
+    from m2m.stages import lineage
+
+    found = lineage.run(ref, tracking_uri=machine.settings.tracking_uri)
+    typer.echo(lineage.to_json(found) if as_json else lineage.to_text(found))
+
+
+@app.command()
+def plan(
+    profile: Annotated[str, typer.Argument(help="One of profiles/, such as paper.")] = "paper",
+    gpus: Annotated[int, typer.Option(min=1, help="How many share the work.")] = 8,
+    pixels: Annotated[int, typer.Option(min=8, help="Of a picture's side.")] = 512,
+    rate: Annotated[
+        list[str] | None, typer.Option(help="STAGE=N: images a second of one GPU, in place of what was measured.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="What make bench wrote.")] = Path("benchmarks/results"),
+    bytes_per_image: Annotated[float | None, typer.Option(min=1, help="In a shard, latents included.")] = None,
+    gpu_hour: Annotated[float, typer.Option(min=0, help="Price of an hour of one GPU.")] = 0.0,
+    gigabyte_month: Annotated[float, typer.Option(min=0, help="Price of 1e9 bytes kept for a month.")] = 0.0,
+    thousand_writes: Annotated[float, typer.Option(min=0, help="Price of 1000 requests that write.")] = 0.0,
+    thousand_reads: Annotated[float, typer.Option(min=0, help="Price of 1000 requests that read.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    """Tells what a profile takes: GPU-hours, bytes, requests and money. m2m plan paper --gpus 64 --gpu-hour 2"""
+    path = profile_file(profile)
+    Machine("plan")
+    from m2m.stages import plan
+
+    made = plan.run(
+        read_params(path),
+        results=results,
+        pixels=pixels,
+        gpus=gpus,
+        given=read_rates(rate or ()),
+        prices=plan.Prices(
+            gpu_hour=gpu_hour,
+            gigabyte_month=gigabyte_month,
+            thousand_writes=thousand_writes,
+            thousand_reads=thousand_reads,
+        ),
+        bytes_per_image=bytes_per_image,
+    )
+    typer.echo(plan.to_json(made) if as_json else plan.to_text(made))
+
+
+@app.command()
+def check(foundation: FoundationFolder = FOUNDATION) -> None:
+    """Tells whether this machine is ready, and what to do if not."""
+    machine = Machine("check")
+    from m2m.stages import check
+
+    to_do = 0
+    for finding in check.run(machine.settings, checkout=Path.cwd(), foundation=foundation):
+        typer.echo(str(finding))
+        to_do += not finding.ok
+    raise typer.Exit(1 if to_do else 0)

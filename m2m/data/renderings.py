@@ -1,0 +1,128 @@
+"""Renderings of objects as Zero123 (Liu et al., 2023) published those of Objaverse.
+
+A folder holds a folder for each object, named by its id, with ``000.png`` (square, RGBA), ``000.npy`` (3x4, world to
+camera, floats), ``001.png`` … The field of view is `m2m.world.cameras.FIELD_OF_VIEW`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from m2m.data.folder_sets import fingerprint, shard_id, split_of
+from m2m.data.task_sets import Pictures, Plan, PlannedSet, Source
+from m2m.errors import UserError
+from m2m.params import FolderViews
+from m2m.photos import open_photo, square
+
+SOURCE = Source(
+    name="renderings of 3D objects", licence="that of each object; Objaverse and Google Scanned Objects say"
+)
+LARGEST_CAMERA = 4096
+"""Bytes of the largest camera file that is read: 12 numbers need 224."""
+TOLERANCE = 1e-3
+"""By how much the rows of a rotation may miss being of unit length and at right angles."""
+_EXPECTED = "expected a folder for each object, with 000.png and 000.npy …"
+
+
+def plan_views(params: FolderViews, *, size: int, axes: NDArray[np.float64]) -> Plan:
+    """A set for each object: of test_path for the test, or a share of those of path.
+
+    Args:
+        size: pixels of a side that the pictures get.
+        axes: (3, 3), takes the files' camera axes to OpenCV's.
+
+    Raises:
+        UserError: a folder is missing or empty, or leaves a split without objects.
+    """
+    at_path = dict.fromkeys(_objects("path", params.path), Path(params.path))
+    if params.test_path:
+        test = dict.fromkeys(_objects("test_path", params.test_path), Path(params.test_path))
+    else:
+        choice = {name: split_of(name, seed=params.seed, test_share=params.test_share) for name in at_path}
+        test = {name: folder for name, folder in at_path.items() if choice[name] == "test"}
+    train = {name: folder for name, folder in at_path.items() if name not in test}  # none is in both
+    for split, objects in (("training", train), ("the test", test)):
+        if not objects:
+            raise UserError(f"views.path: {params.path} leaves no objects for {split}; check views.test_share")
+
+    def planned(objects: dict[str, Path]) -> Iterator[PlannedSet]:
+        for name, folder in objects.items():
+            yield PlannedSet(
+                id=shard_id(name),
+                caption="",
+                count=params.views,
+                draw=partial(read_views, folder / name, views=params.views, size=size, axes=axes),
+                fingerprint=partial(_fingerprint, folder / name, params.views),
+            )
+
+    return Plan(source=SOURCE, train=[*planned(train)], test=[*planned(test)], images_per_set=params.views)
+
+
+def read_views(folder: Path, *, views: int, size: int, axes: NDArray[np.float64]) -> Pictures:
+    """The first views of one object before white, (N, size, size, 3), and their ``poses`` in OpenCV's axes.
+
+    Raises:
+        UserError: a view is missing or bad; names its file.
+    """
+    images = [_read_picture(folder / f"{view:03}.png", size) for view in range(views)]
+    poses = [axes @ read_camera(folder / f"{view:03}.npy") for view in range(views)]
+    return np.stack(images), {"poses": [pose.tolist() for pose in poses]}
+
+
+def read_camera(path: Path) -> NDArray[np.float64]:
+    """A world-to-camera matrix (3, 4). No pickle is loaded.
+
+    Raises:
+        UserError: there is no such file, or it holds anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            content = io.BytesIO(file.read(LARGEST_CAMERA + 1))
+        version = np.lib.format.read_magic(content)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(content)
+        if shape != (3, 4) or dtype.kind != "f":
+            raise UserError(f"{path}: holds {dtype} of shape {shape}; expected a 3x4 matrix of floats, world to camera")
+        content.seek(0)
+        matrix = np.lib.format.read_array(content, allow_pickle=False).astype(float)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected the camera of a view") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no .npy file of a camera ({error})") from error
+    rotation = matrix[:, :3]
+    if not np.isfinite(matrix).all():
+        raise UserError(f"{path}: the camera has numbers that are not finite")
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > TOLERANCE or np.linalg.det(rotation) < 0:
+        raise UserError(f"{path}: the first three columns are no rotation; expected world to camera, without scale")
+    return np.asarray(matrix)
+
+
+def _fingerprint(folder: Path, views: int) -> JsonValue:
+    return fingerprint([folder / f"{view:03}.{kind}" for view in range(views) for kind in ("png", "npy")])
+
+
+def _read_picture(path: Path, size: int) -> NDArray[np.uint8]:
+    photo = open_photo(path)
+    if photo.mode != "RGBA":
+        raise UserError(f"{path}: is of mode {photo.mode}; expected RGBA, the object cut out")
+    if photo.width != photo.height:
+        raise UserError(f"{path}: has {photo.width} x {photo.height} pixels; expected a square picture")
+    return np.asarray(square(photo, size))
+
+
+def _objects(key: str, path: str) -> list[str]:
+    """The names of the objects' folders, in order."""
+    try:
+        names = sorted(entry.name for entry in Path(path).iterdir() if entry.is_dir() and entry.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"views.{key}: cannot read {path} ({error.strerror}); {_EXPECTED}") from error
+    if not names:
+        raise UserError(f"views.{key}: {path} holds no folders; {_EXPECTED}")
+    return names

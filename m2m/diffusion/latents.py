@@ -1,0 +1,65 @@
+"""The latents of pictures, as the U-Net takes them, by the VAE of a Stable Diffusion folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from m2m.errors import UserError
+
+
+class LatentEncoder:
+    """A VAE's encoder in float32.
+
+    Rounding depends on a batch's shape: for the same bytes every time, give batches of the same shape.
+
+    Args:
+        stable_diffusion: a diffusers folder, of which only ``vae/`` is read.
+        device: where torch computes: ``cpu``, ``cuda`` …
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+
+    def __init__(self, stable_diffusion: Path, *, device: str) -> None:
+        folder = stable_diffusion / "vae"
+        try:
+            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise _unusable(folder, error) from error
+        self._vae = vae.to(device).eval()
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The posterior's mode, scaled: (B, H, W, 3) -> (B, 4, h, w)."""
+        signal = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W)
+        latents = self._vae.encode(signal).latent_dist.mode() * self._vae.config.scaling_factor  # (B, 4, h, w)
+        return np.asarray(latents.float().cpu().numpy())
+
+
+def image_size(stable_diffusion: Path) -> int:
+    """Pixels of a side of the pictures that a Stable Diffusion folder is made for, from its configuration.
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+    try:
+        unet, vae = (
+            json.loads((stable_diffusion / part / "config.json").read_text(encoding="utf-8"))
+            for part in ("unet", "vae")
+        )
+        return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unusable(stable_diffusion, error) from error
+
+
+def _unusable(folder: Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"{folder}: missing or damaged ({reason}); restore it from git or run the foundation stage again")

@@ -1,0 +1,99 @@
+"""Captions, and the datasets of image sets: MIS, and those of the two tasks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from m2m.params.section import PositiveInt, Probability, Section, SolverName
+
+
+class WorldCaptions(Section):
+    """Captions by the grammar of the embedded world; the test ones name combinations held out of all training."""
+
+    source: Literal["world"]
+    seed: int
+    train: PositiveInt = Field(description="captions, and so image sets, for training")
+    test: PositiveInt = Field(description="captions for testing")
+
+
+class Cc12mCaptions(Section):
+    """Captions of Conceptual 12M: ``cc12m.tsv`` (address, tab, caption) or a Parquet file with a caption column."""
+
+    source: Literal["cc12m"]
+    seed: int
+    path: str
+    format: Literal["tsv", "parquet"]
+    train: PositiveInt
+    test: PositiveInt
+    max_bad_fraction: Probability = Field(description="share of bad lines above which the stage stops")
+
+
+class GenerateParams(Section):
+    """How the MIS dataset is drawn (paper, section on MIS: N images for each caption from N latent noises)."""
+
+    seed: int
+    images_per_set: Annotated[int, Field(ge=2, le=999)]
+    solver: SolverName
+    num_inference_steps: PositiveInt
+    guidance_scale: Annotated[float, Field(ge=1)]
+    sets_per_shard: PositiveInt
+    batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
+    max_redraws: Annotated[int, Field(ge=0)] = Field(description="attempts after a bad image, each with its own noise")
+
+
+class TaskSets(Section):
+    """How the sets of a task's dataset come into shards."""
+
+    seed: int
+    sets_per_shard: PositiveInt
+    batch_size: PositiveInt = Field(description="images the VAE encodes at once; a shard's last batch is padded to it")
+
+
+class WorldSets(TaskSets):
+    """Sets of the embedded world; the test ones show combinations held out of all training."""
+
+    source: Literal["world"]
+    train: PositiveInt = Field(description="sets for training")
+    test: PositiveInt = Field(description="sets for testing")
+
+
+class FolderSets(TaskSets):
+    """Sets from files that somebody else made."""
+
+    source: Literal["folder"]
+    path: str
+    test_path: str = Field(description="where the test sets are; empty: test_share of those at path")
+    test_share: Probability = Field(description="share of the sets that is for testing, chosen by a hash of their ids")
+    max_bad_fraction: Probability = Field(description="share of bad sets above which the stage stops")
+
+
+class ViewCount(Section):
+    views: Annotated[int, Field(ge=2, le=999)] = Field(description="pictures of each object")
+
+
+class WorldViews(WorldSets, ViewCount):
+    """Objects of the embedded world (novel view synthesis), the test ones in shapes and colours held out."""
+
+    orbit: Annotated[int, Field(ge=0)] = Field(
+        description="how many of the views go evenly around the object at one height; the others are from anywhere"
+    )
+
+
+class FolderViews(FolderSets, ViewCount):
+    """Objects rendered as Zero123's: a folder each, with ``000.png`` (RGBA) and ``000.npy`` (3x4, world to camera)."""
+
+    camera_convention: Literal["opencv", "blender"] = Field(
+        description="the camera's axes: opencv has y down and z forward, blender (Zero123's renderings) y up, z back"
+    )
+
+
+class WorldProcedures(WorldSets):
+    """Things of the embedded world drawn step after step (visual procedure generation)."""
+
+
+class FolderProcedures(FolderSets):
+    """Procedures in JSON, a list or one a line: id, goal, steps (texts), images (files beside the JSON)."""
+
+    max_steps: Annotated[int, Field(ge=2, le=999)] = Field(description="a longer procedure ends there")

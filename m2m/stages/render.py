@@ -1,0 +1,85 @@
+"""``m2m render``: people's own meshes, rendered as the stage ``views`` reads them."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from m2m.errors import UserError
+from m2m.files import write_atomically
+from m2m.progress import progress
+from m2m.seeds import derive
+from m2m.world.cameras import TO_OPENCV, Camera
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderReport:
+    """What became of the meshes."""
+
+    rendered: int
+    bad: tuple[str, ...]
+    """Those left out, and why."""
+
+
+def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) -> RenderReport:
+    """Makes a folder for each mesh, named like its file: ``000.png`` (RGBA), ``000.npy``, ``001.png`` …
+
+    The cameras are random, a function of seed and name. Their matrices are in Blender's convention, as those of the
+    renderings that Zero123 published.
+
+    Args:
+        views: pictures of each mesh.
+        size: pixels of a side.
+
+    Raises:
+        UserError: no mesh is given, two have one name, none can be rendered, or the disk refuses.
+    """
+    if not meshes:
+        raise UserError("no meshes given: m2m render chair.glb table.obj --out data/my_views --views 12")
+    named: dict[str, Path] = {}
+    for path in meshes:
+        if path.stem in named:
+            raise UserError(f"{path}: {named[path.stem]} has the same name; rename one")
+        named[path.stem] = path
+    from m2m.world.meshes import photograph_mesh  # VTK takes a while to import
+
+    bad: list[str] = []
+    with progress(len(named), "render", unit="meshes") as advance:
+        for name, path in named.items():
+            rng = np.random.default_rng(derive(seed, "cameras", name))
+            cameras = [Camera.draw(rng) for _ in range(views)]
+            try:
+                pictures = photograph_mesh(path, cameras, size)
+            except UserError as error:
+                _log.warning("%s", error)
+                bad.append(str(error))
+            else:
+                for view, (picture, camera) in enumerate(zip(pictures, cameras, strict=True)):
+                    write_atomically(out / name / f"{view:03}.png", _png(picture))
+                    # The flip of two axes is its own inverse.
+                    write_atomically(out / name / f"{view:03}.npy", _npy(TO_OPENCV["blender"] @ camera.matrix()))
+            advance()
+    if len(bad) == len(named):
+        raise UserError(f"no mesh could be rendered: {bad[0]}")
+    return RenderReport(rendered=len(named) - len(bad), bad=tuple(bad))
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def _npy(matrix: NDArray[np.float64]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, matrix, allow_pickle=False)
+    return file.getvalue()

@@ -1,0 +1,73 @@
+"""The pipeline before the first step: from Stable Diffusion's weights, or from a trained one, for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, DDIMScheduler
+from safetensors import SafetensorError
+from transformers import BitImageProcessorPil, Dinov2Model
+
+from m2m.diffusion.solvers import make_scheduler
+from m2m.errors import UserError
+from m2m.models.pose import POSE_DIM
+from m2m.models.unet import ImageSetUNet
+from m2m.params import FrozenPart, TrainCommon, Variant
+from m2m.pipeline import M2MPipeline
+
+FROZEN_PARTS: dict[FrozenPart, tuple[str, ...]] = {
+    "convolutions": (".resnets.", ".downsamplers.", ".upsamplers.", "conv_in.", "conv_out.", "conv_norm_out."),
+    "self_attention": (".attn1.",),
+    "image_set_attention": (".attn2.", "context_proj.", "context_level."),
+    "feed_forward": (".ff.",),
+}
+"""What the names of a part's parameters hold, or begin with."""
+
+
+def from_stable_diffusion(foundation: Path, variant: Variant, common: TrainCommon) -> M2MPipeline:
+    """The pipeline before the first step: a pure function of the foundation's folders.
+
+    Raises:
+        UserError: a folder is missing, incomplete or damaged.
+    """
+    source, dino = foundation / "stable-diffusion", foundation / "dino"
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    try:
+        encoder = Dinov2Model.from_pretrained(dino, **options) if variant == "dino" else None
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
+        unet = ImageSetUNet.from_stable_diffusion(
+            source,
+            variant=variant,
+            max_context=common.max_context,
+            context_dim=encoder.config.hidden_size if encoder else 0,
+        )
+        schedule = DDIMScheduler.load_config(source, subfolder="scheduler", local_files_only=True)
+        processor = BitImageProcessorPil.from_pretrained(dino, local_files_only=True) if encoder else None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{foundation}: incomplete or damaged ({reason}); restore it or run the foundation stage again"
+        ) from error
+    return M2MPipeline(
+        vae=vae.requires_grad_(False),
+        unet=unet,
+        scheduler=make_scheduler("ddim", {**schedule, "prediction_type": common.prediction_type}),
+        image_encoder=encoder.requires_grad_(False) if encoder else None,
+        feature_extractor=processor,
+    )
+
+
+def take_poses(pipeline: M2MPipeline, *, seed: int) -> M2MPipeline:
+    """The same pipeline, whose network takes poses and does not heed them yet."""
+    unet = ImageSetUNet.with_poses(pipeline.unet, pose_dim=POSE_DIM, seed=seed)
+    return M2MPipeline(**{**pipeline.components, "unet": unet})
+
+
+def freeze(unet: ImageSetUNet, parts: Collection[FrozenPart]) -> None:
+    """Keeps the weights of some parts as they are."""
+    names = tuple(name for part in parts for name in FROZEN_PARTS[part])
+    for name, parameter in unet.named_parameters():
+        if any(part in name if part.startswith(".") else name.startswith(part) for part in names):
+            parameter.requires_grad_(False)

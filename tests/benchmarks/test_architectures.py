@@ -1,0 +1,63 @@
+"""Folders of random weights stand where the real ones would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.architectures import random_foundation, resized
+from benchmarks.datasets import rows
+from benchmarks.sampling import draw, image_set_pipeline
+from benchmarks.setting import Setting
+from m2m.models.unet import Variant
+from m2m.params_file import load_params
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "unet": {
+        "attention_head_dim": [1, 2, 4, 4],
+        "block_out_channels": [8, 16, 32, 32],
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+        "sample_size": 16,
+        "use_linear_projection": True,
+    },
+    "vae": {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [8, 8, 8, 8],
+        "norm_num_groups": 4,
+    },
+    "text": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "dino": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 4, "patch_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tmp_path_factory.mktemp("foundations")
+    random_foundation(folder / "128px", ROOT / "models" / "foundation", device="cpu", **SMALL)
+    smaller = resized(folder / "128px", folder / "64px", sample_size=8)
+    return Setting(device="cpu", foundation=smaller, dtype=torch.bfloat16, steps=2, sets=1, set_size=2, repeats=1)
+
+
+def test_another_size_is_the_same_networks(setting: Setting) -> None:
+    whole = setting.foundation.with_name("128px")
+    assert setting.pixels == 64
+    assert (whole / "stable-diffusion" / "unet" / "config.json").read_text().count('"sample_size": 16') == 1
+    weights = "stable-diffusion/unet/diffusion_pytorch_model.safetensors"
+    assert (whole / weights).samefile(setting.foundation / weights)
+
+
+@pytest.mark.parametrize("variant", ["self", "dino"])
+def test_they_draw_in_half_the_precision(setting: Setting, variant: Variant) -> None:
+    common = load_params(ROOT / "profiles" / "paper.yaml").train.common
+    draw(setting, image_set_pipeline(setting, variant, common), given=2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
+def test_datasets_are_made_and_read_by_both_sides(setting: Setting) -> None:
+    names = [row.name for row in rows(setting)]
+    assert names == ["generation/64px", "generation/64px/beside-the-network", "reading/64px"]

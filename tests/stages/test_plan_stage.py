@@ -1,0 +1,142 @@
+"""``m2m plan``: arithmetic that one can follow by hand, and where each number is from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from m2m.cli import app
+from m2m.params import Params
+from m2m.params_file import load_params
+from m2m.stages.plan import PART, Plan, Prices, run
+
+ROOT = Path(__file__).parents[2]
+RATES = {"generate": 2.0, "train@self": 10.0, "train@dino": 5.0}
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    """10 sets for training and 3 for the test of 4 images, 4 a shard; training on sets of 4 images."""
+    smoke = load_params(ROOT / "profiles" / "smoke.yaml")
+    common, variants = smoke.train.common, smoke.train.variant
+    return smoke.model_copy(
+        update={
+            "captions": smoke.captions.model_copy(update={"train": 10, "test": 3}),
+            "generate": smoke.generate.model_copy(update={"images_per_set": 4, "sets_per_shard": 4}),
+            "train": smoke.train.model_copy(
+                update={
+                    "common": common.model_copy(update={"set_size": 4}),
+                    "variant": variants.model_copy(
+                        update={
+                            "self_": variants.self_.model_copy(update={"images": 40}),
+                            "dino": variants.dino.model_copy(update={"images": 8}),
+                        }
+                    ),
+                }
+            ),
+        }
+    )
+
+
+def planned(params: Params, results: Path = Path("nowhere"), **changes: Any) -> Plan:
+    values = {"pixels": 64, "gpus": 2, "given": RATES, "prices": Prices(), **changes}
+    return run(params, results=results, **values)
+
+
+def test_gpu_hours(params: Params) -> None:
+    plan = planned(params)
+    assert {one.stage: one.images for one in plan.work} == {
+        "generate": 13 * 4,
+        "train@self": 40 + 10 * 3,  # ten sets, of which three images each are read by the U-Net itself
+        "train@dino": 8,
+    }
+    assert [one.gpu_hours * 3600 for one in plan.work] == pytest.approx([26, 7, 1.6])
+    assert [one.hours * 3600 for one in plan.work] == pytest.approx([13, 3.5, 0.8])
+    assert plan.gpu_hours * 3600 == pytest.approx(34.6)
+
+
+def test_the_store(params: Params) -> None:
+    plan = planned(params, bytes_per_image=1000.0)
+    assert plan.store_bytes == 52_000
+    assert plan.shards == 3 + 1  # 4 + 4 + 2 sets, and 3 for the test
+    assert plan.writes == 4
+    assert plan.reads == 3 * 4 + 3 + 2  # M2M-Self sees ten sets, of three shards; M2M-DINO two sets
+    assert planned(params).bytes_per_image.value == 1.75 * 64 * 64
+
+
+def test_large_shards_go_in_parts(params: Params) -> None:
+    plan = planned(params, bytes_per_image=PART / 8)  # 16, 16, 8 and 12 images: 2, 2, 1 and 2 parts
+    assert plan.writes == 4 + 4 + 1 + 4
+
+
+def test_the_cost(params: Params) -> None:
+    prices = Prices(gpu_hour=3600.0, gigabyte_month=1e9, thousand_writes=1000.0, thousand_reads=2000.0)
+    plan = planned(params, bytes_per_image=1000.0, prices=prices)
+    assert plan.cost == pytest.approx({"gpus": 34.6, "store a month": 52_000, "requests": 4 + 2 * 17})
+
+
+def test_measured_rates_are_read_with_their_source(params: Params, tmp_path: Path) -> None:
+    row = {"name": "generation/64px", "ours": 4.0, "other": 1.0, "unit": "images/s", "ratio": 4.0, "kind": "gpu"}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    plan = planned(params, tmp_path, given={name: rate for name, rate in RATES.items() if name != "generate"})
+    rate = plan.work[0].images_per_second
+    assert rate.value == 4.0
+    assert rate.source == f"{tmp_path / 'a.json'}: generation/64px, a GPU"
+    assert plan.work[1].images_per_second.source == "given"
+
+
+@pytest.fixture
+def m2m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["plan", *arguments])
+
+    return call
+
+
+def rates() -> list[str]:
+    return [word for name, rate in RATES.items() for word in ("--rate", f"{name}={rate}")]
+
+
+def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
+    text = m2m("paper", "--gpus", "64", "--gpu-hour", "2", *rates()).stdout
+    assert "generate: 300,250,000 images at 2/s a GPU (given)" in text
+    assert "train@self: 135,000,000 images at 10/s a GPU (given)" in text
+    assert "train@dino: 48,000,000 images at 5/s a GPU (given)" in text
+    assert "187,657 shards" in text
+    assert "(assumed, 1.75 a pixel)" in text
+    assert "at the given prices: gpus" in text
+    plan = json.loads(m2m("paper", "--json", *rates()).stdout)
+    assert plan["work"][0]["images"] == 300_250_000
+    assert plan["work"][0]["images_per_second"] == {"value": 2.0, "source": "given"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["unknown"], "m2m: no profile 'unknown' in profiles/; there are embedded, gpu, paper, smoke"),
+        (["paper"], "m2m: nobody measured generation/512px in benchmarks/results; run make bench on the GPU, or give "),
+        (["paper", "--rate", "train@self=fast"], "m2m: --rate train@self=fast: expected STAGE=N"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(arguments: list[str], text: str, m2m: Any) -> None:
+    result = m2m(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(text)
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+
+
+def test_damaged_results_are_named(m2m: Any, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text("[{")
+    result = m2m("paper", "--results", "results")
+    assert result.exit_code == 2
+    assert "m2m: results/a.json: not what make bench writes" in result.stderr

@@ -1,0 +1,205 @@
+"""Procedures of different lengths, from the world or from JSON: the same bytes every time, and bad records by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.errors import UserError
+from m2m.manifest import Manifest
+from m2m.params import FolderProcedures, WorldProcedures
+from m2m.stages import procedures, verify
+from m2m.store import LocalStore
+from m2m.tracking import NullTracker
+from m2m.workers import ALONE, Workers
+from m2m.world.grammar import parse
+
+WORLD = {"source": "world", "seed": 0, "train": 7, "test": 5, "sets_per_shard": 3, "batch_size": 8}
+FOLDER = {
+    **{"source": "folder", "seed": 0, "test_path": "", "test_share": 0.3, "max_bad_fraction": 0.2, "max_steps": 4},
+    **{"sets_per_shard": 3, "batch_size": 8},
+}
+
+
+class Workplace:
+    """Where one dataset is made."""
+
+    def __init__(self, folder: Path, stable_diffusion: Path) -> None:
+        self.folder = folder
+        self.manifest = folder / "data" / "vpg.json"
+        self.store = LocalStore(folder / "store")
+        self.stable_diffusion = stable_diffusion
+
+    def run(self, fields: dict[str, Any], *, workers: Workers = ALONE) -> Manifest:
+        return procedures.run(
+            TypeAdapter(WorldProcedures | FolderProcedures).validate_python(fields),
+            stable_diffusion=self.stable_diffusion,
+            manifest=self.manifest,
+            work=self.folder / "work",
+            store=self.store,
+            tracker=NullTracker(),
+            device="cpu",
+            workers=workers,
+            processes=workers.count,
+        )
+
+    def sets(self) -> dict[str, ImageSet]:
+        manifest = Manifest.read(self.manifest)
+        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each worker has
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def place(tiny_stable_diffusion: Path, tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path, tiny_stable_diffusion)
+
+
+def test_the_world_gives_procedures_of_different_lengths(
+    place: Workplace, tiny_stable_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = place.run(WORLD)
+    assert (manifest.kind, manifest.sets, manifest.images_per_set) == ("vpg", {"train": 7, "test": 5}, 6)
+    sets = place.sets()
+    assert {len(one.images) for one in sets.values()} == {5, 6}
+    for one in sets.values():
+        assert one.latents is not None
+        assert len(one.latents) == len(one.images) == len(one.extras["steps"])
+        assert one.caption == one.extras["steps"][-1]
+        held_out = one.id.startswith("world-test")
+        assert all(parse(step).held_out == held_out for step in one.extras["steps"])
+        assert [parse(step).step for step in one.extras["steps"]] == list(range(1, len(one.images) + 1))
+    assert verify.run(place.manifest, store=place.store).images == sum(len(one.images) for one in sets.values())
+    assert "a procedure of 2 to 6 steps" in place.manifest.with_suffix(".md").read_text()
+
+    other, put, left = Workplace(tmp_path / "other", tiny_stable_diffusion), LocalStore.put, [3]
+
+    def failing(self: LocalStore, *args: Any) -> None:
+        put(self, *args)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "put", failing)
+        with pytest.raises(KeyboardInterrupt):
+            other.run(WORLD)
+    assert not other.manifest.exists()
+    other.run(WORLD, workers=Workers(2))
+    assert other.manifest.read_bytes() == place.manifest.read_bytes()
+
+
+# Files
+
+
+def records(folder: Path, count: int = 10) -> list[dict[str, Any]]:
+    """Good ones of 2 to 5 steps, with their pictures."""
+    (folder / "pictures").mkdir(parents=True)
+    made = []
+    for number in range(count):
+        names = [f"pictures/{number}-{step}.png" for step in range(2 + number % 4)]
+        for step, name in enumerate(names):
+            Image.new("RGB", (90, 60), (20 * number, 40 * step, 100)).save(folder / name)
+        steps = [f"step {step} of {number}" for step in range(len(names))]
+        made.append({"id": f"how/to {number}", "goal": f"Goal {number}", "steps": steps, "images": names, "more": 1})
+    return made
+
+
+def write(path: Path, values: list[dict[str, Any]], *, lines: bool = False) -> dict[str, Any]:
+    path.write_text("\n".join(map(json.dumps, values)) if lines else json.dumps(values))
+    return {**FOLDER, "path": str(path)}
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_file_is_read_as_it_is(lines: bool, place: Workplace) -> None:
+    values = records(place.folder / "how")
+    manifest = place.run(write(place.folder / "how" / "wikihow.json", values, lines=lines))
+    train, test = ([*ImageSets(place.store, manifest, split)] for split in ("train", "test"))
+    assert {one.caption for one in train + test} == {value["goal"] for value in values}
+    assert train
+    assert test
+    for one in train + test:
+        value = values[int(one.caption.split()[1])]
+        assert one.extras["steps"] == value["steps"][:4]
+        assert one.images.shape == (min(len(value["images"]), 4), 64, 64, 3)
+        assert one.images[1, 32, 32].tolist() == [20 * int(one.caption.split()[1]), 40, 100]
+    assert verify.run(place.manifest, store=place.store).sets == 10
+
+
+def test_the_test_may_come_from_a_file_of_its_own(place: Workplace) -> None:
+    values = records(place.folder / "how")
+    fields = write(place.folder / "how" / "all.json", values)
+    write(place.folder / "how" / "test.json", values[7:])
+    manifest = place.run({**fields, "test_path": str(place.folder / "how" / "test.json")})
+    assert manifest.sets == {"train": 7, "test": 3}, "what is for the test is not in training"
+
+
+def missing(value: dict[str, Any], folder: Path) -> None:
+    (folder / value["images"][1]).unlink()
+
+
+def bomb(value: dict[str, Any], folder: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(folder / value["images"][0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (missing, r"pictures/4-1\.png: no such file"),
+        (bomb, r"pictures/4-0\.png: would unpack"),
+        (lambda value, _: value["images"].__delitem__(slice(1, None)), "record 5: procedure 'how/to 4' has 1 images"),
+        (lambda value, _: value["steps"].pop(), "record 5: procedure 'how/to 4' has 1 texts for 2 images"),
+        (lambda value, _: value["images"].__setitem__(0, "../x.png"), r"image '\.\./x\.png' does not lie beside"),
+        (lambda value, _: value.pop("steps"), "record 5: steps: Field required"),
+        (lambda value, _: value.update(id="how/to 0"), "record 5: id 'how/to 0' is there already"),
+    ],
+)
+def test_a_bad_record_is_named_and_left_out_and_too_many_end_the_run(damage: Any, said: str, place: Workplace) -> None:
+    values = records(place.folder / "how")
+    damage(values[4], place.folder / "how")
+    fields = write(place.folder / "how" / "wikihow.json", values)
+    assert sum(place.run(fields).sets.values()) == 9
+    kept = place.manifest.read_bytes()
+    assert b'"left_out": 1' in kept
+    with pytest.raises(UserError, match=f"procedures: 1 sets are bad, more than .* of 10: .*{said}") as raised:
+        place.run({**fields, "max_bad_fraction": 0.0})
+    assert "\n" not in str(raised.value)
+    assert place.manifest.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[{"id": ', "is no valid JSON"),
+        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"once upon a time", "leaves no procedures for training; .*line 1: no valid JSON"),
+        (b"", "leaves no procedures for training"),
+    ],
+)
+def test_a_file_of_something_else_is_named(content: bytes, said: str, place: Workplace) -> None:
+    path = place.folder / "wikihow.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as raised:
+        place.run({**FOLDER, "path": str(path)})
+    assert str(path) in str(raised.value)
+    assert not place.manifest.exists()
+
+
+def test_a_missing_file_is_named(place: Workplace) -> None:
+    with pytest.raises(UserError, match=r"procedures\.path: cannot read nowhere\.json \(No such file"):
+        place.run({**FOLDER, "path": "nowhere.json"})
+    assert not place.manifest.exists()

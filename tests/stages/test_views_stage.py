@@ -1,0 +1,253 @@
+"""Objects with their cameras, from the world or from a folder: the same bytes every time, and bad files by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from pydantic import TypeAdapter
+
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.diffusion.latents import LatentEncoder, image_size
+from m2m.errors import UserError
+from m2m.manifest import Manifest
+from m2m.params import FolderViews, WorldViews
+from m2m.stages import render, verify, views
+from m2m.store import LocalStore
+from m2m.tracking import NullTracker
+from m2m.workers import ALONE, Workers
+from m2m.world.cameras import intrinsics
+from m2m.world.grammar import parse
+from m2m.world.meshes import RADIUS
+
+WORLD = {
+    **{"source": "world", "seed": 0, "train": 3, "test": 2, "views": 3, "orbit": 2, "sets_per_shard": 2},
+    "batch_size": 4,
+}
+FOLDER = {
+    **{"source": "folder", "seed": 0, "test_share": 0.0, "max_bad_fraction": 0.4, "camera_convention": "blender"},
+    **{"views": 2, "sets_per_shard": 2, "batch_size": 4},
+}
+
+
+class Workplace:
+    """Where one dataset is made."""
+
+    def __init__(self, folder: Path, stable_diffusion: Path) -> None:
+        self.manifest = folder / "data" / "nvs.json"
+        self.work = folder / "work"
+        self.store = LocalStore(folder / "store")
+        self.stable_diffusion = stable_diffusion
+
+    def run(self, fields: dict[str, Any], *, workers: Workers = ALONE, processes: int = 1) -> Manifest:
+        return views.run(
+            TypeAdapter(WorldViews | FolderViews).validate_python(fields),
+            stable_diffusion=self.stable_diffusion,
+            manifest=self.manifest,
+            work=self.work,
+            store=self.store,
+            tracker=NullTracker(),
+            device="cpu",
+            workers=workers,
+            processes=processes,
+        )
+
+    def sets(self) -> dict[str, ImageSet]:
+        manifest = Manifest.read(self.manifest)
+        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each worker has
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A dataset of the world that was made without incident."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    place = Workplace(tmp_path_factory.mktemp("made"), tiny_stable_diffusion)
+    place.run(WORLD)
+    torch.set_num_threads(threads)
+    return place
+
+
+@pytest.fixture
+def place(tiny_stable_diffusion: Path, tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path, tiny_stable_diffusion)
+
+
+def test_the_world_gives_objects_with_poses_and_latents(made: Workplace) -> None:
+    manifest = Manifest.read(made.manifest)
+    assert (manifest.kind, manifest.sets, manifest.images_per_set) == ("nvs", {"train": 3, "test": 2}, 3)
+    assert image_size(made.stable_diffusion) == 64
+    encode = LatentEncoder(made.stable_diffusion, device="cpu")
+    for one in made.sets().values():
+        assert one.images.shape == (3, 64, 64, 3)
+        assert np.shape(one.extras["poses"]) == (3, 3, 4)
+        assert parse(one.caption).held_out == one.id.startswith("world-test")
+        torch.testing.assert_close(torch.tensor(one.latents), torch.tensor(encode(one.images)), atol=1e-4, rtol=1e-4)
+    assert verify.run(made.manifest, store=made.store).images == 15
+    card = made.manifest.with_suffix(".md").read_text()
+    assert "Each set shows one object from 3 cameras. The images have 64 x 64 pixels" in card
+    assert "| train | 3 | 2 |" in card
+
+
+def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
+    made: Workplace, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, left = LocalStore.put, [2]
+
+    def failing(self: LocalStore, *args: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        put(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "put", failing)
+        with pytest.raises(KeyboardInterrupt):
+            place.run(WORLD)
+    assert not place.manifest.exists()
+    place.run(WORLD, workers=Workers(2), processes=2)
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    assert place.manifest.with_suffix(".md").read_bytes() == made.manifest.with_suffix(".md").read_bytes()
+    monkeypatch.setattr(LatentEncoder, "__init__", None)  # what is finished needs no network
+    place.run(WORLD)
+    assert place.manifest.read_bytes() == made.manifest.read_bytes()
+
+
+def test_an_orbit_of_more_views_than_there_are_is_refused(place: Workplace) -> None:
+    with pytest.raises(UserError, match=r"views\.orbit is 4; expected at most views\.views, 3"):
+        place.run({**WORLD, "orbit": 4})
+
+
+# Folders
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four renderings of one mesh: a red box above, a blue one below."""
+    folder = tmp_path_factory.mktemp("rendered")
+    red, blue = (trimesh.creation.box((0.4, 0.4, 0.4)) for _ in range(2))
+    red.visual.vertex_colors, blue.visual.vertex_colors = [255, 0, 0, 255], [0, 0, 255, 255]
+    red.apply_translation((0.8, 0.3, 0.9))
+    blue.apply_translation((-0.8, -0.3, -0.9))
+    names = [f"object {n}" for n in range(4)]
+    for name in names:
+        trimesh.util.concatenate([red, blue]).export(folder / f"{name}.ply")
+    made = render.run([folder / f"{name}.ply" for name in names], out=folder / "views", views=3, size=128, seed=1)
+    assert (made.rendered, made.bad) == (4, ())
+    return folder / "views"
+
+
+@pytest.fixture
+def folders(rendered: Path, tmp_path: Path) -> dict[str, Any]:
+    """Parameters with three objects for training and one for the test."""
+    shutil.copytree(rendered, tmp_path / "train")
+    shutil.copytree(rendered / "object 3", tmp_path / "test" / "object 3")
+    return {**FOLDER, "path": str(tmp_path / "train"), "test_path": str(tmp_path / "test")}
+
+
+def test_a_point_of_a_mesh_lies_where_it_should_after_the_whole_way(place: Workplace, folders: dict[str, Any]) -> None:
+    manifest = place.run({**folders, "views": 3})
+    assert manifest.sets == {"train": 3, "test": 1}, "what is for the test is not in training"
+    assert verify.run(place.manifest, store=place.store).sets == 4
+    red = np.append(RADIUS / np.linalg.norm([1.0, 0.5, 1.1]) * np.array([0.8, 0.3, 0.9]), 1)
+    blue = red * [-1, -1, -1, 1]
+    sets = place.sets()
+    assert all(name.startswith("object-") for name in sets)
+    for one in sets.values():
+        for picture, pose in zip(one.images, np.array(one.extras["poses"]), strict=True):
+            seen = [(*(intrinsics(64) @ pose @ point), channel) for point, channel in ((red, 0), (blue, 2))]
+            u, v, w, channel = min(seen, key=lambda one: one[2])  # the nearer box, which nothing hides
+            assert w > 0
+            colour = picture[int(v / w), int(u / w)].astype(int)
+            assert colour[channel] - np.delete(colour, channel).max() > 100
+            assert picture[0, 0].tolist() == [255, 255, 255]
+    assert str(place.manifest.parent.parent) not in place.manifest.read_text()
+
+
+def test_a_share_of_a_folder_is_for_the_test(place: Workplace, folders: dict[str, Any]) -> None:
+    manifest = place.run({**folders, "test_path": "", "test_share": 0.5})
+    assert sum(manifest.sets.values()) == 4
+    train, test = ({one.id for one in ImageSets(place.store, manifest, split)} for split in ("train", "test"))
+    assert train
+    assert test
+    assert not train & test
+
+
+def bomb(path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(path)
+
+
+def rgb(path: Path) -> None:
+    Image.open(path).convert("RGB").save(path)
+
+
+def camera(content: Any, *, allow_pickle: bool = False) -> Any:
+    return lambda path: np.save(path, content, allow_pickle=allow_pickle)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("000.npy", camera(np.eye(4)), r"holds float64 of shape \(4, 4\); expected a 3x4 matrix"),
+        ("001.npy", camera(np.full((3, 4), np.nan)), "numbers that are not finite"),
+        ("000.npy", camera(np.ones((3, 4))), "are no rotation"),
+        ("000.npy", camera(np.array([[object()] * 4] * 3), allow_pickle=True), "holds object of shape"),
+        ("000.npy", lambda path: path.write_bytes(b"once upon"), r"no \.npy file of a camera"),
+        ("001.npy", Path.unlink, r"cannot be read \(No such file"),
+        ("001.png", Path.unlink, "no such file"),
+        ("000.png", rgb, "is of mode RGB; expected RGBA"),
+        ("000.png", bomb, "would unpack to more than"),
+    ],
+)
+def test_a_bad_object_is_named_and_left_out_and_too_many_end_the_run(
+    file: str,
+    damage: Any,
+    said: str,
+    place: Workplace,
+    folders: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = Path(folders["path"]) / "object 1" / file
+    damage(bad)
+    assert place.run(folders).sets == {"train": 2, "test": 1}
+    assert place.manifest.read_bytes().count(b'"left_out": 1') == 1
+    assert f"left out 1 of 4 sets: {bad}" in caplog.text
+    kept = place.manifest.read_bytes()
+    with pytest.raises(UserError, match=f"views: 1 sets are bad, more than .* of 4: .*{file}: .*{said}") as raised:
+        place.run({**folders, "max_bad_fraction": 0.1})
+    assert "\n" not in str(raised.value)
+    assert place.manifest.read_bytes() == kept
+
+
+def test_a_repaired_object_is_read_again(place: Workplace, folders: dict[str, Any]) -> None:
+    camera_file = Path(folders["path"]) / "object 0" / "000.npy"
+    content = camera_file.read_bytes()
+    camera_file.unlink()
+    assert place.run(folders).sets == {"train": 2, "test": 1}
+    camera_file.write_bytes(content)
+    assert place.run(folders).sets == {"train": 3, "test": 1}
+
+
+def test_a_folder_that_is_missing_or_empty_is_named(place: Workplace, folders: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"views\.path: cannot read /nowhere \(No such file"):
+        place.run({**folders, "path": "/nowhere"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"views\.test_path: .*empty holds no folders"):
+        place.run({**folders, "test_path": str(tmp_path / "empty")})
+    with pytest.raises(UserError, match="leaves no objects for the test"):
+        place.run({**folders, "test_path": ""})
