@@ -14,6 +14,7 @@ from m2m.data.shards import ImageSet
 from m2m.evaluation.measure import PICTURES_AT_ONCE
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.scores import fid
+from m2m.evaluation.table import by_position
 
 Pictures = Sequence[NDArray[np.uint8]]
 """Of each set the pictures after the given one, (n, H, W, 3); sets differ in length."""
@@ -38,15 +39,10 @@ class Seen:
 def measure(members: Sequence[ImageSet], tuned: Pictures, untuned: Pictures, networks: Networks) -> dict[str, float]:
     """Flat numbers of what the fine-tuned model drew after the first picture of each set, and of both baselines."""
     given, real = [one.images[:1] for one in members], [one.images[1:] for one in members]
+    repeated = [np.repeat(one.images[:1], len(one.images) - 1, axis=0) for one in members]
     true = look(real, given, networks)
-    lots = {
-        "": tuned,
-        "baseline/true/": real,
-        "baseline/untuned/": untuned,
-        "baseline/repeated/": [np.repeat(one.images[:1], len(one.images) - 1, axis=0) for one in members],
-    }
-    numbers: dict[str, float] = {}
-    for prefix, pictures in lots.items():
+    numbers = numbers_of(true, true, "baseline/true/")
+    for prefix, pictures in (("", tuned), ("baseline/untuned/", untuned), ("baseline/repeated/", repeated)):
         numbers |= numbers_of(look(pictures, given, networks), true, prefix)
     return numbers
 
@@ -87,8 +83,8 @@ def numbers_of(seen: Seen, real: Seen, prefix: str = "") -> dict[str, float]:
     numbers = {f"{prefix}fid/mean": fid(seen.features, real.features)}
     for name, values in found.items():
         positions = [float(values[seen.place == place].mean()) for place in sorted(set(seen.place.tolist()))]
-        numbers |= {f"{prefix}{name}/mean": float(values.mean()), f"{prefix}{name}/std": float(np.std(positions))}
-        numbers |= {f"{prefix}{name}/position/{place:02}": value for place, value in enumerate(positions, start=1)}
+        # Positions of longer procedures have fewer pictures: the mean is that of all pictures alike.
+        numbers |= {**by_position(f"{prefix}{name}", positions), f"{prefix}{name}/mean": float(values.mean())}
     return numbers
 
 
