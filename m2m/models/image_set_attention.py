@@ -114,8 +114,12 @@ class ImageSetAttention(nn.Module):
         counts, sets, positions = batch.counts, batch.counts[0], len(batch.counts)
         rows = hidden[sum(counts) :] if batch.tokens is None else batch.tokens  # (context rows, L, token_dim)
         length = rows.shape[1]
-        # Zeros where a set is over: nothing reads them.
-        padded = [F.pad(images, (0, 0, 0, 0, 0, sets - len(images))) for images in rows.split(counts[1:])]  # type: ignore[no-untyped-call]
+        contexts_of_positions = rows.split(counts[1:])  # type: ignore[no-untyped-call]
+        # Zeros where a set is over: nothing reads them. Sets of one length need none, and no copy.
+        padded = [
+            images if len(images) == sets else F.pad(images, (0, 0, 0, 0, 0, sets - len(images)))
+            for images in contexts_of_positions
+        ]
         tokens = torch.cat([self.null_token.expand(sets, 1, -1), *padded], dim=1)  # (B, 1 + (N-1)·L, token_dim)
         keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
