@@ -43,7 +43,7 @@ profile: $(READY) ## Make PROFILE (embedded, smoke, gpu, paper) the active param
 	cp profiles/$(PROFILE).yaml params.yaml
 
 test: lint ## Lint, types, layers, tests with coverage
-	pytest --cov --cov-report=term
+	pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 lint: $(READY) ## Lint, types, layers
 	ruff check .

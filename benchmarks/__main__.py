@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from benchmarks import counts, datasets, sampling, starting, training
 from benchmarks.architectures import random_foundation, resized
 from benchmarks.rows import RESULTS, Row, read, table, write
 from benchmarks.setting import Setting
+from m2m.evaluation.timing import hardware
 from m2m.machine import Machine
 from m2m.params_file import load_params
 
@@ -35,7 +35,7 @@ def main() -> None:
     machine = Machine("bench")
     machine.prepare_torch()
     diffusers.utils.logging.set_verbosity_error()  # it was imported before the machine could silence it
-    name, where = f"{given.scale}-{given.device}", machine_name(given.device)
+    name, where = f"{given.scale}-{given.device}", hardware(given.device)
     with (
         machine.tracker().run(f"bench-{name}", stage="bench", tags={}) as run,
         tempfile.TemporaryDirectory() as work,
@@ -95,16 +95,6 @@ def paper(device: str, work: Path) -> Iterator[Setting]:
 def file_of(part: str, name: str) -> Path:
     """Counts are the same everywhere; what is timed belongs to a scale and a device."""
     return RESULTS / ("counts.json" if part == "counts" else f"{name}-{part}.json")
-
-
-def machine_name(device: str) -> str:
-    """What computes, and with which torch."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    processors = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in processors if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -1,25 +1,21 @@
-"""Operations, counted on tensors without contents: exact, on any machine, at the size of Stable Diffusion 2.1-base.
+"""Operations of our networks and of Stable Diffusion's, at the size of Stable Diffusion 2.1-base.
 
-A multiplication and its addition are two operations, of matrix products, convolutions and attention; on tensors
-without contents torch takes attention apart into its two matrix products, so the counter sees it. Decoders are not
-counted: all sides have the same.
+`m2m.evaluation.operations` says what counts. Decoders are not counted: all sides have the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model
 
 from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET
 from benchmarks.rows import Row
-from m2m.models.preceding import PrecedingImages
+from m2m.evaluation.operations import META, Costs, image_set_costs, operations, text_pass
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 
 VARIANTS: tuple[Variant, ...] = ("dino", "self")
@@ -27,16 +23,10 @@ PIXELS = (256, 512)
 GIVEN = (1, 2, 4, 8, 16, 24)
 STEPS = 50
 SET_SIZE = 12
+POOLED, MOST_POOLED = 2, 4
+"""Tokens read as one where M2M-Self's keys at the finest level are coarser, and given images to which it is counted."""
 WORDS = 77
-META = torch.device("meta")
 GIGA = 1e9
-
-
-def operations(work: Callable[[], object]) -> int:
-    """What `work` computes, without gradients."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        work()
-    return int(counter.get_total_flops())
 
 
 @cache
@@ -46,7 +36,7 @@ def text_unet() -> UNet2DConditionModel:
 
 
 @cache
-def image_set_unet(variant: Variant) -> ImageSetUNet:
+def image_set_unet(variant: Variant, pool: int = 1) -> ImageSetUNet:
     with META:
         return ImageSetUNet.from_parent(
             text_unet(),
@@ -54,14 +44,14 @@ def image_set_unet(variant: Variant) -> ImageSetUNet:
             variant=variant,
             max_context=max(GIVEN),
             context_dim=DINO_LARGE["hidden_size"] if variant == "dino" else 0,
+            context_pool=pool,
         )
 
 
 @cache
-def text_pass(pixels: int) -> int:
+def captioned(pixels: int) -> int:
     """One pass of Stable Diffusion's U-Net with a text."""
-    text = torch.empty(1, WORDS, SD_21_UNET["cross_attention_dim"], device=META)
-    return operations(lambda: text_unet()(_latents(pixels), torch.empty(1, device=META), text))
+    return text_pass(text_unet(), side=pixels // 8, words=WORDS)
 
 
 @cache
@@ -72,38 +62,21 @@ def encoding() -> int:
     return operations(lambda: encoder(torch.empty(1, 3, 224, 224, device=META)))
 
 
-@dataclass
-class Costs:
-    """Of a variant, by how many images came before."""
-
-    reading: list[int] = field(default_factory=list)
-    """The n-th of a set's images joins the context: its own pass (M2M-Self), or its keys and values."""
-    guided: dict[int, int] = field(default_factory=dict)
-    """A denoising step with and without context."""
-    plain: dict[int, int] = field(default_factory=dict)
-    """A denoising step with context only."""
-
-
 @cache
-def costs(variant: Variant, pixels: int, most: int = max(GIVEN)) -> Costs:
-    """Measured on the network as it draws, image after image, until `most` came before."""
-    unet, found = image_set_unet(variant), Costs()
-    preceding = PrecedingImages(unet, sets=1, timestep=0, device=META, use_cache=True)
+def costs(variant: Variant, pixels: int, most: int = max(GIVEN), pool: int = 1) -> Costs:
+    """Of a variant, until `most` images came before."""
     image = (
         _latents(pixels) if variant == "self" else torch.empty(1, PATCH_TOKENS, DINO_LARGE["hidden_size"], device=META)
     )
-    time = torch.empty((), device=META)
-    for given in range(most + 1):
-        if given in GIVEN or given < SET_SIZE:
-            found.plain[given] = operations(lambda: unet(_latents(pixels), time, preceding.window(guided=False)))
-        if given in GIVEN:
-            both = _latents(pixels, rows=2)
-            found.guided[given] = operations(lambda both=both: unet(both, time, preceding.window(guided=True)))
-        if given < SET_SIZE:
-            found.reading.append(operations(lambda: preceding.append(image)))
-        else:  # only to come to the next: counting takes longer
-            preceding.append(image)
-    return found
+    guided = [given for given in GIVEN if given <= most]
+    return image_set_costs(
+        image_set_unet(variant, pool),
+        image,
+        side=pixels // 8,
+        guided=guided,
+        plain={*guided, *range(min(most + 1, SET_SIZE))},
+        reading=SET_SIZE,
+    )
 
 
 def teacher_forcing(variant: Variant, pixels: int) -> int:
@@ -127,7 +100,7 @@ def position_by_position(variant: Variant, pixels: int) -> int:
 def rows() -> Iterator[Row]:
     """All counts; the backward pass, twice the forward one on every side, is left out."""
     for pixels in PIXELS:
-        base = 2 * text_pass(pixels)
+        base = 2 * captioned(pixels)
         for variant in VARIANTS:
             cost = costs(variant, pixels)
             for given in GIVEN:
@@ -141,14 +114,16 @@ def rows() -> Iterator[Row]:
                 teacher_forcing(variant, pixels),
                 position_by_position(variant, pixels),
             )
+        pooled = costs("self", pixels, most=MOST_POOLED, pool=POOLED)
+        yield _row(f"step/{pixels}px/self-pooled/given={MOST_POOLED}", pooled.guided[MOST_POOLED], base)
         cost = costs("self", pixels)
         reading = sum(cost.reading[:4])
         for name, step in (("plain", cost.plain[4]), ("guided", cost.guided[4])):
             yield _row(f"cache-count/{pixels}px/self/{name}", STEPS * step + reading, STEPS * (step + reading))
 
 
-def _latents(pixels: int, rows: int = 1) -> Tensor:
-    return torch.empty(rows, 4, pixels // 8, pixels // 8, device=META)
+def _latents(pixels: int) -> Tensor:
+    return torch.empty(1, 4, pixels // 8, pixels // 8, device=META)
 
 
 def _encoded(variant: Variant) -> int:

@@ -28,6 +28,7 @@ GOALS = {
     r"step/\d+px/dino/given=4": Goal(1.03),
     r"step/256px/self/given=4": Goal(1.12),
     r"step/512px/self/given=4": Goal(1.35),
+    r"step/512px/self-pooled/given=4": Goal(1.15),
     r"growth/\d+px/dino": Goal(1.25),
     r"cache-count/\d+px/self/plain": Goal(1 / 4),
     r"cache-count/\d+px/self/guided": Goal(1 / 2.5),

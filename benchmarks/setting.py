@@ -1,19 +1,20 @@
-"""Where and on what is timed: a device, networks of a size, and a clock that takes all sides in turn."""
+"""Where and on what is timed: a device, and networks of a size."""
 
 from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.rows import Kind, Row
 from m2m.diffusion.latents import image_size
+from m2m.evaluation.timing import Clock, in_turn
 from m2m.workers import ALONE, Workers
 
 
@@ -47,11 +48,6 @@ class Setting:
     def kind(self) -> Kind:
         return "gpu" if self.on_gpu else "wall"
 
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-
     def free(self) -> None:
         """Gives back the memory of networks that nobody holds any more."""
         gc.collect()
@@ -60,20 +56,11 @@ class Setting:
 
     def taken(self, work: Callable[[], object]) -> float:
         """Seconds until the device has done the work."""
-        self.wait()
-        started = time.perf_counter()
-        work()
-        self.wait()
-        return time.perf_counter() - started
+        return Clock(self.device).taken(work)
 
     def seconds(self, *works: Callable[[], object]) -> list[float]:
-        """Median seconds of each; they take turns, so that whatever else the machine does troubles all alike."""
-        taken: list[list[float]] = [[] for _ in works]
-        for turn in range(self.repeats + 1):
-            for work, times in zip(works, taken, strict=True):
-                seconds = self.taken(work)
-                if turn:  # the first is for warming up
-                    times.append(seconds)
+        """Median seconds of each; they take turns."""
+        taken = in_turn([partial(self.taken, work) for work in works], repeats=self.repeats)
         return [statistics.median(times) for times in taken]
 
     def faster(self, name: str, seconds: list[float], *, amounts: tuple[float, float], unit: str) -> Row:

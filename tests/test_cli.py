@@ -127,11 +127,21 @@ def test_evaluate_of_a_task(task: str, m2m: Any, monkeypatch: pytest.MonkeyPatch
     assert not call.given["register"]
 
 
+def test_sampling(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call("sampling", monkeypatch, {"ratio/self/given=4": 1.25, "ratio/dino/given=4": 1.0})
+    result = m2m("sampling", "--params", PARAMS, "--models", "elsewhere")
+    assert "metrics/sampling.json: an image after 4 given ones takes 1.25 (self), 1.00 (dino) times" in result.stdout
+    assert call.given["models"] == {"self": Path("elsewhere/m2m-self"), "dino": Path("elsewhere/m2m-dino")}
+    assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
+    assert call.given["plots"] == Path("reports/sampling")
+
+
 def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call("report", monkeypatch)
     assert m2m("report", "--params", PARAMS).stdout == "reports/index.html\n"
     assert [item.variant for item in call.given["items"]] == ["self", "dino"]
     assert call.given["items"][1].curve == Path("reports/train-dino.csv")
+    assert call.given["sampling"] == Path("metrics/sampling.json")
     of_tasks = call.given["task_items"]
     assert [(one.variant, one.task) for one in of_tasks] == [(v, t) for t in ("nvs", "vpg") for v in ("self", "dino")]
     assert of_tasks[3].metrics == Path("metrics/evaluate-dino-vpg.json")
@@ -205,6 +215,7 @@ def test_our_own_mistakes_keep_their_traceback(m2m: Any, monkeypatch: pytest.Mon
         (["evaluate", "--params", PARAMS, "--variant", "self"], "m2m: "),
         (["finetune", "--params", PARAMS, "--variant", "self", "--task", "nvs"], "m2m: cannot read manifest data/nvs"),
         (["evaluate", "--params", PARAMS, "--variant", "self", "--task", "vpg"], "m2m: cannot read manifest data/vpg"),
+        (["sampling", "--params", PARAMS], "m2m: models/foundation/stable-diffusion: no Stable Diffusion folder"),
         (["verify"], "m2m: cannot read manifest data/mis.json"),
         (["sample", "--images", "nowhere.png"], "m2m: nowhere.png: no such file"),
         (["sample"], "m2m: no pictures given"),

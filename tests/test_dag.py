@@ -35,7 +35,7 @@ def of_variant(variant: str) -> list[str]:
 
 
 EVALUATED = [*(f"evaluate --variant {one}" for one in VARIANTS), *tuned(*ITEMS, stages=("evaluate",)), "report"]
-BOTH = [*of_variant("self"), *of_variant("dino"), "report"]
+BOTH = [*of_variant("self"), *of_variant("dino"), "sampling", "report"]
 
 STAND_IN = """#!/bin/sh
 # Does a stage's part in the graph: notes that it was called, writes outputs that differ from call to call.
@@ -55,6 +55,8 @@ case $1 in
   finetune) fresh models/m2m-$item/model_index.json; fresh reports/finetune-$item.csv ;;
   evaluate) mkdir -p metrics; echo "{\\"fid\\": $(date +%N)}" > metrics/evaluate-$item.json
     fresh reports/evaluate-$item/positions.csv ;;
+  sampling) mkdir -p metrics; echo "{\\"seconds\\": $(date +%N)}" > metrics/sampling.json
+    fresh reports/sampling/self.csv ;;
   report) fresh reports/index.html ;;
 esac
 """
@@ -143,10 +145,11 @@ def test_nothing_runs_twice(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "stale"),
     [
-        ("train.variant.dino.images", 48, [*of_variant("dino"), "report"]),
+        ("train.variant.dino.images", 48, [*of_variant("dino"), "sampling", "report"]),
         ("finetune.nvs.self.images", 48, [*tuned(("self", "nvs")), "report"]),
         ("views.views", 9, ["views", *tuned(("self", "nvs"), ("dino", "nvs")), "report"]),
         ("evaluate.nvs.bootstrap", 2000, [*tuned(*ITEMS[:2], stages=("evaluate",)), "report"]),
+        ("sampling.repeats", 1, ["sampling", "report"]),
         ("report.title", "M2M", ["report"]),
     ],
 )
@@ -167,12 +170,12 @@ def test_a_fresh_clone_has_its_foundation(pipeline: Pipeline, tmp_path: Path) ->
     pipeline.git("clone", "-q", ".", str(tmp_path / "clone"))
     calls = Pipeline(tmp_path / "clone", pipeline._calls, pipeline._environment).dvc("repro")
     assert "foundation" not in calls
-    assert len(calls) == 17
+    assert len(calls) == 18
 
 
 def test_an_experiment_with_another_learning_rate(pipeline: Pipeline) -> None:
     calls = pipeline.dvc("exp", "run", "-S", "train.variant.dino.learning_rate=2e-4", "--name", "slower")
-    assert sorted(calls) == sorted([*of_variant("dino"), "report"])
+    assert sorted(calls) == sorted([*of_variant("dino"), "sampling", "report"])
     assert load_params(pipeline.folder / "params.yaml").train.variant.of("dino").learning_rate == 2e-4
     assert "slower" in pipeline.git("for-each-ref", "refs/exps")
 

@@ -52,6 +52,16 @@ def test_a_profile_s_tasks_ask_for_nothing_that_cannot_be(name: str) -> None:
     assert few < many < views.views
 
 
+@pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
+def test_a_profile_times_what_the_paper_does(name: str) -> None:
+    sampling = load_params(ROOT / "profiles" / f"{name}.yaml").sampling
+    assert sampling.solver == "ddim"
+    assert {1, 4} <= set(sampling.given)
+    if name != "smoke":
+        assert sampling.num_inference_steps == 50
+        assert {1, 2, 4} <= set(sampling.given)
+
+
 def test_the_active_parameters_are_the_embedded_ones() -> None:
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles" / "embedded.yaml").read_bytes()
 

@@ -23,6 +23,7 @@ from m2m.machine import Machine
 from m2m.params import Task, Variant
 
 ABLATIONS = Path("ablations")
+SAMPLING = Path("metrics/sampling.json")
 TASKS = "nvs: novel views; vpg: visual procedures."
 
 
@@ -163,6 +164,33 @@ def evaluate(
 
 
 @app.command()
+def sampling(
+    params: ParamsFile = PARAMS,
+    models: Annotated[Path, typer.Option(help="Folder with m2m-self and m2m-dino.")] = Path("models"),
+    foundation: FoundationFolder = FOUNDATION,
+    metrics: Annotated[Path, typer.Option(help="JSON to write.")] = SAMPLING,
+    plots: Annotated[Path, typer.Option(help="Folder to fill.")] = Path("reports/sampling"),
+) -> None:
+    """Measures what an image costs by how many were given, beside Stable Diffusion."""
+    wanted = read_params(params).sampling
+    machine = Machine("sampling")
+    from m2m.stages import sampling
+
+    numbers = sampling.run(
+        wanted,
+        models={variant: models / f"m2m-{variant}" for variant in get_args(Variant)},
+        stable_diffusion=foundation / "stable-diffusion",
+        metrics=metrics,
+        plots=plots,
+        tracker=machine.tracker(),
+        device=machine.device(),
+    )
+    most = max(wanted.given)
+    times = ", ".join(f"{numbers[f'ratio/{variant}/given={most}']:.2f} ({variant})" for variant in get_args(Variant))
+    typer.echo(f"{metrics}: an image after {most} given ones takes {times} times as long as Stable Diffusion's")
+
+
+@app.command()
 def report(
     params: ParamsFile = PARAMS,
     manifest: ManifestFile = MANIFEST,
@@ -193,5 +221,5 @@ def report(
         for task in get_args(Task)
         for variant in get_args(Variant)
     ]
-    report.run(wanted, items=items, task_items=task_items, manifest=manifest, out=out)
+    report.run(wanted, items=items, task_items=task_items, sampling=SAMPLING, manifest=manifest, out=out)
     typer.echo(str(out))

@@ -71,6 +71,14 @@ def min_snr_weight(timesteps: Tensor, products: Tensor, *, gamma: float, predict
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
 
 
+def shift_timesteps(timesteps: Tensor, shift: float, *, count: int) -> Tensor:
+    """Uniform timesteps of `count` moved towards more noise: u -> s·u / (1 + (s - 1)·u) (Esser et al. 2024, eq. 23)."""
+    if shift == 1:
+        return timesteps
+    uniform = (timesteps + 0.5) / count
+    return (shift * uniform / (1 + (shift - 1) * uniform) * count).long()
+
+
 def draw_context_timesteps(
     shape: tuple[int, ...], *, probability: float, max_timestep: int, generator: torch.Generator
 ) -> Tensor:

@@ -2,5 +2,6 @@
 
 Read `networks` (who judges), `scores` (the paper's metrics), `agreement` and `diversity` (what those do not see),
 `measure` (all of it for one lot of pictures), `sampling` and `lots` (where the pictures come from), `comparison` (what
-the numbers say beside each other), `table` (how they are written).
+the numbers say beside each other), `table` (how they are written). Apart from all that, `efficiency` measures what an
+image costs, by `timing` and `operations`.
 """

@@ -14,11 +14,24 @@ from pydantic import JsonValue
 
 from m2m.files import write_atomically
 
+RUN = "run"
+
 
 def folder_of(work: Path, made_from: Mapping[str, JsonValue]) -> Path:
     """The folder below `work` for pictures made from just these things, so that no others are ever taken for them."""
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return work / digest[:24]
+
+
+def run_before(folder: Path) -> str | None:
+    """The id of the tracked run of an evaluation of the same things that was killed."""
+    note = folder / RUN
+    return note.read_text() if note.exists() else None
+
+
+def note_run(folder: Path, run_id: str) -> None:
+    """Leaves the id of the tracked run, should this evaluation be killed."""
+    write_atomically(folder / RUN, run_id.encode())
 
 
 def read_or_draw(path: Path, draw: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:

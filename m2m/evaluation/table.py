@@ -7,11 +7,21 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from m2m.errors import UserError
 from m2m.evaluation.measure import Scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation made."""
+
+    numbers: Mapping[str, float | int | str]
+    version: str | None
+    """of the registered model; None if there is no tracking server, or none now"""
 
 
 def flat(scores: Scores, prefix: str = "") -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The small Stable Diffusion: a U-Net configured like SD 2.1-base's and its text encoder, trained together."""
+"""The small Stable Diffusion: a U-Net configured like SD 2.1's and its text encoder, trained together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -15,8 +14,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from m2m.diffusion.objective import add_noise, denoising_loss, min_snr_weight, target
 from m2m.foundation.fit import Loss
-from m2m.params import UnetFit
+from m2m.params import PredictionType, UnetFit
 
 TEXT_WIDTH = 96
 CAPTION_DROPOUT = 0.1
@@ -57,8 +57,8 @@ class TextToImage(nn.Module):
         )
 
 
-def scheduler() -> Any:
-    """SD 2.1-base's noise schedule: scaled-linear betas, epsilon prediction, an offset of one step."""
+def scheduler(prediction_type: PredictionType) -> Any:
+    """SD 2.1's noise schedule: scaled-linear betas and an offset of one step."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -67,7 +67,7 @@ def scheduler() -> Any:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
     )
 
 
@@ -78,8 +78,17 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     return ids
 
 
-def denoising_loss(networks: TextToImage, latents: Tensor, spread: Tensor, tokens: Tensor, empty: Tensor) -> Loss:
-    """Noise prediction with min-SNR weights (Hang et al., 2023): mean of min(SNR, 5) / SNR * |eps - eps_hat|^2.
+def text_to_image_loss(
+    networks: TextToImage,
+    latents: Tensor,
+    spread: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    prediction_type: PredictionType,
+) -> Loss:
+    """The mean denoising loss of a batch: noise prediction with min-SNR weights (Hang et al., 2023), or v unweighted.
+
+    Weights of v by min-SNR would leave next to nothing of the steps that decide a picture's layout.
 
     Args:
         latents: scaled posterior means (n, 4, 8, 8).
@@ -87,27 +96,31 @@ def denoising_loss(networks: TextToImage, latents: Tensor, spread: Tensor, token
         tokens: (n, length), the captions.
         empty: (1, length), the empty caption, which replaces a tenth of the others for classifier-free guidance.
     """
-    alphas = scheduler().alphas_cumprod
+    products: Tensor = scheduler(prediction_type).alphas_cumprod
+    gamma = MIN_SNR if prediction_type == "epsilon" else 0.0
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
         size = (len(batch), 4, *latents.shape[2:])
         clean = latents[batch] + spread[batch] * torch.randn(size, generator=draws)
         noise = torch.randn(size, generator=draws)
-        timesteps = torch.randint(len(alphas), (len(batch),), generator=draws)
+        timesteps = torch.randint(len(products), (len(batch),), generator=draws)
         dropped = torch.rand(len(batch), 1, generator=draws) < CAPTION_DROPOUT
         text = networks.text_encoder(torch.where(dropped, empty, tokens[batch])).last_hidden_state
-        alpha = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        predicted = networks.unet(noisy, timesteps, text).sample
-        snr = alphas[timesteps] / (1 - alphas[timesteps])
-        error = F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
-        weighted: Tensor = snr.clamp(max=MIN_SNR) / snr * error
-        return weighted.mean()
+        predicted = networks.unet(add_noise(clean, noise, timesteps, products), timesteps, text).sample
+        wanted = target(clean, noise, timesteps, products, prediction_type)
+        weight = min_snr_weight(timesteps, products, gamma=gamma, prediction_type=prediction_type)
+        return denoising_loss(predicted, wanted, weight).mean()
 
     return loss
 
 
-def save_pipeline(folder: Path, vae: AutoencoderKL, networks: TextToImage, tokenizer: CLIPTokenizer) -> None:
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    networks: TextToImage,
+    tokenizer: CLIPTokenizer,
+    prediction_type: PredictionType,
+) -> None:
     """Write a ``StableDiffusionPipeline`` folder, safetensors only."""
     build: Any = StableDiffusionPipeline
     pipeline = build(
@@ -115,7 +128,7 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, networks: TextToImage, token
         text_encoder=networks.text_encoder,
         tokenizer=tokenizer,
         unet=networks.unet,
-        scheduler=scheduler(),
+        scheduler=scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -91,7 +91,9 @@ class School:
         networks = text_to_image.TextToImage(self.params.unet, self.tokenizer)
         mean, spread = (part * network.config.scaling_factor for part in vae.encode(network, self.lessons.images))
         empty = text_to_image.tokenize(self.tokenizer, [""])
-        loss = text_to_image.denoising_loss(networks, mean, spread, self.tokens, empty)
+        loss = text_to_image.text_to_image_loss(
+            networks, mean, spread, self.tokens, empty, self.params.unet.prediction_type
+        )
         self.teach("text_to_image", networks, loss, self.params.unet, len(self.tokens))
         return networks
 
@@ -143,7 +145,11 @@ def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
     school = School(params, work)
     autoencoder = school.vae()
     text_to_image.save_pipeline(
-        out / "stable-diffusion", autoencoder, school.text_to_image(autoencoder), school.tokenizer
+        out / "stable-diffusion",
+        autoencoder,
+        school.text_to_image(autoencoder),
+        school.tokenizer,
+        params.unet.prediction_type,
     )
     school.inception(autoencoder).save_pretrained(out / "inception")
     contrast.save(out / "clip", school.clip(), school.tokenizer)

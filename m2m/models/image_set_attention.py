@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2m.models.pose import RayEmbedding
+
 
 @dataclass(frozen=True, eq=False)
 class TeacherForcing:
@@ -28,6 +30,7 @@ class TeacherForcing:
     counts: tuple[int, ...]  # sets that have an image at each of the N positions; they are the first ones
     tokens: Tensor | None  # of the context images, (context rows, L, token_dim); None: each block's own (M2M-Self)
     dropped: Tensor | None  # (N, B) bool: images drawn from the empty set
+    poses: Tensor | None = None  # (rows, pose_dim)
 
 
 class ContextCache:
@@ -76,6 +79,9 @@ class ImageSetAttention(nn.Module):
         token_dim: width of context tokens: `dim` for M2M-Self, the cross-attention width for M2M-DINO.
         max_context: slots of the window.
         value_bias: values have a bias (M2M-Self: what the parent's values gave for the empty prompt).
+        query_rays: queries are told their rays.
+        key_rays: so are keys (M2M-Self; the tokens of M2M-DINO are told before they come here).
+        pool: neighbouring context tokens of a row of the image that are read as one, their mean.
     """
 
     def __init__(
@@ -87,17 +93,23 @@ class ImageSetAttention(nn.Module):
         token_dim: int,
         max_context: int,
         value_bias: bool,
+        query_rays: bool = False,
+        key_rays: bool = False,
+        pool: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.max_context = max_context
+        self.pool = pool
         self.to_q = nn.Linear(dim, inner_dim, bias=False)
         self.to_k = nn.Linear(token_dim, inner_dim, bias=False)
         self.to_v = nn.Linear(token_dim, inner_dim, bias=value_bias)
         self.to_out = nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
         self.null_token = nn.Parameter(torch.zeros(token_dim))
         self.slot_embedding = nn.Parameter(torch.zeros(max_context, inner_dim))
+        self.query_rays = RayEmbedding(inner_dim) if query_rays else None
+        self.key_rays = RayEmbedding(inner_dim) if key_rays else None
 
     def forward(
         self,
@@ -112,20 +124,20 @@ class ImageSetAttention(nn.Module):
 
     def _train(self, hidden: Tensor, batch: TeacherForcing) -> Tensor:
         counts, sets, positions = batch.counts, batch.counts[0], len(batch.counts)
-        rows = hidden[sum(counts) :] if batch.tokens is None else batch.tokens  # (context rows, L, token_dim)
+        read = hidden[sum(counts) :] if batch.tokens is None else batch.tokens  # (context rows, L·pool, token_dim)
+        rows = self._pooled(read)  # (context rows, L, token_dim)
         length = rows.shape[1]
-        contexts_of_positions = rows.split(counts[1:])  # type: ignore[no-untyped-call]
-        # Zeros where a set is over: nothing reads them. Sets of one length need none, and no copy.
-        padded = [
-            images if len(images) == sets else F.pad(images, (0, 0, 0, 0, 0, sets - len(images)))
-            for images in contexts_of_positions
-        ]
-        tokens = torch.cat([self.null_token.expand(sets, 1, -1), *padded], dim=1)  # (B, 1 + (N-1)·L, token_dim)
+        null = self.null_token.expand(sets, 1, -1)
+        tokens = torch.cat([null, *_of_positions(rows, counts)], dim=1)  # (B, 1 + (N-1)·L, token_dim)
         keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
+        if self.key_rays is not None and batch.poses is not None:
+            seen = self.key_rays(batch.poses[sum(counts) :], read.shape[1])
+            seen = self._pooled(seen)  # (context rows, L, inner_dim)
+            keys = keys + F.pad(torch.cat(_of_positions(seen, counts), dim=1), (0, 0, 1, 0))  # the null token has none
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
         slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
-        queries = self.to_q(hidden)  # (rows, T, inner_dim)
+        queries = self._queries(hidden, batch.poses)  # (rows, T, inner_dim)
         images = queries[: sum(counts)].split(counts)  # N of (sets that have it, T, inner_dim)
         contexts = queries[sum(counts) :].split(counts[1:]) if batch.tokens is None else ()
         drawn, context = [], []
@@ -150,17 +162,33 @@ class ImageSetAttention(nn.Module):
     def _sample(self, hidden: Tensor, window: Window) -> Tensor:
         conditional = hidden[window.unconditional :]  # (S, T, dim)
         keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
-        attended = self._out(self._attend(self.to_q(conditional), keys, values))  # (S, T, dim)
+        queries = self._queries(conditional, window.pose)  # (S, T, inner_dim)
+        attended = self._out(self._attend(queries, keys, values))  # (S, T, dim)
         if window.record:
-            self.record(conditional, window.cache)
+            self.record(conditional, window.cache, window.pose)
         if window.unconditional:
             empty = self._out(self.to_v(self.null_token))  # (dim): the same for every query
             attended = torch.cat([empty.expand(window.unconditional, *attended.shape[1:]), attended])
         return attended  # (rows, T, dim)
 
-    def record(self, tokens: Tensor, cache: ContextCache) -> None:
-        """Adds the keys and values of a context image, tokens (S, L, token_dim), to the cache."""
-        cache.append(self, self.to_k(tokens), self.to_v(tokens))
+    def record(self, tokens: Tensor, cache: ContextCache, pose: Tensor | None = None) -> None:
+        """Adds the keys and values of a context image, tokens (S, L·pool, token_dim), pose (S, 12), to the cache."""
+        read = self._pooled(tokens)
+        keys = self.to_k(read)  # (S, L, inner_dim)
+        if self.key_rays is not None and pose is not None:
+            keys = keys + self._pooled(self.key_rays(pose, tokens.shape[1]))
+        cache.append(self, keys, self.to_v(read))
+
+    def _queries(self, hidden: Tensor, poses: Tensor | None) -> Tensor:
+        """(rows, T, dim) and (rows, 12) -> (rows, T, inner_dim)."""
+        queries: Tensor = self.to_q(hidden)
+        if self.query_rays is None or poses is None:
+            return queries
+        return queries + self.query_rays(poses, hidden.shape[1])  # type: ignore[no-any-return]
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """The tokens that are read: (images, L·pool, token_dim) -> (images, L, token_dim)."""
+        return tokens if self.pool == 1 else tokens.unflatten(1, (-1, self.pool)).mean(dim=2)
 
     def assemble(self, images: list[tuple[Tensor, Tensor]], sets: int) -> tuple[Tensor, Tensor]:
         """One tensor of keys, one of values (S, 1 + n·L, inner_dim), from those of a window's images in slot order."""
@@ -195,3 +223,14 @@ class ImageSetAttention(nn.Module):
 
     def _out(self, attended: Tensor) -> Tensor:
         return self.to_out(attended)  # type: ignore[no-any-return]
+
+
+def _of_positions(rows: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
+    """Position-major context rows (…, L, d) -> of each position but the last (B, L, d), zeros where a set is over.
+
+    Nothing reads these zeros. Sets of one length need none, and no copy.
+    """
+    return [
+        images if len(images) == counts[0] else F.pad(images, (0, 0, 0, 0, 0, counts[0] - len(images)))
+        for images in rows.split(counts[1:])  # type: ignore[no-untyped-call]
+    ]

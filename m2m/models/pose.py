@@ -1,12 +1,27 @@
-"""How the network is told from where a picture is seen: by its camera, relative to that of the set's first picture."""
+"""How the network is told from where a picture is seen: by its camera, relative to that of the set's first picture.
+
+The whole picture is told its pose through the U-Net's class embedding; each token is told the ray that goes through it,
+so that attention finds the tokens of other pictures that show the same place. From the pose alone a small network
+learns that only after far more pictures.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 POSE_DIM = 12
 """Nine numbers of a rotation, three of a translation."""
+RAY_DIM = 9
+"""Three numbers each: direction, moment, and the point nearest to the object's middle."""
+FIELD_OF_VIEW = 49.1
+"""Degrees, both ways, that rays are drawn for: that of Zero123's renderings. Poses do not say it."""
+CLOSENESS = 4.0
+"""Scale of moments and points, which differ by little from token to token."""
+RAY_FEATURES = 64
 
 
 def relative_poses(cameras: Tensor) -> Tensor:
@@ -32,3 +47,41 @@ def relative_poses(cameras: Tensor) -> Tensor:
     moved = (rotation @ translations[..., :1, :, None]).squeeze(-1)  # (…, N, 3)
     translation = (translations - moved) / distance  # (…, N, 3)
     return torch.cat([rotation.flatten(-2), translation], dim=-1).float()
+
+
+def rays(poses: Tensor, side: int) -> Tensor:
+    """The rays through the side x side tokens of square pictures: poses (rows, 12) -> (rows, side², 9), float32.
+
+    In the coordinates of the set's first camera, which looks at the object's middle from a distance of one; that middle
+    is the origin here. Direction d and moment m = o x d, for a camera at o, are Plücker's coordinates: two rays meet if
+    d·m' + d'·m = 0. The nearest point is d x m.
+    """
+    rotation, translation = poses.float()[:, :9].unflatten(1, (3, 3)), poses.float()[:, 9:]  # (rows, 3, 3), (rows, 3)
+    edge = math.tan(math.radians(FIELD_OF_VIEW / 2))
+    steps = ((torch.arange(side, device=poses.device) + 0.5) / side * 2 - 1) * edge  # the tokens' centres
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1)  # (side², 3)
+    directions = F.normalize(pixels @ rotation, dim=-1)  # (rows, side², 3): the transposed rotation turns them back
+    cameras = -(rotation.mT @ translation[:, :, None]).mT  # (rows, 1, 3)
+    middle = cameras.new_zeros(3)
+    middle[2] = 1
+    moments = torch.linalg.cross((cameras - middle).expand_as(directions), directions)  # (rows, side², 3)
+    nearest = torch.linalg.cross(directions, moments)  # (rows, side², 3)
+    return torch.cat([directions, CLOSENESS * moments, CLOSENESS * nearest], dim=-1)
+
+
+class RayEmbedding(nn.Module):
+    """What is added to tokens for their rays: two layers, as of the timestep's embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(RAY_DIM, RAY_FEATURES)
+        self.linear_2 = nn.Linear(RAY_FEATURES, width)
+
+    def forward(self, poses: Tensor, tokens: int) -> Tensor:
+        """Poses (rows, 12) of square pictures with so many tokens -> (rows, tokens, width)."""
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise ValueError(f"{tokens} tokens make no square picture, for which alone rays are known")
+        seen = rays(poses, side).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(seen)))  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
+from m2m.models.pose import RayEmbedding
 from m2m.seeds import generator
 
 Variant = Literal["self", "dino"]
@@ -61,17 +62,23 @@ class ImageSetUNet(UNet2DConditionModel):
         variant: who reads the context images, the U-Net itself or DINOv2.
         max_context: images of the window that an image reads: the first and the newest others.
         context_dim: width of DINOv2's patch tokens; 0 for "self".
+        context_pool: for "self", how many neighbouring tokens of a context image are read as one at the finest level,
+            where most of the operations are; a divisor of the latents' width.
         unet: the configuration of `UNet2DConditionModel`.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
     @_with_the_arguments_of_the_parent
-    def __init__(self, *, variant: Variant, max_context: int, context_dim: int = 0, **unet: Any) -> None:
+    def __init__(
+        self, *, variant: Variant, max_context: int, context_dim: int = 0, context_pool: int = 1, **unet: Any
+    ) -> None:
         super().__init__(**unet)
         if refused := [option for option in UNSUPPORTED if unet.get(option)]:
             raise ValueError(
                 f"Image-Set Attention replaces plain text cross-attention; {', '.join(refused)} must be off"
             )
+        if context_pool > 1 and variant == "dino":
+            raise ValueError("context_pool coarsens what M2M-Self reads; M2M-DINO reads patch tokens, it must be 1")
         self.variant: Variant = variant
         self.max_context = max_context
         for block in [module for module in self.modules() if isinstance(module, BasicTransformerBlock)]:
@@ -83,6 +90,9 @@ class ImageSetUNet(UNet2DConditionModel):
                 token_dim=text.query_dim if variant == "self" else text.cross_attention_dim,
                 max_context=max_context,
                 value_bias=variant == "self",
+                query_rays=self.pose_dim > 0,
+                key_rays=self.pose_dim > 0 and variant == "self",
+                pool=context_pool if text.query_dim == self.config["block_out_channels"][0] else 1,
                 dropout=text.dropout,
             )
         if variant == "dino":
@@ -91,6 +101,7 @@ class ImageSetUNet(UNet2DConditionModel):
             self.context_level = nn.Linear(sinusoids, width, bias=False)
             if self.pose_dim:
                 self.context_pose = TimestepEmbedding(self.pose_dim, width)
+                self.context_rays = RayEmbedding(width)
 
     @property
     def pose_dim(self) -> int:
@@ -98,7 +109,9 @@ class ImageSetUNet(UNet2DConditionModel):
         return self.config["projection_class_embeddings_input_dim"] or 0
 
     @classmethod
-    def from_stable_diffusion(cls, folder: Path, *, variant: Variant, max_context: int, context_dim: int = 0) -> Self:
+    def from_stable_diffusion(
+        cls, folder: Path, *, variant: Variant, max_context: int, context_dim: int = 0, context_pool: int = 1
+    ) -> Self:
         """The start of training from a `StableDiffusionPipeline` folder: a pure function of the folder.
 
         It predicts what the Stable Diffusion U-Net predicts for the empty prompt, whatever the context.
@@ -106,7 +119,12 @@ class ImageSetUNet(UNet2DConditionModel):
         parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
         empty = empty_prompt(folder)
         return cls.from_parent(
-            parent, empty_prompt=empty, variant=variant, max_context=max_context, context_dim=context_dim
+            parent,
+            empty_prompt=empty,
+            variant=variant,
+            max_context=max_context,
+            context_dim=context_dim,
+            context_pool=context_pool,
         )
 
     @classmethod
@@ -118,6 +136,7 @@ class ImageSetUNet(UNet2DConditionModel):
         variant: Variant,
         max_context: int,
         context_dim: int = 0,
+        context_pool: int = 1,
     ) -> Self:
         """Carries the weights of a Stable Diffusion U-Net over; `empty_prompt` (cross_attention_dim) is its text.
 
@@ -125,7 +144,8 @@ class ImageSetUNet(UNet2DConditionModel):
         as the queries' twins, so that like looks at like, and values at the constant that the empty prompt gave.
         """
         config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
-        unet: Self = cls(variant=variant, max_context=max_context, context_dim=context_dim, **config)
+        own = {"max_context": max_context, "context_dim": context_dim, "context_pool": context_pool}
+        unet: Self = cls(variant=variant, **own, **config)
         weights = dict(parent.state_dict())
         for name, attention in unet.attentions().items():
             weights[f"{name}.slot_embedding"] = torch.zeros_like(attention.slot_embedding)
@@ -156,7 +176,7 @@ class ImageSetUNet(UNet2DConditionModel):
         draws = generator(seed, "pose embedding")
         for name, tensor in unet.state_dict().items():
             if name not in weights:
-                first = name.endswith("linear_1.weight")
+                first = ".linear_1." in name
                 weights[name] = torch.randn(tensor.shape, generator=draws) if first else torch.zeros_like(tensor)
         unet.load_state_dict(weights)
         return unet
@@ -167,14 +187,14 @@ class ImageSetUNet(UNet2DConditionModel):
 
     def context_parameters(self) -> list[nn.Parameter]:
         """What reads the context images. New, or put to a new use, it has more to learn than the parent's weights."""
-        read = ("to_k.", "to_v.", "null_token", "slot_embedding")
+        read = ("to_k.", "to_v.", "null_token", "slot_embedding", "query_rays.", "key_rays.")
         attention = [
             parameter
             for module in self.attentions().values()
             for name, parameter in module.named_parameters()
             if name.startswith(read)
         ]
-        names = ("context_proj", "context_level", "context_pose", "class_embedding")
+        names = ("context_proj", "context_level", "context_pose", "context_rays", "class_embedding")
         projections = [module for name in names if (module := getattr(self, name, None)) is not None]
         return attention + [parameter for projection in projections for parameter in projection.parameters()]
 
@@ -235,7 +255,7 @@ class ImageSetUNet(UNet2DConditionModel):
         else:
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[order].T
-        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped)
+        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, poses=poses)
         output = self._denoise(rows, times, batch, poses)[: sum(counts)]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)
 
@@ -255,7 +275,9 @@ class ImageSetUNet(UNet2DConditionModel):
         times = self.time_proj(levels.flatten()).to(patches.dtype)  # (images, sinusoids)
         level = self.context_level(times)  # (images, cross_attention_dim)
         tokens: Tensor = self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])
-        return tokens if poses is None else tokens + self.context_pose(poses).unsqueeze(-2)
+        if poses is None:
+            return tokens
+        return tokens + self.context_pose(poses).unsqueeze(-2) + self.context_rays(poses, patches.shape[-2])
 
 
 def _places(order: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,15 @@ WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 34
 TICKS = 4
 POINTS_WITH_DOTS = 30
+LEGEND = 24
+"""Height of a legend, in a file of its own."""
+STYLE = """
+text { font-family: system-ui, sans-serif; font-size: 10.5px; fill: #6d6860; }
+.grid { stroke: #e3dfd6; } .line { fill: none; stroke: currentColor; stroke-width: 2; } .dot { fill: currentColor; }
+.self { color: #3f55c8; } .dino { color: #0d8a70; } .bound { color: #6d6860; } .line.bound { stroke-dasharray: 4 4; }
+.name { fill: currentColor; }
+"""
+"""The page's own colours by daylight."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +34,15 @@ class Line:
     """at least one, in order"""
 
 
-def line_chart(lines: Sequence[Line], *, title: str, x_label: str) -> Markup:
-    """An SVG element with one vertical axis; points of short lines tell their values to whoever hovers over them."""
+def line_chart(lines: Sequence[Line], *, title: str, x_label: str, from_zero: bool = False) -> Markup:
+    """An SVG element with one vertical axis; points of short lines tell their values to whoever hovers over them.
+
+    Args:
+        from_zero: the axis begins at zero, so that heights compare.
+    """
     values = [y for line in lines for _, y in line.points]
     places = [x for line in lines for x, _ in line.points]
-    rows = ticks(min(values), max(values))
+    rows = ticks(0 if from_zero else min(values), max(values))
     columns = [tick for tick in ticks(min(places), max(places)) if min(places) <= tick <= max(places)]
     x0, x1 = min(places), max(places)
     y0, y1 = rows[0], rows[-1]
@@ -59,6 +72,23 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str) -> Markup:
                 for x, y in line.points
             ]
     return Markup("".join([*parts, "</svg>"]))
+
+
+def svg_file(lines: Sequence[Line], *, title: str, x_label: str, from_zero: bool = False) -> bytes:
+    """The chart with its colours and a legend, as a file that needs no page."""
+    chart = line_chart(lines, title=title, x_label=x_label, from_zero=from_zero)
+    names = "".join(
+        f'<text class="name {escape(line.style)}" x="{LEFT + place * (WIDTH - LEFT) / len(lines):.1f}" y="14">'
+        f"{escape(line.name)}</text>"
+        for place, line in enumerate(lines)
+    )
+    height = HEIGHT + LEGEND
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * height}" '
+        f'viewBox="0 0 {WIDTH} {height}"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="white"/>{names}'
+        f'<svg y="{LEGEND}" width="{WIDTH}" height="{HEIGHT}">{chart}</svg></svg>\n'
+    ).encode()
 
 
 def ticks(low: float, high: float) -> list[float]:

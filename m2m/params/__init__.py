@@ -55,6 +55,7 @@ from m2m.params.learning import (
     TrainVariant,
     TrainVariants,
 )
+from m2m.params.sampling import SamplingParams
 from m2m.params.section import (
     FrozenPart,
     LearningRate,
@@ -97,6 +98,7 @@ __all__ = [
     "PredictionType",
     "Probability",
     "ReportParams",
+    "SamplingParams",
     "Section",
     "SetSize",
     "SolverName",
@@ -136,4 +138,5 @@ class Params(Section):
     train: TrainParams
     finetune: FinetuneParams
     evaluate: EvaluateParams
+    sampling: SamplingParams
     report: ReportParams

@@ -79,6 +79,9 @@ class WorldViews(WorldSets, ViewCount):
     orbit: Annotated[int, Field(ge=0)] = Field(
         description="how many of the views go evenly around the object at one height; the others are from anywhere"
     )
+    start_within: Annotated[float, Field(ge=0, le=180)] = Field(
+        description="degrees from the object's front within which an orbit starts; 180: anywhere"
+    )
 
 
 class FolderViews(FolderSets, ViewCount):

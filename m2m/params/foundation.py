@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from m2m.params.section import LearningRate, PositiveInt, Section
+from m2m.params.section import LearningRate, PositiveInt, PredictionType, Section
 
 
 class Fit(Section):
@@ -22,6 +22,7 @@ class VaeFit(Fit):
 
 
 class UnetFit(Fit):
+    prediction_type: PredictionType
     block_out_channels: tuple[int, ...]
     attention_head_dim: tuple[int, ...] = Field(description="attention heads at each level (SD 2.1's name for them)")
 

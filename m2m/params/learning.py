@@ -37,6 +37,9 @@ class LearningParams(Section):
 
     seed: int
     min_snr_gamma: Annotated[float, Field(ge=0)] = Field(description="min-SNR loss weighting; 0 turns it off")
+    timestep_shift: Annotated[float, Field(ge=1)] = Field(
+        description="training at more noise, where layout is decided: 1 is uniform, 3 has half of the steps above 3/4"
+    )
     guidance_dropout: Probability = Field(description="share of noisy positions that see the empty context")
     context_noise: ContextNoise
     context_swap: Probability = Field(
@@ -63,6 +66,9 @@ class TrainCommon(LearningParams):
 
     set_size: SetSize
     max_context: PositiveInt = Field(description="context images in the window: the first and the newest others")
+    context_pool: PositiveInt = Field(
+        description="M2M-Self: neighbouring tokens of a context image that are read as one at the finest level; 1: each"
+    )
     prediction_type: PredictionType
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -14,7 +13,7 @@ from m2m.errors import UserError
 from m2m.evaluation import lots, table
 from m2m.evaluation.comparison import Lots, compare
 from m2m.evaluation.gallery import draw_gallery, to_png
-from m2m.evaluation.kept import folder_of
+from m2m.evaluation.kept import folder_of, note_run, run_before
 from m2m.evaluation.measure import Batch, Benchmark, Scores, measure, read
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.sampling import Continuations, Stopwatch
@@ -26,15 +25,6 @@ from m2m.progress import progress
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the stage made."""
-
-    numbers: Mapping[str, float | int | str]
-    version: str | None
-    """of the registered model; None if there is no tracking server, or none now"""
 
 
 def run(
@@ -51,7 +41,7 @@ def run(
     tracker: Tracker,
     device: str,
     workers: Workers = ALONE,
-) -> Evaluation:
+) -> table.Evaluation:
     """Writes `metrics` (flat JSON), ``positions.csv`` and galleries into `plots`; registers the model with its scores.
 
     Args:
@@ -79,8 +69,8 @@ def run(
     draws = _draws(params, sets, load_pipeline(model, device=device), folder, workers)
 
     tags = {"variant": variant, "manifest": data.digest, "model": digest}
-    with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=_run_before(folder)) as record:
-        write_atomically(folder / "run", record.id.encode())
+    with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=run_before(folder)) as record:
+        note_run(folder, record.id)
         record.params(params.model_dump(mode="json"))
         record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation", sets=data.sets)
 
@@ -112,7 +102,7 @@ def run(
             record.metrics({"seconds_per_image": stopwatch.seconds / stopwatch.pictures})
         version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
-    return Evaluation(numbers, version)
+    return table.Evaluation(numbers, version)
 
 
 def _draws(
@@ -197,9 +187,3 @@ def _require(params: EvaluateMis, *, images_per_set: int, sets: int) -> None:
             f"evaluate.mis.subset.given holds {max(params.subset.given)}, which leaves nothing to generate of "
             f"evaluate.mis.given + evaluate.mis.generated = {total} images; lower it"
         )
-
-
-def _run_before(folder: Path) -> str | None:
-    """The id of the run that a killed evaluation of the same things recorded itself under."""
-    note = folder / "run"
-    return note.read_text() if note.exists() else None

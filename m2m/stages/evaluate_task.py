@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -13,7 +11,7 @@ from m2m.data.sets import ImageSets
 from m2m.errors import UserError
 from m2m.evaluation import steps, table, views
 from m2m.evaluation.gallery import draw_gallery, to_png
-from m2m.evaluation.kept import folder_of
+from m2m.evaluation.kept import folder_of, note_run, run_before
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.task_sampling import Pictures, TaskDraws
 from m2m.files import folder_digest, write_atomically
@@ -24,15 +22,6 @@ from m2m.progress import progress
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers
-
-
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """What the stage made."""
-
-    numbers: Mapping[str, float | int | str]
-    version: str | None
-    """of the registered model; None if there is no tracking server, or none now"""
 
 
 def run(
@@ -52,7 +41,7 @@ def run(
     device: str,
     workers: Workers = ALONE,
     register: bool = True,
-) -> TaskEvaluation:
+) -> table.Evaluation:
     """Writes `metrics` (flat JSON) and galleries into `plots`; registers the model with its scores.
 
     Args:
@@ -87,11 +76,9 @@ def run(
     name = f"evaluate-{variant}-{task}"
     drafts = work / name
     folder = folder_of(drafts, made_from)
-    note = folder / "run"
     tags = {"variant": variant, "task": task, "manifest": data.digest, "model": digest}
-    resumed = note.read_text() if note.exists() else None
-    with tracker.run(name, stage="evaluate", tags=tags, resume_key=resumed) as record:
-        write_atomically(note, record.id.encode())
+    with tracker.run(name, stage="evaluate", tags=tags, resume_key=run_before(folder)) as record:
+        note_run(folder, record.id)
         record.params(params.model_dump(mode="json"))
         record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation", sets=data.sets)
         draws = TaskDraws(
@@ -129,7 +116,7 @@ def run(
         if register:
             version = record.register(model, f"m2m-{variant}-{task}", metrics=measured, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
-    return TaskEvaluation(numbers, version)
+    return table.Evaluation(numbers, version)
 
 
 def _measure(

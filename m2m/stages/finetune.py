@@ -54,6 +54,7 @@ def run(
         **learning.model_dump(),
         set_size=params.set_size,
         max_context=parent.unet.max_context,
+        context_pool=parent.unet.config["context_pool"],
         prediction_type=parent.scheduler.config.prediction_type,
     )
     folders = [model]

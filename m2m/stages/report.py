@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from m2m.errors import UserError
 from m2m.files import write_atomically
 from m2m.manifest import Manifest
-from m2m.page import tables
+from m2m.page import efficiency, tables
 from m2m.page.charts import position_charts, training_charts
 from m2m.page.galleries import galleries
 from m2m.page.tables import NAMES, Fact, Numbers
@@ -56,6 +56,7 @@ def run(
     *,
     items: Sequence[Evaluated],
     task_items: Sequence[TaskEvaluated] = (),
+    sampling: Path,
     manifest: Path,
     out: Path,
 ) -> None:
@@ -64,6 +65,7 @@ def run(
     Args:
         items: at least one variant. Baselines are taken from the first: they are the same for all.
         task_items: of fine-tuned models.
+        sampling: numbers of the sampling stage (JSON).
         manifest: of the MIS dataset.
 
     Raises:
@@ -89,6 +91,7 @@ def run(
         given=tables.given(numbers),
         positions=position_charts(numbers),
         training=training,
+        efficiency=efficiency.efficiency_part(_numbers(sampling, efficiency.KEYS, stage="sampling")),
         tasks=[_task(task, task_items) for task in get_args(Task) if any(one.task == task for one in task_items)],
         papers_networks=str(shared["network/inception"]).startswith("inception-v3"),
         origin=_origin(data, shared),
@@ -108,15 +111,15 @@ def _task(task: Task, items: Sequence[TaskEvaluated]) -> TaskPart:
     return task_part(task, numbers, {item.variant: item.plots for item in own})
 
 
-def _numbers(path: Path, needed: Sequence[str] = KEYS) -> Numbers:
+def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate") -> Numbers:
     try:
         numbers = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; the evaluate stage must run first") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; the {stage} stage must run first") from error
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); run the evaluate stage again") from error
+        raise UserError(f"{path}: not JSON ({error}); run the {stage} stage again") from error
     if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
-        raise UserError(f"{path}: not what the evaluate stage writes; run it again")
+        raise UserError(f"{path}: not what the {stage} stage writes; run it again")
     return numbers
 
 

@@ -86,6 +86,7 @@ def _world_objects(params: WorldViews, split: Split, count: int, size: int) -> I
             captions[index],
             on_orbit=params.orbit,
             at_random=params.views - params.orbit,
+            start_within=params.start_within,
             seed=derive(params.seed, "object", set_id),
             size=size,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m2m.data.shards import ImageSet
-from m2m.diffusion.objective import draw_context_timesteps
+from m2m.diffusion.objective import draw_context_timesteps, shift_timesteps
 from m2m.errors import UserError
 from m2m.models.pose import relative_poses
 from m2m.params import TrainCommon
@@ -122,7 +122,8 @@ class Draws:
         """
         draws, common, count = generator(self.common.seed, *key), self.common, len(images)
         latents = self._latents(image_set, images)  # (N, 4, h, w)
-        timesteps = torch.randint(self.timesteps, (count,), generator=draws)
+        uniform = torch.randint(self.timesteps, (count,), generator=draws)
+        timesteps = shift_timesteps(uniform, common.timestep_shift, count=self.timesteps)
         noise = torch.randn(latents.shape, generator=draws)
         dropped = torch.rand(count, generator=draws) < common.guidance_dropout
         context_timesteps = draw_context_timesteps(

@@ -42,6 +42,7 @@ def from_stable_diffusion(foundation: Path, variant: Variant, common: TrainCommo
             variant=variant,
             max_context=common.max_context,
             context_dim=encoder.config.hidden_size if encoder else 0,
+            context_pool=common.context_pool if variant == "self" else 1,
         )
         schedule = DDIMScheduler.load_config(source, subfolder="scheduler", local_files_only=True)
         processor = BitImageProcessorPil.from_pretrained(dino, local_files_only=True) if encoder else None

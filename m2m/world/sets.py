@@ -11,15 +11,20 @@ from m2m.world.procedures import paint_step
 from m2m.world.variation import Variation
 
 
-def orbit(views: int, rng: np.random.Generator) -> list[Camera]:
-    """Cameras at one height and distance, their azimuths evenly spaced from a random one on, counter-clockwise."""
-    start = rng.uniform(0, 360)
+def orbit(views: int, *, front: float, start_within: float, rng: np.random.Generator) -> list[Camera]:
+    """Cameras at one height and distance, evenly spaced, counter-clockwise.
+
+    Args:
+        front: azimuth of the object's front.
+        start_within: degrees from there, either way, within which the first one stands.
+    """
+    start = front + rng.uniform(-start_within, start_within)
     elevation, distance = rng.uniform(*CORPUS_ELEVATIONS), rng.uniform(*CORPUS_DISTANCES)
     return [Camera((start + 360 * step / views) % 360, elevation, distance) for step in range(views)]
 
 
 def draw_views(
-    caption: Caption, *, on_orbit: int, at_random: int, seed: int, size: int
+    caption: Caption, *, on_orbit: int, at_random: int, start_within: float, seed: int, size: int
 ) -> tuple[NDArray[np.uint8], dict[str, list[list[list[float]]]]]:
     """One object of a view caption, first from an orbit, then from random cameras; a function of its arguments.
 
@@ -31,7 +36,8 @@ def draw_views(
     assert caption.second is not None  # it is a caption of a view
     rng = np.random.default_rng(seed)
     solid = SolidObject.draw(caption.noun, caption.colour, *caption.second, rng)
-    cameras = [*orbit(on_orbit, rng), *(Camera.draw(rng) for _ in range(at_random))]
+    around = orbit(on_orbit, front=solid.front, start_within=start_within, rng=rng)
+    cameras = [*around, *(Camera.draw(rng) for _ in range(at_random))]
     return render_views(solid, cameras, size), {"poses": [camera.matrix().tolist() for camera in cameras]}
 
 

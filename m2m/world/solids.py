@@ -23,6 +23,9 @@ from m2m.world.vocabulary import COLOURS
 SINK: Final = 0.06
 """World units by which the second solid stands in the main one, so that no gap shows at a curved side."""
 
+THREE_QUARTER: Final = 60.0
+"""Degrees from the second solid's side of the main one to the object's front."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -148,6 +151,11 @@ class SolidObject:
             height=rng.uniform(-0.3, 0.5),
             second_size=rng.uniform(0.46, 0.56),
         )
+
+    @property
+    def front(self) -> float:
+        """Azimuth in degrees from where both solids are seen, the second one at the side of the main one and nearer."""
+        return self.turn + self.side + THREE_QUARTER
 
     def parts(self) -> tuple[Part, Part]:
         """Both solids in their places: the second standing upright on the side of the main one, the middle of the two

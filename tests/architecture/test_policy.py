@@ -61,6 +61,7 @@ def test_the_command_line() -> None:
         "train": "--curve --foundation --manifest --out --params --variant",
         "finetune": "--curve --foundation --from-scratch --manifest --model --out --params --task --variant",
         "evaluate": "--foundation --manifest --metrics --model --params --plots --register --task --variant",
+        "sampling": "--foundation --metrics --models --params --plots",
         "report": "--manifest --out --params",
         "verify": "",
         "sample": "--azimuth --context-timestep --elevation --given-azimuth --given-elevation --guidance-scale "

@@ -15,6 +15,7 @@ from m2m.diffusion.objective import (
     denoising_loss,
     draw_context_timesteps,
     min_snr_weight,
+    shift_timesteps,
     target,
 )
 from m2m.errors import UserError
@@ -67,6 +68,16 @@ def test_a_gamma_of_zero_weighs_all_alike(prediction_type: PredictionType) -> No
     timesteps = torch.tensor([[0, 500, 999]])
     weight = min_snr_weight(timesteps, PRODUCTS, gamma=0.0, prediction_type=prediction_type)
     assert torch.equal(weight, torch.ones(1, 3))
+
+
+def test_shifted_timesteps_keep_their_order_and_move_to_more_noise() -> None:
+    uniform = torch.arange(1000)
+    assert torch.equal(shift_timesteps(uniform, 1, count=1000), uniform)
+    shifted = shift_timesteps(uniform, 3, count=1000)
+    assert (shifted.diff() >= 0).all()
+    assert (shifted >= uniform).all()
+    assert (shifted[0], shifted[-1]) == (1, 999)
+    assert abs(int(shifted[500]) - 750) <= 1
 
 
 def test_epsilon_from_pure_noise_is_refused_and_velocity_is_not() -> None:

@@ -198,15 +198,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         server.server_close()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is compared to the bit is computed by one thread, as in the processes that the tests start."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def lessons() -> Lessons:
     """A few pictures of shapes and of procedures, as the networks of the world get them."""

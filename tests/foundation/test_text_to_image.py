@@ -7,27 +7,37 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from m2m.foundation import text_to_image
-from m2m.foundation.text_to_image import CAPTION_DROPOUT, TextToImage, denoising_loss, scheduler, tokenize
+from m2m.foundation.text_to_image import CAPTION_DROPOUT, TextToImage, scheduler, text_to_image_loss, tokenize
 from m2m.foundation.world import Lessons
-from m2m.params import UnetFit
+from m2m.params import PredictionType, UnetFit
 
 
 @pytest.fixture
 def networks(tokenizer: CLIPTokenizer) -> TextToImage:
     torch.manual_seed(0)
-    params = UnetFit(images=1, batch_size=1, learning_rate=1e-3, block_out_channels=(16, 32), attention_head_dim=(1, 2))
+    params = UnetFit(
+        images=1,
+        batch_size=1,
+        learning_rate=1e-3,
+        prediction_type="v_prediction",
+        block_out_channels=(16, 32),
+        attention_head_dim=(1, 2),
+    )
     return TextToImage(params, tokenizer)
 
 
-def test_the_noise_schedule_is_sd_2_1_bases() -> None:
-    config = scheduler().config
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction")
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_noise_schedule_is_sd_2_1s(prediction_type: PredictionType) -> None:
+    config = scheduler(prediction_type).config
     assert (config["beta_schedule"], config["beta_start"], config["beta_end"]) == ("scaled_linear", 0.00085, 0.012)
     assert (config["steps_offset"], config["set_alpha_to_one"], config["clip_sample"]) == (1, False, False)
-    assert (config["prediction_type"], config["num_train_timesteps"]) == ("epsilon", 1000)
+    assert (config["prediction_type"], config["num_train_timesteps"]) == (prediction_type, 1000)
 
 
-def test_the_u_net_is_configured_as_sd_2_1_bases(networks: TextToImage) -> None:
+def test_the_u_net_is_configured_as_sd_2_1s(networks: TextToImage) -> None:
     config: Any = networks.unet.config
     assert config.use_linear_projection
     assert config.attention_head_dim == (1, 2)
@@ -64,7 +74,9 @@ def test_the_loss_is_the_weighted_error_of_the_noise() -> None:
     tokens, empty = torch.arange(n)[:, None] + 1, torch.zeros(1, 1, dtype=torch.long)
     # With latents and spread zero the noisy latents are the noise, scaled: what was drawn can be read from them.
     nothing = torch.zeros(n, 4, 8, 8)
-    loss = denoising_loss(stub, nothing, nothing, tokens, empty)(torch.arange(n), torch.Generator().manual_seed(0))
+    loss = text_to_image_loss(stub, nothing, nothing, tokens, empty, "epsilon")(
+        torch.arange(n), torch.Generator().manual_seed(0)
+    )
     noisy, timesteps, _ = stub.asked[0]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha = torch.cumprod(1 - betas, 0)[timesteps]
@@ -77,14 +89,28 @@ def test_the_loss_is_the_weighted_error_of_the_noise() -> None:
     assert timesteps.max() > 900
 
 
+def test_the_loss_of_v_has_no_weights() -> None:
+    n = 64
+    stub: Any = Stub(torch.zeros_like)
+    clean, nothing = torch.full((n, 4, 8, 8), 2.0), torch.zeros(n, 4, 8, 8)
+    tokens, empty = torch.arange(n)[:, None] + 1, torch.zeros(1, 1, dtype=torch.long)
+    loss = text_to_image_loss(stub, clean, nothing, tokens, empty, "v_prediction")
+    found = loss(torch.arange(n), torch.Generator().manual_seed(0))
+    noisy, timesteps, _ = stub.asked[0]
+    alpha = scheduler("v_prediction").alphas_cumprod.double()[timesteps].view(-1, 1, 1, 1)
+    noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    v = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    assert found.item() == pytest.approx(v.square().mean().item(), rel=1e-4)
+
+
 def test_latents_are_drawn_anew_around_their_means() -> None:
     n = 256
     stub: Any = Stub(torch.zeros_like)
     mean, spread = torch.full((n, 4, 8, 8), 30.0), torch.full((n, 4, 8, 8), 4.0)
-    loss = denoising_loss(stub, mean, spread, torch.zeros(n, 1).long(), torch.zeros(1, 1).long())
+    loss = text_to_image_loss(stub, mean, spread, torch.zeros(n, 1).long(), torch.zeros(1, 1).long(), "epsilon")
     loss(torch.arange(n), torch.Generator().manual_seed(0))
     noisy, timesteps, _ = stub.asked[0]
-    alpha = scheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    alpha = scheduler("epsilon").alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     scaled = (noisy - alpha.sqrt() * mean) / (alpha * 16 + 1 - alpha).sqrt()
     assert scaled.mean().item() == pytest.approx(0, abs=0.02)
     assert scaled.std().item() == pytest.approx(1, abs=0.02)
@@ -94,7 +120,7 @@ def test_a_tenth_of_the_captions_is_dropped() -> None:
     n = 4000
     stub: Any = Stub(torch.zeros_like)
     latents, tokens = torch.zeros(n, 4, 1, 1), torch.arange(n)[:, None] + 1
-    denoising_loss(stub, latents, latents, tokens, torch.zeros(1, 1).long())(
+    text_to_image_loss(stub, latents, latents, tokens, torch.zeros(1, 1).long(), "epsilon")(
         torch.arange(n), torch.Generator().manual_seed(0)
     )
     text = stub.asked[0][2]
@@ -103,19 +129,19 @@ def test_a_tenth_of_the_captions_is_dropped() -> None:
     assert torch.equal(text[~dropped], tokens[~dropped])
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_it_learns(
-    networks: TextToImage, tokenizer: CLIPTokenizer, lessons: Lessons, descend: Callable[..., tuple[float, float]]
+    networks: TextToImage,
+    tokenizer: CLIPTokenizer,
+    lessons: Lessons,
+    descend: Callable[..., tuple[float, float]],
+    prediction_type: PredictionType,
 ) -> None:
     latents = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(1)).expand(16, 4, 8, 8)
     tokens, empty = tokenize(tokenizer, lessons.captions), tokenize(tokenizer, [""])
-    loss = denoising_loss(networks, latents, torch.zeros_like(latents), tokens, empty)
+    loss = text_to_image_loss(networks, latents, torch.zeros_like(latents), tokens, empty, prediction_type)
     first, last = descend(networks, loss, pictures=16, steps=20)
     assert last < 0.7 * first
     for part in (networks.unet, networks.text_encoder):
         parameters: Any = part
         assert all(value.requires_grad for value in parameters.parameters())
-
-
-def test_the_scheduler_of_the_folder_is_the_one_of_training() -> None:
-    assert text_to_image.MIN_SNR == 5.0
-    assert len(scheduler().alphas_cumprod) == 1000

@@ -126,3 +126,23 @@ def test_keys_are_put_together_once_an_image(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):  # denoising steps
         module(torch.randn(SETS, 7, DIM), Window(cache))
     assert len({keys.data_ptr() for keys in calls.keys}) == 1
+
+
+def test_tokens_that_are_alike_read_the_same_pooled() -> None:
+    torch.manual_seed(0)
+    block, pooled = (
+        ImageSetAttention(dim=8, inner_dim=8, heads=2, token_dim=8, max_context=3, value_bias=True, pool=pool)
+        for pool in (1, 2)
+    )
+    with torch.no_grad():
+        block.null_token.fill_(-1e4)  # a key far away: what is read are the context's tokens alone
+        block.to_q.weight.copy_(torch.eye(8))
+        block.to_k.weight.copy_(torch.eye(8))
+        pooled.load_state_dict(block.state_dict())
+        hidden, tokens = torch.rand(1, 5, 8), torch.rand(1, 3, 8).repeat_interleave(2, dim=1)
+        caches = ContextCache(3), ContextCache(3)
+        outputs = []
+        for one, cache in zip((block, pooled), caches, strict=True):
+            one.record(tokens, cache)
+            outputs.append(one(hidden, Window(cache)))
+    torch.testing.assert_close(*outputs)

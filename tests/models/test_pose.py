@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from m2m.models.pose import POSE_DIM, relative_poses
-from m2m.world.cameras import Camera
+from m2m.models.pose import CLOSENESS, FIELD_OF_VIEW, POSE_DIM, RAY_DIM, rays, relative_poses
+from m2m.world import cameras as world
+from m2m.world.cameras import Camera, project
 
 angles = st.floats(-170, 170)
 cameras = st.builds(Camera, azimuth=angles, elevation=st.floats(-80, 80), distance=st.floats(1.5, 3))
@@ -47,6 +48,32 @@ def test_they_take_a_point_from_the_first_cameras_axes_to_the_others(
     pose = relative_poses(there)[1].double()
     moved = pose[:9].view(3, 3) @ seen[0] + first.distance * pose[9:]
     torch.testing.assert_close(moved, seen[1], rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=cameras, other=cameras, point=st.tuples(*[st.floats(-0.4, 0.4)] * 3))
+def test_the_rays_of_the_tokens_that_show_a_point_meet_there(
+    first: Camera, other: Camera, point: tuple[float, float, float]
+) -> None:
+    side = 64
+    both = [first, other]
+    seen = rays(relative_poses(matrices(*both)), side)  # (2, 64 * 64, 9)
+    assert seen.shape == (2, side * side, RAY_DIM)
+    there = matrices(first)[0]
+    x = (there[:, :3] @ torch.tensor(point, dtype=torch.float64) + there[:, 3]) / first.distance
+    x = x.float() - torch.tensor([0.0, 0.0, 1.0])  # from the object's middle, in the first camera's axes
+    for number, camera in enumerate(both):
+        column, row = project([point], camera, side)[0].astype(int)
+        direction, moment, nearest = seen[number, row * side + column].split(3)
+        torch.testing.assert_close(direction.norm(), torch.tensor(1.0))
+        distance = (torch.linalg.cross(x, direction) - moment / CLOSENESS).norm()
+        assert distance < 0.03 * camera.distance / first.distance  # a token is wide
+        assert abs(float(nearest @ direction)) < 1e-4
+        torch.testing.assert_close(torch.linalg.cross(nearest, direction), moment, rtol=1e-3, atol=1e-4)
+
+
+def test_rays_are_drawn_for_the_worlds_cameras() -> None:
+    assert FIELD_OF_VIEW == world.FIELD_OF_VIEW
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2m.models.image_set_attention import ContextCache, Window
+from m2m.models.pose import RayEmbedding
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
 
-SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 3, 24
+SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
 WINDOWS = pytest.mark.parametrize("max_context", [1, 2, 8])
 SD_21_BASE: dict[str, Any] = {  # unet/config.json of stable-diffusion-2-1-base
@@ -43,10 +44,14 @@ SD_21_BASE: dict[str, Any] = {  # unet/config.json of stable-diffusion-2-1-base
 }
 
 
-def network(folder: Path, variant: Variant, *, max_context: int = 8, trained: bool = True) -> ImageSetUNet:
+def network(
+    folder: Path, variant: Variant, *, max_context: int = 8, pool: int = 1, trained: bool = True
+) -> ImageSetUNet:
     """From the tiny Stable Diffusion; `trained`: its new weights are no longer where they started."""
     dim = DINO_DIM if variant == "dino" else 0
-    unet = ImageSetUNet.from_stable_diffusion(folder, variant=variant, max_context=max_context, context_dim=dim).eval()
+    unet = ImageSetUNet.from_stable_diffusion(
+        folder, variant=variant, max_context=max_context, context_dim=dim, context_pool=pool
+    ).eval()
     if trained:
         torch.manual_seed(0)
         with torch.no_grad():
@@ -200,6 +205,28 @@ def test_the_noise_on_a_context_image_is_told(tiny_stable_diffusion: Path, varia
     before, after = predict(unet, noisy, timesteps, context), predict(unet, noisy, timesteps, clean)
     assert torch.equal(before[:, 0], after[:, 0])
     assert not torch.allclose(before[:, 1], after[:, 1])
+
+
+def test_pooled_tokens_are_read_at_the_finest_level_only(tiny_stable_diffusion: Path, tmp_path: Path) -> None:
+    unet = network(tiny_stable_diffusion, "self", pool=2)
+    finest = unet.config["block_out_channels"][0]
+    assert {(a.to_q.in_features == finest, a.pool) for a in unet.attentions().values()} == {(True, 2), (False, 1)}
+    unet.save_pretrained(tmp_path)
+    plain = ImageSetUNet.from_pretrained(tmp_path, context_pool=1)  # the same weights
+    noisy, timesteps, context = batch("self")
+    coarse, fine = predict(unet, noisy, timesteps, context), predict(plain, noisy, timesteps, context)
+    assert torch.equal(coarse[:, 0], fine[:, 0])  # no context, nothing to pool
+    assert not torch.allclose(coarse[:, 1:], fine[:, 1:], atol=1e-4)
+    cache = ContextCache(8)
+    record(unet, context.images[:, 0], context.timesteps[:, 0], cache)
+    with torch.no_grad():
+        sampled = unet(noisy[:, 1], timesteps[:, 1], Window(cache)).sample
+    torch.testing.assert_close(sampled, coarse[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_is_m2m_selfs(tiny_stable_diffusion: Path) -> None:
+    with pytest.raises(ValueError, match="context_pool coarsens what M2M-Self reads"):
+        network(tiny_stable_diffusion, "dino", pool=2)
 
 
 @VARIANTS
@@ -412,6 +439,8 @@ def test_poses_change_nothing_before_the_first_step_and_can_be_learnt(
     optimizer.zero_grad()
     unet(noisy, timesteps, context, return_dict=False)[0].square().mean().backward()
     embeddings = [unet.class_embedding, *([unet.context_pose] if variant == "dino" else [])]
+    embeddings += [module for module in unet.modules() if isinstance(module, RayEmbedding)]
+    assert len(embeddings) == (1 + 2 * len(unet.attentions()) if variant == "self" else 3 + len(unet.attentions()))
     assert all(parameter.grad.abs().sum() > 0 for one in embeddings for parameter in one.parameters())
     assert {id(p) for one in embeddings for p in one.parameters()} <= {id(p) for p in unet.context_parameters()}
 
@@ -421,7 +450,7 @@ def test_a_pose_reaches_its_own_image_and_those_that_look_at_it(tiny_stable_diff
     unet = ImageSetUNet.with_poses(network(tiny_stable_diffusion, variant), pose_dim=12, seed=0).eval()
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
-            if "linear_2" in name and name.startswith(("class_embedding", "context_pose")):
+            if ".linear_2." in name and not name.startswith("time_embedding"):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
     noisy, timesteps, context = mixed_batch(variant, pose_dim=12)
     before = predict(unet, noisy, timesteps, context)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from m2m.page.line_chart import HEIGHT, WIDTH, Line, line_chart, ticks
+from m2m.page.line_chart import HEIGHT, WIDTH, Line, line_chart, svg_file, ticks
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,19 @@ def test_long_lines_have_no_dots() -> None:
 def test_one_point_and_equal_values_are_drawn() -> None:
     ET.fromstring(line_chart([Line("a", "self", [(1, 3)])], title="t", x_label="x"))
     ET.fromstring(line_chart([Line("a", "self", [(1, 3), (2, 3)])], title="t", x_label="x"))
+
+
+def test_an_axis_from_zero_makes_heights_compare() -> None:
+    lines = [Line("a", "self", [(1, 20), (2, 10)])]
+    svg = ET.fromstring(line_chart(lines, title="t", x_label="x", from_zero=True))
+    bottom = max(float(line.attrib["y1"]) for line in svg.iter("line"))
+    first, second = (bottom - float(dot.attrib["cy"]) for dot in svg.iter("circle"))
+    assert first / second == pytest.approx(2, abs=0.01)
+
+
+def test_a_file_of_its_own_has_its_colours_and_a_legend() -> None:
+    content = svg_file([Line("a & b", "self", [(1, 2)]), Line("c", "dino", [(1, 3)])], title="<t>", x_label="x")
+    svg, space = ET.fromstring(content), "{http://www.w3.org/2000/svg}"
+    assert [text.text for text in svg.findall(f"{space}text")] == ["a & b", "c"]
+    assert svg.findtext(f"{space}title") == "<t>"
+    assert ".dino { color:" in (svg.findtext(f"{space}style") or "")

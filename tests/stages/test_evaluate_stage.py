@@ -22,6 +22,7 @@ from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.evaluation import lots, sampling
+from m2m.evaluation.table import Evaluation
 from m2m.files import folder_digest
 from m2m.foundation import contrast
 from m2m.foundation.words import learn_tokenizer
@@ -72,7 +73,7 @@ class Workplace:
     def plots(self) -> Path:
         return self.root / "reports" / "evaluate-self"
 
-    def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> evaluate.Evaluation:
+    def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> Evaluation:
         outputs = {"metrics": self.metrics, "plots": self.plots, "work": self.root / "work", "tracker": NullTracker()}
         return evaluate.run(params, "self", **{**self.inputs, **outputs, "device": "cpu", **changed})
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from m2m.errors import UserError
 from m2m.evaluation import task_sampling
+from m2m.evaluation.table import Evaluation
 from m2m.evaluation.views import FRAMES
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
@@ -41,7 +42,6 @@ PARAMS = {
 }
 DRAWN = {"nvs": 3 * (3 + 2 + 3), "vpg": 2 * (5 + 4 + 5)}
 """Pictures in all, by both models; the test procedures have 6, 5 and 6 steps."""
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Workplace:
     root: Path
     inputs: Callable[[str], dict[str, Any]]
 
-    def evaluate(self, task: Any, **changed: Any) -> evaluate_task.TaskEvaluation:
+    def evaluate(self, task: Any, **changed: Any) -> Evaluation:
         outputs = {"metrics": self.metrics(task), "plots": self.plots(task), "work": self.root / "work"}
         options = {**self.inputs(task), **outputs, "tracker": NullTracker(), "device": "cpu", **changed}
         return evaluate_task.run(options.pop("params", PARAMS[task]), task, "self", **options)

@@ -34,6 +34,7 @@ Run = Callable[..., finetune.Trained]
 LEARNING = {
     "seed": 7,
     "min_snr_gamma": 5.0,
+    "timestep_shift": 1,
     "guidance_dropout": 0.1,
     "context_noise": {"probability": 0.5, "max_timestep": 200},
     "context_swap": 0.3,
@@ -52,7 +53,6 @@ LEARNING = {
 }
 STILL = 1e-12
 """A learning rate at which nothing is learnt."""
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

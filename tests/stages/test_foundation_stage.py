@@ -24,7 +24,7 @@ TINY = WorldFoundation(
     views=2,
     steps=2,
     vae=VaeFit(**FIT, block_out_channels=(8, 8, 8, 16)),
-    unet=UnetFit(**FIT, block_out_channels=(16, 32), attention_head_dim=(2, 4)),
+    unet=UnetFit(**FIT, prediction_type="v_prediction", block_out_channels=(16, 32), attention_head_dim=(2, 4)),
     clip=TransformerFit(**FIT, hidden_size=16, layers=1),
     dino=TransformerFit(**FIT, hidden_size=16, layers=1),
     inception=Fit(**FIT),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
@@ -54,14 +53,6 @@ class Workplace:
     def sets(self) -> dict[str, ImageSet]:
         manifest = Manifest.read(self.manifest)
         return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each worker has
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

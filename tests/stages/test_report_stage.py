@@ -94,6 +94,19 @@ def make_item(tmp_path: Path) -> Callable[..., report.Evaluated]:
     return make
 
 
+@pytest.fixture
+def sampling(tmp_path: Path) -> Path:
+    numbers: dict[str, float | int | str] = {"images": 4, "repeats": 3, "solver": "ddim", "num_inference_steps": 50}
+    numbers |= {"spread": 0.08, "device": "a <fast> machine", "pixels": 64}
+    numbers |= {f"{part}_seconds/stable-diffusion": 0.0125 for part in ("reading", "decoding")}
+    numbers |= {"seconds/stable-diffusion": 0.25, "gflop/stable-diffusion": 0.232}
+    for case in (f"{variant}/given={given}" for variant in ("self", "dino") for given in (1, 8)):
+        numbers |= {f"{part}/{case}": 0.375 for part in ("seconds", "reading_seconds", "ratio", "gflop", "gflop_ratio")}
+        numbers |= {f"window/{case}": min(int(case[-1]), 5)}
+    (tmp_path / "sampling.json").write_text(json.dumps(numbers))
+    return tmp_path / "sampling.json"
+
+
 class Balance(HTMLParser):
     """Fails where an element is closed that is not open."""
 
@@ -113,10 +126,10 @@ class Balance(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_no_other_file(
-    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "reports" / "index.html"
-    report.run(PARAMS, items=[make_item("self"), make_item("dino")], manifest=manifest, out=out)
+    report.run(PARAMS, items=[make_item("self"), make_item("dino")], sampling=sampling, manifest=manifest, out=out)
     page = out.read_text()
     balance = Balance()
     balance.feed(page)
@@ -130,16 +143,65 @@ def test_the_page_is_whole_and_needs_no_other_file(
 
 
 def test_the_page_shows_the_numbers_beside_the_papers(
-    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
 ) -> None:
-    report.run(PARAMS, items=[make_item("self"), make_item("dino")], manifest=manifest, out=tmp_path / "index.html")
+    report.run(
+        PARAMS,
+        items=[make_item("self"), make_item("dino")],
+        sampling=sampling,
+        manifest=manifest,
+        out=tmp_path / "index.html",
+    )
     page = (tmp_path / "index.html").read_text()
     for text in ("0.50 ± 0.25", "75.0 ± 25.0", "41.50 ± 0.25", "88 %", "+3.0 [-1.2, +7.1]", "SHA-256 " + "ab" * 32):
         assert text in page
     for text in ("9.56 ± 1.21", "28.07 ± 0.58", "22.71 ± 0.52", "77.41 ± 0.03", "They cannot be compared"):
         assert text in page
-    assert page.count("<svg") == 6 + 2
+    assert page.count("<svg") == 6 + 2 + 2
     assert "M2M-DINO, 4 given" in page
+
+
+def test_the_page_shows_what_sampling_costs(
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index.html"
+    report.run(PARAMS, items=[make_item("self")], sampling=sampling, manifest=manifest, out=out)
+    page = out.read_text()
+    for text in (
+        "M2M-Self, 8 given",
+        "Stable Diffusion, a caption",
+        "50 DDIM steps",
+        "up to 8 %",
+        "a &lt;fast&gt; machine",
+    ):
+        assert text in page
+    assert "Of more than 5 given images these models look at the first and the newest 4" in page
+    assert page.index("Sampling efficiency") < page.index("<h2>Training")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "the sampling stage must run first"),
+        ("{", "not JSON"),
+        ("{}", "not what the sampling stage writes; run it again"),
+    ],
+)
+def test_what_sampling_left_must_be_whole(
+    make_item: Callable[..., report.Evaluated],
+    sampling: Path,
+    manifest: Path,
+    tmp_path: Path,
+    content: str | None,
+    words: str,
+) -> None:
+    sampling.unlink()
+    if content is not None:
+        sampling.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        report.run(PARAMS, items=[make_item("self")], sampling=sampling, manifest=manifest, out=tmp_path / "out.html")
+    assert "sampling.json" in str(caught.value)
+    assert not (tmp_path / "out.html").exists()
 
 
 @pytest.fixture
@@ -174,6 +236,7 @@ def make_task_item(tmp_path: Path) -> Callable[..., report.TaskEvaluated]:
 def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
     make_item: Callable[..., report.Evaluated],
     make_task_item: Callable[..., report.TaskEvaluated],
+    sampling: Path,
     manifest: Path,
     tmp_path: Path,
 ) -> None:
@@ -183,7 +246,9 @@ def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
         make_task_item("vpg", "self"),
     ]
     items = [make_item("self"), make_item("dino")]
-    report.run(PARAMS, items=items, task_items=task_items, manifest=manifest, out=tmp_path / "index.html")
+    report.run(
+        PARAMS, items=items, task_items=task_items, sampling=sampling, manifest=manifest, out=tmp_path / "index.html"
+    )
     page = (tmp_path / "index.html").read_text()
     balance = Balance()
     balance.feed(page)
@@ -207,6 +272,7 @@ def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
 def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
     make_item: Callable[..., report.Evaluated],
     make_task_item: Callable[..., report.TaskEvaluated],
+    sampling: Path,
     manifest: Path,
     tmp_path: Path,
 ) -> None:
@@ -214,32 +280,32 @@ def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
     item = make_task_item("vpg", "self")
     item.metrics.write_text("{}")
     with pytest.raises(UserError, match=r"numbers\.json: not what the evaluate stage writes"):
-        report.run(PARAMS, items=items, task_items=[item], manifest=manifest, out=out)
+        report.run(PARAMS, items=items, task_items=[item], sampling=sampling, manifest=manifest, out=out)
     item.metrics.unlink()
     with pytest.raises(UserError, match="the evaluate stage must run first"):
-        report.run(PARAMS, items=items, task_items=[item], manifest=manifest, out=out)
+        report.run(PARAMS, items=items, task_items=[item], sampling=sampling, manifest=manifest, out=out)
     assert not out.exists()
 
 
 def test_without_attributes_there_is_no_agreement(
-    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
 ) -> None:
     item = make_item("self", network="inception-v3-compat@1", agreement=False)
-    report.run(PARAMS, items=[item], manifest=manifest, out=tmp_path / "index.html")
+    report.run(PARAMS, items=[item], sampling=sampling, manifest=manifest, out=tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
     assert "Shape, %" not in page
     assert "More preceding images" not in page
     assert "They cannot be compared" not in page
     assert "with the same kind of networks" in page
-    assert page.count("<svg") == 4 + 2
+    assert page.count("<svg") == 4 + 2 + 2
 
 
 def test_the_same_inputs_give_the_same_bytes(
-    make_item: Callable[..., report.Evaluated], manifest: Path, tmp_path: Path
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
 ) -> None:
     items = [make_item("self"), make_item("dino")]
     for name in ("a.html", "b.html"):
-        report.run(PARAMS, items=items, manifest=manifest, out=tmp_path / name)
+        report.run(PARAMS, items=items, sampling=sampling, manifest=manifest, out=tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -258,6 +324,7 @@ def test_the_same_inputs_give_the_same_bytes(
 )
 def test_a_bad_input_is_one_clear_line(
     make_item: Callable[..., report.Evaluated],
+    sampling: Path,
     manifest: Path,
     tmp_path: Path,
     field: str,
@@ -271,7 +338,7 @@ def test_a_bad_input_is_one_clear_line(
         path.write_text(content)
     item = replace(make_item("self"), **{field: path.parent if path.suffix == ".png" else path})
     with pytest.raises(UserError, match=words) as caught:
-        report.run(PARAMS, items=[item], manifest=manifest, out=tmp_path / "index.html")
+        report.run(PARAMS, items=[item], sampling=sampling, manifest=manifest, out=tmp_path / "index.html")
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "index.html").exists()

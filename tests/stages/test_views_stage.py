@@ -28,8 +28,8 @@ from m2m.world.grammar import parse
 from m2m.world.meshes import RADIUS
 
 WORLD = {
-    **{"source": "world", "seed": 0, "train": 3, "test": 2, "views": 3, "orbit": 2, "sets_per_shard": 2},
-    "batch_size": 4,
+    **{"source": "world", "seed": 0, "train": 3, "test": 2, "views": 3, "orbit": 2, "start_within": 180},
+    **{"sets_per_shard": 2, "batch_size": 4},
 }
 FOLDER = {
     **{"source": "folder", "seed": 0, "test_share": 0.0, "max_bad_fraction": 0.4, "camera_convention": "blender"},
@@ -62,14 +62,6 @@ class Workplace:
     def sets(self) -> dict[str, ImageSet]:
         manifest = Manifest.read(self.manifest)
         return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each worker has
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

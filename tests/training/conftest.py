@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from m2m.data.shards import ImageSet, write_shard
 from m2m.manifest import Manifest, ShardEntry, shard_key
@@ -34,15 +33,6 @@ def image_set(id_: str, rng: np.random.Generator) -> ImageSet:
     return ImageSet(
         id=id_, caption=f"picture of {id_}", images=colour.astype(np.uint8), latents=content.astype(np.float32)
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these only wait for a second thread, for minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +70,10 @@ def make_common() -> Callable[..., TrainCommon]:
             "seed": 7,
             "set_size": 4,
             "max_context": 3,
+            "context_pool": 1,
             "prediction_type": "epsilon",
             "min_snr_gamma": 5.0,
+            "timestep_shift": 1,
             "guidance_dropout": 0.1,
             "context_noise": {"probability": 0.5, "max_timestep": 200},
             "context_swap": 0.3,

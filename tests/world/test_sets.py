@@ -15,7 +15,7 @@ from m2m.world.vocabulary import COLOURS
 
 def test_a_point_lies_where_the_pose_says() -> None:
     caption = parse("a rendered red cube with a cyan sphere")
-    pictures, extras = draw_views(caption, on_orbit=8, at_random=4, seed=3, size=64)
+    pictures, extras = draw_views(caption, on_orbit=8, at_random=4, start_within=180, seed=3, size=64)
     poses = np.array(extras["poses"])
     assert pictures.shape == (12, 64, 64, 3)
     assert poses.shape == (12, 3, 4)
@@ -34,7 +34,8 @@ def test_a_point_lies_where_the_pose_says() -> None:
 
 
 def test_an_orbit_goes_evenly_around_at_one_height() -> None:
-    poses = np.array(draw_views(view_captions(held_out=False)[0], on_orbit=5, at_random=2, seed=0, size=16)[1]["poses"])
+    caption = view_captions(held_out=False)[0]
+    poses = np.array(draw_views(caption, on_orbit=5, at_random=2, start_within=180, seed=0, size=16)[1]["poses"])
     rotations, places = poses[:, :, :3], -np.einsum("nij,ni->nj", poses[:, :, :3], poses[:, :, 3])
     np.testing.assert_allclose(
         rotations @ rotations.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (7, 3, 3)), atol=1e-9
@@ -43,6 +44,23 @@ def test_an_orbit_goes_evenly_around_at_one_height() -> None:
     np.testing.assert_allclose(np.diff(azimuths) % 360, 72)
     np.testing.assert_allclose(places[:5, 2], places[0, 2])
     assert len(set(np.round(places[4:, 2], 6))) == 3
+
+
+@pytest.mark.parametrize("within", [0.0, 20.0])
+def test_an_orbit_starts_near_the_front_where_both_solids_are_seen(within: float) -> None:
+    caption = parse("a rendered red cube with a cyan sphere")
+    offsets = []
+    for seed in range(12):
+        pictures, extras = draw_views(caption, on_orbit=1, at_random=0, start_within=within, seed=seed, size=32)
+        pose = np.array(extras["poses"][0])
+        place = -pose[:, :3].T @ pose[:, 3]
+        front = SolidObject.draw("cube", "red", "sphere", "cyan", np.random.default_rng(seed)).front
+        offsets.append((np.degrees(np.arctan2(place[1], place[0])) - front + 180) % 360 - 180)
+        blue_beyond_red = pictures[0][..., 2].astype(int) - pictures[0][..., 0]
+        assert (blue_beyond_red > 80).sum() > 30  # the sphere
+        assert (blue_beyond_red < -80).sum() > 30  # the cube
+    assert np.abs(offsets).max() <= within + 1e-6
+    assert within == 0 or np.ptp(offsets) > within
 
 
 def test_blenders_camera_is_turned_about_its_x_axis() -> None:
