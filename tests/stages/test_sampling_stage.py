@@ -20,7 +20,6 @@ from m2m.params import SamplingParams, Variant
 from m2m.stages import sampling
 from m2m.tracking import NullTracker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WINDOW = 3
 """Of the tiny models."""
 PARAMS = SamplingParams(
