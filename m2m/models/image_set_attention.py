@@ -138,8 +138,8 @@ class ImageSetAttention(nn.Module):
         slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
         queries = self._queries(hidden, batch.poses)  # (rows, T, inner_dim)
-        images = queries[: sum(counts)].split(counts)  # N of (sets that have it, T, inner_dim)
-        contexts = queries[sum(counts) :].split(counts[1:]) if batch.tokens is None else ()
+        images = torch.split(queries[: sum(counts)], list(counts))  # N of (sets that have it, T, inner_dim)
+        contexts = torch.split(queries[sum(counts) :], list(counts[1:])) if batch.tokens is None else ()
         drawn, context = [], []
         for n, count in enumerate(counts):
             # Image n and context image n read the same keys.
@@ -188,7 +188,7 @@ class ImageSetAttention(nn.Module):
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """The tokens that are read: (images, L·pool, token_dim) -> (images, L, token_dim)."""
-        return tokens if self.pool == 1 else tokens.unflatten(1, (-1, self.pool)).mean(dim=2)
+        return tokens if self.pool == 1 else tokens.reshape(len(tokens), -1, self.pool, tokens.shape[-1]).mean(dim=2)
 
     def assemble(self, images: list[tuple[Tensor, Tensor]], sets: int) -> tuple[Tensor, Tensor]:
         """One tensor of keys, one of values (S, 1 + n·L, inner_dim), from those of a window's images in slot order."""

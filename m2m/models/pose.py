@@ -56,7 +56,7 @@ def rays(poses: Tensor, side: int) -> Tensor:
     is the origin here. Direction d and moment m = o x d, for a camera at o, are Plücker's coordinates: two rays meet if
     d·m' + d'·m = 0. The nearest point is d x m.
     """
-    rotation, translation = poses.float()[:, :9].unflatten(1, (3, 3)), poses.float()[:, 9:]  # (rows, 3, 3), (rows, 3)
+    rotation, translation = poses.float()[:, :9].reshape(-1, 3, 3), poses.float()[:, 9:]  # (rows, 3, 3), (rows, 3)
     edge = math.tan(math.radians(FIELD_OF_VIEW / 2))
     steps = ((torch.arange(side, device=poses.device) + 0.5) / side * 2 - 1) * edge  # the tokens' centres
     v, u = torch.meshgrid(steps, steps, indexing="ij")

@@ -275,9 +275,9 @@ class ImageSetUNet(UNet2DConditionModel):
         times = self.time_proj(levels.flatten()).to(patches.dtype)  # (images, sinusoids)
         level = self.context_level(times)  # (images, cross_attention_dim)
         tokens: Tensor = self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])
-        if poses is None:
-            return tokens
-        return tokens + self.context_pose(poses).unsqueeze(-2) + self.context_rays(poses, patches.shape[-2])
+        if poses is not None:
+            tokens = tokens + self.context_pose(poses).unsqueeze(-2) + self.context_rays(poses, patches.shape[-2])
+        return tokens
 
 
 def _places(order: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
