@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,19 +89,7 @@ def views(
     machine = Machine("views")
     from m2m.stages import views
 
-    device, processes = machine.device(), machine.threads()
-    made = views.run(
-        wanted,
-        stable_diffusion=foundation / "stable-diffusion",
-        manifest=manifest,
-        work=machine.settings.work,
-        store=machine.store(),
-        tracker=machine.tracker(),
-        device=device,
-        workers=machine.workers(),
-        processes=processes,
-    )
-    typer.echo(f"{manifest}: {_sets(made)}")
+    _make_task_sets(partial(views.run, wanted), machine, foundation, manifest)
 
 
 @app.command()
@@ -113,9 +103,13 @@ def procedures(
     machine = Machine("procedures")
     from m2m.stages import procedures
 
+    _make_task_sets(partial(procedures.run, wanted), machine, foundation, manifest)
+
+
+def _make_task_sets(run: Callable[..., Manifest], machine: Machine, foundation: Path, manifest: Path) -> None:
+    """What the stages of both tasks' sets are given."""
     device, processes = machine.device(), machine.threads()
-    made = procedures.run(
-        wanted,
+    made = run(
         stable_diffusion=foundation / "stable-diffusion",
         manifest=manifest,
         work=machine.settings.work,
