@@ -24,7 +24,7 @@ from m2m import seeds
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
-from m2m.models.pose import relative_poses
+from m2m.models.pose import Viewpoints, relative_poses
 from m2m.models.preceding import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 from m2m.photos import Photo, as_tensor, square
@@ -220,30 +220,30 @@ class M2MPipeline(DiffusionPipeline):
         )
         moved = None if poses is None else poses.to(device, self.unet.dtype)  # (S, n, pose_dim)
 
-        def pose() -> Tensor | None:
-            return None if moved is None else moved[:, preceding.count]
+        def seen_from() -> Viewpoints | None:
+            return None if moved is None else Viewpoints(moved[:, preceding.count])
 
         for pictures in zip(*given, strict=True):
             images = torch.stack(pictures).to(device)  # uint8 (S, 3, H, W)
             context = self._context(images if dino else self._encode(images), preceding, set_seeds, options)
-            preceding.append(context, pose())
+            preceding.append(context, seen_from())
         for k in range(options.num_images):
             generators = [seeds.generator(seed, "image", k) for seed in set_seeds]
             start = _normal(self.latent_shape, generators) if noise is None else noise[:, k]  # (S, 4, h, w)
-            latents = self._denoise(start.to(device, self.unet.dtype), preceding, pose(), generators, k, options)
+            latents = self._denoise(start.to(device, self.unet.dtype), preceding, seen_from(), generators, k, options)
             last = k + 1 == options.num_images
             if options.output_type != "latent" or (dino and not last):
                 images = self.vae.decode(latents / self.vae.config.scaling_factor).sample  # (S, 3, H, W)
             yield latents if options.output_type == "latent" else images
             if not last:
                 context = _as_uint8(images) if dino else latents
-                preceding.append(self._context(context, preceding, set_seeds, options), pose())
+                preceding.append(self._context(context, preceding, set_seeds, options), seen_from())
 
     def _denoise(
         self,
         latents: Tensor,
         preceding: PrecedingImages,
-        pose: Tensor | None,
+        seen_from: Viewpoints | None,
         generators: list[torch.Generator],
         k: int,
         options: Options,
@@ -259,7 +259,7 @@ class M2MPipeline(DiffusionPipeline):
         for step, timestep in enumerate(timesteps):
             sample = self.scheduler.scale_model_input(latents, timestep)  # (S, 4, h, w)
             sample = torch.cat([sample, sample]) if guided else sample  # (2·S, 4, h, w): without context, with it
-            window = preceding.window(guided=guided, pose=pose)
+            window = preceding.window(guided=guided, seen_from=seen_from)
             prediction = self.unet(sample, times[step], window, return_dict=False)[0]
             if guided:
                 without, with_context = prediction.chunk(2)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2m.models.pose import RayEmbedding
+from m2m.models.pose import RAY_DIM, Viewpoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class TeacherForcing:
     counts: tuple[int, ...]  # sets that have an image at each of the N positions; they are the first ones
     tokens: Tensor | None  # of the context images, (context rows, L, token_dim); None: each block's own (M2M-Self)
     dropped: Tensor | None  # (N, B) bool: images drawn from the empty set
-    poses: Tensor | None = None  # (rows, pose_dim)
+    seen_from: Viewpoints | None = None  # the images to draw, then the context images
 
 
 class ContextCache:
@@ -67,7 +67,7 @@ class Window:
     cache: ContextCache
     unconditional: int = 0  # rows at the head of the batch that see the empty set
     record: bool = False
-    pose: Tensor | None = None  # (S, pose_dim): where the image is seen from
+    seen_from: Viewpoints | None = None  # the image of each set
 
 
 class ImageSetAttention(nn.Module):
@@ -79,8 +79,7 @@ class ImageSetAttention(nn.Module):
         token_dim: width of context tokens: `dim` for M2M-Self, the cross-attention width for M2M-DINO.
         max_context: slots of the window.
         value_bias: values have a bias (M2M-Self: what the parent's values gave for the empty prompt).
-        query_rays: queries are told their rays.
-        key_rays: so are keys (M2M-Self; the tokens of M2M-DINO are told before they come here).
+        with_rays: queries and keys are told the rays of their tokens.
         pool: neighbouring context tokens of a row of the image that are read as one, their mean.
     """
 
@@ -93,8 +92,7 @@ class ImageSetAttention(nn.Module):
         token_dim: int,
         max_context: int,
         value_bias: bool,
-        query_rays: bool = False,
-        key_rays: bool = False,
+        with_rays: bool = False,
         pool: int = 1,
         dropout: float = 0.0,
     ) -> None:
@@ -108,8 +106,8 @@ class ImageSetAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
         self.null_token = nn.Parameter(torch.zeros(token_dim))
         self.slot_embedding = nn.Parameter(torch.zeros(max_context, inner_dim))
-        self.query_rays = RayEmbedding(inner_dim) if query_rays else None
-        self.key_rays = RayEmbedding(inner_dim) if key_rays else None
+        self.query_rays = nn.Linear(RAY_DIM, inner_dim, bias=False) if with_rays else None
+        self.key_rays = nn.Linear(RAY_DIM, inner_dim, bias=False) if with_rays else None
 
     def forward(
         self,
@@ -130,14 +128,14 @@ class ImageSetAttention(nn.Module):
         null = self.null_token.expand(sets, 1, -1)
         tokens = torch.cat([null, *_of_positions(rows, counts)], dim=1)  # (B, 1 + (N-1)·L, token_dim)
         keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
-        if self.key_rays is not None and batch.poses is not None:
-            seen = self.key_rays(batch.poses[sum(counts) :], read.shape[1])
-            seen = self._pooled(seen)  # (context rows, L, inner_dim)
-            keys = keys + F.pad(torch.cat(_of_positions(seen, counts), dim=1), (0, 0, 1, 0))  # the null token has none
+        if self.key_rays is not None and batch.seen_from is not None:
+            rays = self._pooled(batch.seen_from.rays(read.shape[1])[sum(counts) :])  # (context rows, L, RAY_DIM)
+            seen = torch.cat(_of_positions(self.key_rays(rays), counts), dim=1)  # (B, (N-1)·L, inner_dim)
+            keys = keys + F.pad(seen, (0, 0, 1, 0))  # the null token has none
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
         slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
-        queries = self._queries(hidden, batch.poses)  # (rows, T, inner_dim)
+        queries = self._queries(hidden, batch.seen_from)  # (rows, T, inner_dim)
         images = torch.split(queries[: sum(counts)], list(counts))  # N of (sets that have it, T, inner_dim)
         contexts = torch.split(queries[sum(counts) :], list(counts[1:])) if batch.tokens is None else ()
         drawn, context = [], []
@@ -162,29 +160,29 @@ class ImageSetAttention(nn.Module):
     def _sample(self, hidden: Tensor, window: Window) -> Tensor:
         conditional = hidden[window.unconditional :]  # (S, T, dim)
         keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
-        queries = self._queries(conditional, window.pose)  # (S, T, inner_dim)
+        queries = self._queries(conditional, window.seen_from)  # (S, T, inner_dim)
         attended = self._out(self._attend(queries, keys, values))  # (S, T, dim)
         if window.record:
-            self.record(conditional, window.cache, window.pose)
+            self.record(conditional, window.cache, window.seen_from)
         if window.unconditional:
             empty = self._out(self.to_v(self.null_token))  # (dim): the same for every query
             attended = torch.cat([empty.expand(window.unconditional, *attended.shape[1:]), attended])
         return attended  # (rows, T, dim)
 
-    def record(self, tokens: Tensor, cache: ContextCache, pose: Tensor | None = None) -> None:
-        """Adds the keys and values of a context image, tokens (S, L·pool, token_dim), pose (S, 12), to the cache."""
+    def record(self, tokens: Tensor, cache: ContextCache, seen_from: Viewpoints | None = None) -> None:
+        """Adds the keys and values of a context image a set, tokens (S, L·pool, token_dim), to the cache."""
         read = self._pooled(tokens)
         keys = self.to_k(read)  # (S, L, inner_dim)
-        if self.key_rays is not None and pose is not None:
-            keys = keys + self._pooled(self.key_rays(pose, tokens.shape[1]))
+        if self.key_rays is not None and seen_from is not None:
+            keys = keys + self.key_rays(self._pooled(seen_from.rays(tokens.shape[1])))
         cache.append(self, keys, self.to_v(read))
 
-    def _queries(self, hidden: Tensor, poses: Tensor | None) -> Tensor:
-        """(rows, T, dim) and (rows, 12) -> (rows, T, inner_dim)."""
+    def _queries(self, hidden: Tensor, seen_from: Viewpoints | None) -> Tensor:
+        """(rows, T, dim) -> (rows, T, inner_dim)."""
         queries: Tensor = self.to_q(hidden)
-        if self.query_rays is None or poses is None:
+        if self.query_rays is None or seen_from is None:
             return queries
-        return queries + self.query_rays(poses, hidden.shape[1])  # type: ignore[no-any-return]
+        return queries + self.query_rays(seen_from.rays(hidden.shape[1])[: len(hidden)])  # type: ignore[no-any-return]
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """The tokens that are read: (images, L·pool, token_dim) -> (images, L, token_dim)."""

@@ -11,17 +11,20 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 POSE_DIM = 12
 """Nine numbers of a rotation, three of a translation."""
-RAY_DIM = 9
-"""Three numbers each: direction, moment, and the point nearest to the object's middle."""
 FIELD_OF_VIEW = 49.1
 """Degrees, both ways, that rays are drawn for: that of Zero123's renderings. Poses do not say it."""
+WAVELENGTHS = (1.6, 0.8, 0.4)
+"""In units of the first camera's distance; a picture is 0.9 wide there."""
+RAY_DIM = 9 + 6 * len(WAVELENGTHS)
+"""Three numbers each: direction, moment, and the point nearest to the object's middle. And that point's waves."""
 CLOSENESS = 4.0
 """Scale of moments and points, which differ by little from token to token."""
-RAY_FEATURES = 64
+LOUDNESS = 8.0
+"""Scale of all of them. Adam moves every weight by the learning rate: what is told louder is learnt sooner."""
 
 
 def relative_poses(cameras: Tensor) -> Tensor:
@@ -49,12 +52,34 @@ def relative_poses(cameras: Tensor) -> Tensor:
     return torch.cat([rotation.flatten(-2), translation], dim=-1).float()
 
 
+class Viewpoints:
+    """Where some pictures are seen from: their poses, and the rays of their tokens.
+
+    Args:
+        poses: (rows, 12), see `relative_poses`.
+    """
+
+    def __init__(self, poses: Tensor) -> None:
+        self.poses = poses
+        self._rays: dict[int, Tensor] = {}
+
+    def rays(self, tokens: int) -> Tensor:
+        """What `rays` says of square pictures with so many tokens, (rows, tokens, RAY_DIM): worked out once."""
+        if tokens not in self._rays:
+            side = math.isqrt(tokens)
+            if side * side != tokens:
+                raise ValueError(f"{tokens} tokens make no square picture, for which alone rays are known")
+            self._rays[tokens] = rays(self.poses, side).to(self.poses.dtype)
+        return self._rays[tokens]
+
+
 def rays(poses: Tensor, side: int) -> Tensor:
-    """The rays through the side x side tokens of square pictures: poses (rows, 12) -> (rows, side², 9), float32.
+    """The rays through the side x side tokens of square pictures: poses (rows, 12) -> (rows, side², RAY_DIM), float32.
 
     In the coordinates of the set's first camera, which looks at the object's middle from a distance of one; that middle
     is the origin here. Direction d and moment m = o x d, for a camera at o, are Plücker's coordinates: two rays meet if
-    d·m' + d'·m = 0. The nearest point is d x m.
+    d·m' + d'·m = 0. The nearest point is p = d x m; of it there are sine and cosine at each of the wavelengths, too, so
+    that products of two rays' numbers tell whether they pass the middle at the same place.
     """
     rotation, translation = poses.float()[:, :9].reshape(-1, 3, 3), poses.float()[:, 9:]  # (rows, 3, 3), (rows, 3)
     edge = math.tan(math.radians(FIELD_OF_VIEW / 2))
@@ -66,22 +91,7 @@ def rays(poses: Tensor, side: int) -> Tensor:
     middle = cameras.new_zeros(3)
     middle[2] = 1
     moments = torch.linalg.cross((cameras - middle).expand_as(directions), directions)  # (rows, side², 3)
-    nearest = torch.linalg.cross(directions, moments)  # (rows, side², 3)
-    return torch.cat([directions, CLOSENESS * moments, CLOSENESS * nearest], dim=-1)
-
-
-class RayEmbedding(nn.Module):
-    """What is added to tokens for their rays: two layers, as of the timestep's embedding."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(RAY_DIM, RAY_FEATURES)
-        self.linear_2 = nn.Linear(RAY_FEATURES, width)
-
-    def forward(self, poses: Tensor, tokens: int) -> Tensor:
-        """Poses (rows, 12) of square pictures with so many tokens -> (rows, tokens, width)."""
-        side = math.isqrt(tokens)
-        if side * side != tokens:
-            raise ValueError(f"{tokens} tokens make no square picture, for which alone rays are known")
-        seen = rays(poses, side).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(seen)))  # type: ignore[no-any-return]
+    points = torch.linalg.cross(directions, moments)  # (rows, side², 3)
+    angles = points[..., None] * (2 * math.pi / torch.tensor(WAVELENGTHS, device=poses.device))  # (rows, side², 3, w)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (rows, side², 6·w)
+    return LOUDNESS * torch.cat([directions, CLOSENESS * moments, CLOSENESS * points, waves], dim=-1)

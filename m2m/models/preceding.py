@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from m2m.models.image_set_attention import ContextCache, Window
+from m2m.models.pose import Viewpoints
 from m2m.models.unet import ImageSetUNet
 
 
@@ -24,29 +25,29 @@ class PrecedingImages:
         self.use_cache = use_cache
         self.count = 0
         self._cache = ContextCache(unet.max_context)
-        self._images: list[tuple[Tensor, Tensor | None]] = []
+        self._images: list[tuple[Tensor, Viewpoints | None]] = []
 
-    def append(self, image: Tensor, pose: Tensor | None = None) -> None:
-        """Adds one image a set: latents (S, 4, h, w) or patch tokens (S, L, D), and its pose (S, pose_dim)."""
+    def append(self, image: Tensor, seen_from: Viewpoints | None = None) -> None:
+        """Adds one image a set: latents (S, 4, h, w) or patch tokens (S, L, D)."""
         self.count += 1
         if self.use_cache:
-            self._record(image, pose, self._cache)
+            self._record(image, seen_from, self._cache)
         else:
-            self._images.append((image, pose))
+            self._images.append((image, seen_from))
 
-    def window(self, *, guided: bool, pose: Tensor | None = None) -> Window:
+    def window(self, *, guided: bool, seen_from: Viewpoints | None = None) -> Window:
         """What the next image reads in one step.
 
         Args:
             guided: the first half of the batch is drawn from the empty set.
-            pose: of the image that is drawn, (S, pose_dim).
+            seen_from: the image that is drawn, of each set.
         """
         cache = self._cache
         if not self.use_cache:
             cache = ContextCache(self.unet.max_context)
-            for image, seen_from in self._images:
-                self._record(image, seen_from, cache)
-        return Window(cache, unconditional=len(self.timesteps) if guided else 0, pose=pose)
+            for image, its_viewpoints in self._images:
+                self._record(image, its_viewpoints, cache)
+        return Window(cache, unconditional=len(self.timesteps) if guided else 0, seen_from=seen_from)
 
-    def _record(self, image: Tensor, pose: Tensor | None, cache: ContextCache) -> None:
-        self.unet(image, self.timesteps, Window(cache, record=True, pose=pose))
+    def _record(self, image: Tensor, seen_from: Viewpoints | None, cache: ContextCache) -> None:
+        self.unet(image, self.timesteps, Window(cache, record=True, seen_from=seen_from))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
-from m2m.models.pose import RayEmbedding
+from m2m.models.pose import Viewpoints
 from m2m.seeds import generator
 
 Variant = Literal["self", "dino"]
@@ -90,8 +90,7 @@ class ImageSetUNet(UNet2DConditionModel):
                 token_dim=text.query_dim if variant == "self" else text.cross_attention_dim,
                 max_context=max_context,
                 value_bias=variant == "self",
-                query_rays=self.pose_dim > 0,
-                key_rays=self.pose_dim > 0 and variant == "self",
+                with_rays=self.pose_dim > 0,
                 pool=context_pool if text.query_dim == self.config["block_out_channels"][0] else 1,
                 dropout=text.dropout,
             )
@@ -101,7 +100,6 @@ class ImageSetUNet(UNet2DConditionModel):
             self.context_level = nn.Linear(sinusoids, width, bias=False)
             if self.pose_dim:
                 self.context_pose = TimestepEmbedding(self.pose_dim, width)
-                self.context_rays = RayEmbedding(width)
 
     @property
     def pose_dim(self) -> int:
@@ -194,7 +192,7 @@ class ImageSetUNet(UNet2DConditionModel):
             for name, parameter in module.named_parameters()
             if name.startswith(read)
         ]
-        names = ("context_proj", "context_level", "context_pose", "context_rays", "class_embedding")
+        names = ("context_proj", "context_level", "context_pose", "class_embedding")
         projections = [module for name in names if (module := getattr(self, name, None)) is not None]
         return attention + [parameter for projection in projections for parameter in projection.parameters()]
 
@@ -215,15 +213,8 @@ class ImageSetUNet(UNet2DConditionModel):
         context = encoder_hidden_states
         if isinstance(context, ContextImages):
             output = self.forward_sets(sample, timestep, context)
-        elif context.record and self.variant == "dino":
-            output = self._context_tokens(sample, timestep, context.pose)  # (S, L, cross_attention_dim)
-            for attention in self.attentions().values():
-                attention.record(output, context.cache)
         else:
-            pose = context.pose
-            if pose is not None and context.unconditional:
-                pose = torch.cat([pose, pose])  # both halves of guidance draw the same view
-            output = self._denoise(sample, timestep, context, pose)
+            output = self._read_or_draw(sample, timestep, context)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
 
     def forward_sets(self, noisy: Tensor, timesteps: Tensor, context: ContextImages) -> Tensor:
@@ -251,13 +242,25 @@ class ImageSetUNet(UNet2DConditionModel):
         tokens = None
         if self.variant == "self":
             rows, times = torch.cat([rows, images]), torch.cat([times, levels])
-            poses = None if poses is None or seen is None else torch.cat([poses, seen])
         else:
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[order].T
-        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, poses=poses)
-        output = self._denoise(rows, times, batch, poses)[: sum(counts)]  # (rows, 4, h, w)
+        both = None if poses is None or seen is None else torch.cat([poses, seen])
+        seen_from = None if both is None else Viewpoints(both)
+        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from)
+        output = self._denoise(rows, times, batch, both if tokens is None else poses)[: sum(counts)]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)
+
+    def _read_or_draw(self, sample: Tensor, timestep: Tensor, window: Window) -> Tensor:
+        poses = None if window.seen_from is None else window.seen_from.poses
+        if window.record and self.variant == "dino":
+            tokens = self._context_tokens(sample, timestep, poses)  # (S, L, cross_attention_dim)
+            for attention in self.attentions().values():
+                attention.record(tokens, window.cache, window.seen_from)
+            return tokens
+        if poses is not None and window.unconditional:
+            poses = torch.cat([poses, poses])  # both halves of guidance draw the same view
+        return self._denoise(sample, timestep, window, poses)
 
     def _denoise(
         self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window, poses: Tensor | None
@@ -276,7 +279,7 @@ class ImageSetUNet(UNet2DConditionModel):
         level = self.context_level(times)  # (images, cross_attention_dim)
         tokens: Tensor = self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])
         if poses is not None:
-            tokens = tokens + self.context_pose(poses).unsqueeze(-2) + self.context_rays(poses, patches.shape[-2])
+            tokens = tokens + self.context_pose(poses).unsqueeze(-2)
         return tokens
 
 

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from m2m.models.pose import CLOSENESS, FIELD_OF_VIEW, POSE_DIM, RAY_DIM, rays, relative_poses
+from m2m.models.pose import (
+    CLOSENESS,
+    FIELD_OF_VIEW,
+    LOUDNESS,
+    POSE_DIM,
+    RAY_DIM,
+    WAVELENGTHS,
+    Viewpoints,
+    rays,
+    relative_poses,
+)
 from m2m.world import cameras as world
 from m2m.world.cameras import Camera, project
 
@@ -57,19 +67,29 @@ def test_the_rays_of_the_tokens_that_show_a_point_meet_there(
 ) -> None:
     side = 64
     both = [first, other]
-    seen = rays(relative_poses(matrices(*both)), side)  # (2, 64 * 64, 9)
+    seen = rays(relative_poses(matrices(*both)), side) / LOUDNESS  # (2, 64 * 64, RAY_DIM)
     assert seen.shape == (2, side * side, RAY_DIM)
     there = matrices(first)[0]
     x = (there[:, :3] @ torch.tensor(point, dtype=torch.float64) + there[:, 3]) / first.distance
     x = x.float() - torch.tensor([0.0, 0.0, 1.0])  # from the object's middle, in the first camera's axes
     for number, camera in enumerate(both):
         column, row = project([point], camera, side)[0].astype(int)
-        direction, moment, nearest = seen[number, row * side + column].split(3)
+        direction, moment, nearest, waves = seen[number, row * side + column].split([3, 3, 3, 6 * len(WAVELENGTHS)])
         torch.testing.assert_close(direction.norm(), torch.tensor(1.0))
         distance = (torch.linalg.cross(x, direction) - moment / CLOSENESS).norm()
         assert distance < 0.03 * camera.distance / first.distance  # a token is wide
         assert abs(float(nearest @ direction)) < 1e-4
         torch.testing.assert_close(torch.linalg.cross(nearest, direction), moment, rtol=1e-3, atol=1e-4)
+        phases = 2 * torch.pi * nearest[:, None] / CLOSENESS / torch.tensor(WAVELENGTHS)  # (3, wavelengths)
+        torch.testing.assert_close(waves, torch.cat([phases.sin(), phases.cos()], dim=1).flatten(), rtol=0, atol=1e-4)
+
+
+def test_rays_are_worked_out_once_and_only_for_square_pictures() -> None:
+    seen_from = Viewpoints(relative_poses(matrices(Camera(30, 20, 2.0), Camera(100, -5, 2.5))))
+    assert torch.equal(seen_from.rays(16), rays(seen_from.poses, 4))
+    assert seen_from.rays(16) is seen_from.rays(16)
+    with pytest.raises(ValueError, match="12 tokens"):
+        seen_from.rays(12)
 
 
 def test_rays_are_drawn_for_the_worlds_cameras() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2m.models.image_set_attention import ContextCache, Window
-from m2m.models.pose import RayEmbedding
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
 
 SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
@@ -439,8 +438,9 @@ def test_poses_change_nothing_before_the_first_step_and_can_be_learnt(
     optimizer.zero_grad()
     unet(noisy, timesteps, context, return_dict=False)[0].square().mean().backward()
     embeddings = [unet.class_embedding, *([unet.context_pose] if variant == "dino" else [])]
-    embeddings += [module for module in unet.modules() if isinstance(module, RayEmbedding)]
-    assert len(embeddings) == (1 + 2 * len(unet.attentions()) if variant == "self" else 3 + len(unet.attentions()))
+    embeddings += [
+        rays for attention in unet.attentions().values() for rays in (attention.query_rays, attention.key_rays)
+    ]
     assert all(parameter.grad.abs().sum() > 0 for one in embeddings for parameter in one.parameters())
     assert {id(p) for one in embeddings for p in one.parameters()} <= {id(p) for p in unet.context_parameters()}
 
@@ -450,7 +450,7 @@ def test_a_pose_reaches_its_own_image_and_those_that_look_at_it(tiny_stable_diff
     unet = ImageSetUNet.with_poses(network(tiny_stable_diffusion, variant), pose_dim=12, seed=0).eval()
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
-            if ".linear_2." in name and not name.startswith("time_embedding"):
+            if "_rays." in name or (".linear_2." in name and not name.startswith("time_embedding")):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
     noisy, timesteps, context = mixed_batch(variant, pose_dim=12)
     before = predict(unet, noisy, timesteps, context)
