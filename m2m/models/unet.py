@@ -235,20 +235,22 @@ class ImageSetUNet(UNet2DConditionModel):
         counts = tuple(sum(length > n for length in lengths) for n in range(positions))
         drawn = _places(order, counts, noisy.device)
         rows, times = noisy[drawn], timesteps[drawn]  # (rows, 4, h, w), (rows); position-major
-        poses = None if context.poses is None else context.poses[drawn]  # (rows, pose_dim)
         read = _places(order, counts[1:], noisy.device)  # an image is context for those after it
         images, levels = context.images[read], context.timesteps[read]  # (context rows, …), (context rows)
-        seen = None if context.poses is None else context.poses[read]  # (context rows, pose_dim)
+        poses = None  # of the images drawn, then of those read
+        if context.poses is not None:
+            poses = torch.cat([context.poses[drawn], context.poses[read]])  # (rows + context rows, pose_dim)
         tokens = None
         if self.variant == "self":
             rows, times = torch.cat([rows, images]), torch.cat([times, levels])
         else:
+            seen = None if poses is None else poses[sum(counts) :]
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[order].T
-        both = None if poses is None or seen is None else torch.cat([poses, seen])
-        seen_from = None if both is None else Viewpoints(both)
+        seen_from = None if poses is None else Viewpoints(poses)
         batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from)
-        output = self._denoise(rows, times, batch, both if tokens is None else poses)[: sum(counts)]  # (rows, 4, h, w)
+        own = None if poses is None else poses[: len(rows)]
+        output = self._denoise(rows, times, batch, own)[: sum(counts)]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)
 
     def _read_or_draw(self, sample: Tensor, timestep: Tensor, window: Window) -> Tensor:
