@@ -29,7 +29,7 @@ from m2m.manifest import Manifest, ShardEntry, Split, shard_key
 from m2m.progress import Advance, progress
 from m2m.store import Store
 from m2m.tracking import Tracker
-from m2m.workers import Workers
+from m2m.workers import Workers, in_order, thread_pool
 
 T = TypeVar("T")
 
@@ -61,6 +61,14 @@ class FinishedShard(BaseModel):
     """None if all of its sets were left out."""
     redrawn: int
     bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Unstored:
+    made: Made
+    split: Split
+    name: Path
+    """Of its record, but for the suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,8 @@ def make_dataset(
 ) -> Manifest:
     """Makes what is missing, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
 
-    A shard is made, written, uploaded and verified, then recorded below `work`.
+    A shard is made, written, uploaded and verified, then recorded below `work`. While it is written, the next one is
+    made: a GPU does not wait for the disk or the store.
 
     Raises:
         UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
@@ -116,7 +125,7 @@ def make_dataset(
         run.params(making.parameters)
         started = time.perf_counter()
 
-        def finish(shard: tuple[Split, list[T]]) -> FinishedShard:
+        def make(shard: tuple[Split, list[T]]) -> FinishedShard | _Unstored:
             split, items = shard
             name = records / _digest([*making.depends, *map(making.identity, items)])
             images = sum(map(making.count, items))
@@ -124,13 +133,20 @@ def make_dataset(
                 advance(images, skipped=True)
                 return done
             made.append(images)
-            return _store(making.make(items, advance), split, name, store)
+            return _Unstored(making.make(items, advance), split, name)
+
+        def keep(shard: FinishedShard | _Unstored) -> FinishedShard:
+            return shard if isinstance(shard, FinishedShard) else _store(shard, store)
 
         finished: list[FinishedShard] = []
         bad = list(making.bad)
         if len(bad) > making.max_bad_fraction * making.sets:
             raise UserError(_too_bad(making, bad))
-        with closing(workers.map(finish, _shards(making))) as shards:
+        with (
+            thread_pool(1, "store") as writer,
+            closing(workers.map(make, _shards(making))) as drawn,
+            closing(in_order(writer, keep, drawn, ahead=2)) as shards,
+        ):
             for shard in shards:
                 finished.append(shard)
                 bad += shard.bad
@@ -177,20 +193,20 @@ def _shards(making: Making[T]) -> Iterator[tuple[Split, list[T]]]:
             yield split, block
 
 
-def _store(made: Made, split: Split, name: Path, store: Store) -> FinishedShard:
+def _store(shard: _Unstored, store: Store) -> FinishedShard:
     """Writes, uploads and verifies a shard, then records that it is done."""
-    entry = None
+    made, entry = shard.made, None
     if made.sets:
-        tar = name.with_suffix(".tar")
+        tar = shard.name.with_suffix(".tar")
         try:
             stats = write_shard(made.sets, tar)
             key = shard_key(stats.sha256)
             store.put(key, tar, stats.sha256)
         finally:
             tar.unlink(missing_ok=True)
-        entry = ShardEntry(key=key, split=split, **vars(stats))
+        entry = ShardEntry(key=key, split=shard.split, **vars(stats))
     done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
-    write_atomically(name.with_suffix(".json"), done.model_dump_json().encode())
+    write_atomically(shard.name.with_suffix(".json"), done.model_dump_json().encode())
     return done
 
 
