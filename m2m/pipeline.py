@@ -218,10 +218,10 @@ class M2MPipeline(DiffusionPipeline):
             device=device,
             use_cache=options.use_cache,
         )
-        moved = None if poses is None else poses.to(device, self.unet.dtype)  # (S, n, pose_dim)
+        moved = None if poses is None else poses.to(device)  # (S, n, pose_dim), float32
 
         def seen_from() -> Viewpoints | None:
-            return None if moved is None else Viewpoints(moved[:, preceding.count])
+            return None if moved is None else Viewpoints(moved[:, preceding.count], self.unet.dtype)
 
         for pictures in zip(*given, strict=True):
             images = torch.stack(pictures).to(device)  # uint8 (S, 3, H, W)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from m2m.models.pose import RAY_DIM, Viewpoints
 
@@ -45,6 +46,7 @@ class ContextCache:
         self._images: dict[ImageSetAttention, list[tuple[Tensor, Tensor]]] = {}
         self._windows: dict[ImageSetAttention, tuple[Tensor, Tensor]] = {}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def append(self, block: ImageSetAttention, keys: Tensor, values: Tensor) -> None:
         """Adds an image, keys and values (S, L, inner_dim); where the window is full the second oldest leaves it."""
         images = self._images.setdefault(block, [])
@@ -53,6 +55,7 @@ class ContextCache:
             del images[1]
         self._windows.pop(block, None)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def read(self, block: ImageSetAttention, sets: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the window, null token first, (S, 1 + n·L, inner_dim): put together once an image."""
         if block not in self._windows:
@@ -81,6 +84,7 @@ class ImageSetAttention(nn.Module):
         value_bias: values have a bias (M2M-Self: what the parent's values gave for the empty prompt).
         with_rays: queries and keys are told the rays of their tokens.
         pool: neighbouring context tokens of a row of the image that are read as one, their mean.
+        last: no block comes after this one, so that what a context image would read here, nobody reads of it.
     """
 
     def __init__(
@@ -94,9 +98,11 @@ class ImageSetAttention(nn.Module):
         value_bias: bool,
         with_rays: bool = False,
         pool: int = 1,
+        last: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.last = last
         self.heads = heads
         self.max_context = max_context
         self.pool = pool
@@ -135,30 +141,39 @@ class ImageSetAttention(nn.Module):
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
         slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
-        queries = self._queries(hidden, batch.seen_from)  # (rows, T, inner_dim)
-        images = torch.split(queries[: sum(counts)], list(counts))  # N of (sets that have it, T, inner_dim)
-        contexts = torch.split(queries[sum(counts) :], list(counts[1:])) if batch.tokens is None else ()
+        reading = counts if self.last or batch.tokens is not None else (*counts, *counts[1:])  # rows of each stream
+        queries = self._queries(hidden[: sum(reading)], batch.seen_from)  # (rows, T, inner_dim)
+        streams_of = queries.split(reading)  # type: ignore[no-untyped-call]
+        images, contexts = streams_of[:positions], streams_of[positions:]  # of (sets that have it, T, inner_dim)
+        lengths = tuple(1 + n * length for n in range(min(positions, self.max_context + 1)))
+        window_keys, window_values = _prefixes(slotted, lengths), _prefixes(values, lengths)
+        empty = window_values[0]  # (B, 1, inner_dim)
         drawn, context = [], []
         for n, count in enumerate(counts):
             # Image n and context image n read the same keys.
             streams = (images[n], *contexts[n : n + 1])
             if n == 0:
-                attended = [values[: len(q), :1].expand_as(q) for q in streams]  # the softmax over one token is 1
+                attended = [empty[: len(q)].expand_as(q) for q in streams]  # the softmax over one token is 1
+            elif n < len(lengths):
+                attended = self._attend_streams(streams, window_keys[n], window_values[n])
             else:
-                slides = n > self.max_context
-                window_keys = self._window(keys, n, length) + slots if slides else slotted[:, : 1 + n * length]
-                window_values = self._window(values, n, length)  # (B, 1 + min(n, max_context)·L, inner_dim)
-                attended = self._attend_streams(streams, window_keys, window_values)
+                slid = self._slid(keys, n, length) + slots, self._slid(values, n, length)
+                attended = self._attend_streams(streams, *slid)
             image = attended[0]
             if batch.dropped is not None:
                 dropped = batch.dropped[n, :count, None, None]
-                image = torch.where(dropped, values[:count, :1], image)  # (sets that have it, T, inner_dim)
+                image = torch.where(dropped, empty[:count], image)  # (sets that have it, T, inner_dim)
             drawn.append(image)
             context.extend(attended[1:])
-        return self._out(torch.cat(drawn + context))  # (rows, T, dim)
+        output = self._out(torch.cat(drawn + context))
+        unread = len(hidden) - len(output)
+        return F.pad(output, (0, 0, 0, 0, 0, unread)) if unread else output  # (rows, T, dim)
 
     def _sample(self, hidden: Tensor, window: Window) -> Tensor:
         conditional = hidden[window.unconditional :]  # (S, T, dim)
+        if window.record and self.last:
+            self.record(conditional, window.cache, window.seen_from)
+            return torch.zeros_like(hidden)
         keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
         queries = self._queries(conditional, window.seen_from)  # (S, T, inner_dim)
         attended = self._out(self._attend(queries, keys, values))  # (S, T, dim)
@@ -199,10 +214,8 @@ class ImageSetAttention(nn.Module):
         """What is added to the keys of a window, and nothing to the null token's: (1 + images·L, inner_dim)."""
         return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, 1, 0))
 
-    def _window(self, rows: Tensor, images: int, length: int) -> Tensor:
-        """What the image after `images` others reads of (B, 1 + (N-1)·L, inner_dim): a view until the window slides."""
-        if images <= self.max_context:
-            return rows[:, : 1 + images * length]
+    def _slid(self, rows: Tensor, images: int, length: int) -> Tensor:
+        """What the image after `images` others, more than a window holds, reads of (B, 1 + (N-1)·L, inner_dim)."""
         newest = rows[:, 1 + (images - self.max_context + 1) * length : 1 + images * length]
         return torch.cat([rows[:, : 1 + length], newest], dim=1)
 
@@ -232,3 +245,27 @@ def _of_positions(rows: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
         images if len(images) == counts[0] else F.pad(images, (0, 0, 0, 0, 0, counts[0] - len(images)))
         for images in rows.split(counts[1:])  # type: ignore[no-untyped-call]
     ]
+
+
+class _Prefixes(torch.autograd.Function):
+    """Views of the first rows of a tensor, one for each length. Their gradients are added up in place.
+
+    Slices would do, but each of them goes back through a whole tensor of zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, *lengths: int) -> tuple[Tensor, ...]:
+        ctx.shape = rows.shape  # type: ignore[attr-defined]
+        return tuple(rows[:, :length] for length in lengths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        whole = gradients[0].new_zeros(ctx.shape)  # type: ignore[attr-defined]
+        for gradient in gradients:
+            whole[:, : gradient.shape[1]] += gradient
+        return whole, *(None for _ in gradients)
+
+
+def _prefixes(rows: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return _Prefixes.apply(rows, *lengths)  # type: ignore[no-untyped-call,no-any-return]

@@ -57,19 +57,22 @@ class Viewpoints:
 
     Args:
         poses: (rows, 12), see `relative_poses`.
+        dtype: of rays, that of the network. They are worked out in float32: from float16 their waves would be coarse.
     """
 
-    def __init__(self, poses: Tensor) -> None:
+    def __init__(self, poses: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.poses = poses
+        self.dtype = dtype
         self._rays: dict[int, Tensor] = {}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def rays(self, tokens: int) -> Tensor:
         """What `rays` says of square pictures with so many tokens, (rows, tokens, RAY_DIM): worked out once."""
         if tokens not in self._rays:
             side = math.isqrt(tokens)
             if side * side != tokens:
                 raise ValueError(f"{tokens} tokens make no square picture, for which alone rays are known")
-            self._rays[tokens] = rays(self.poses, side).to(self.poses.dtype)
+            self._rays[tokens] = rays(self.poses, side).to(self.dtype)
         return self._rays[tokens]
 
 

@@ -81,7 +81,9 @@ class ImageSetUNet(UNet2DConditionModel):
             raise ValueError("context_pool coarsens what M2M-Self reads; M2M-DINO reads patch tokens, it must be 1")
         self.variant: Variant = variant
         self.max_context = max_context
-        for block in [module for module in self.modules() if isinstance(module, BasicTransformerBlock)]:
+        parts = [part for part in (self.down_blocks, self.mid_block, self.up_blocks) if part is not None]
+        blocks = [module for part in parts for module in part.modules() if isinstance(module, BasicTransformerBlock)]
+        for block in blocks:
             text: Any = block.attn2
             block.attn2 = ImageSetAttention(  # type: ignore[assignment]
                 dim=text.query_dim,
@@ -92,6 +94,7 @@ class ImageSetUNet(UNet2DConditionModel):
                 value_bias=variant == "self",
                 with_rays=self.pose_dim > 0,
                 pool=context_pool if text.query_dim == self.config["block_out_channels"][0] else 1,
+                last=variant == "self" and block is blocks[-1],
                 dropout=text.dropout,
             )
         if variant == "dino":
@@ -247,7 +250,7 @@ class ImageSetUNet(UNet2DConditionModel):
             seen = None if poses is None else poses[sum(counts) :]
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[order].T
-        seen_from = None if poses is None else Viewpoints(poses)
+        seen_from = None if poses is None else Viewpoints(poses, self.dtype)
         batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from)
         own = None if poses is None else poses[: len(rows)]
         output = self._denoise(rows, times, batch, own)[: sum(counts)]  # (rows, 4, h, w)
@@ -267,7 +270,8 @@ class ImageSetUNet(UNet2DConditionModel):
     def _denoise(
         self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window, poses: Tensor | None
     ) -> Tensor:
-        return super().forward(sample, timesteps, context, class_labels=poses, return_dict=False)[0]  # type: ignore[no-any-return]
+        labels = None if poses is None else poses.to(self.dtype)
+        return super().forward(sample, timesteps, context, class_labels=labels, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def _context_tokens(self, patches: Tensor, levels: Tensor, poses: Tensor | None) -> Tensor:
         """What blocks read of images, (…, L, cross_attention_dim).
@@ -281,7 +285,7 @@ class ImageSetUNet(UNet2DConditionModel):
         level = self.context_level(times)  # (images, cross_attention_dim)
         tokens: Tensor = self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])
         if poses is not None:
-            tokens = tokens + self.context_pose(poses).unsqueeze(-2)
+            tokens = tokens + self.context_pose(poses.to(self.dtype)).unsqueeze(-2)
         return tokens
 
 

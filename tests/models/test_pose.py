@@ -88,6 +88,8 @@ def test_rays_are_worked_out_once_and_only_for_square_pictures() -> None:
     seen_from = Viewpoints(relative_poses(matrices(Camera(30, 20, 2.0), Camera(100, -5, 2.5))))
     assert torch.equal(seen_from.rays(16), rays(seen_from.poses, 4))
     assert seen_from.rays(16) is seen_from.rays(16)
+    halves = Viewpoints(seen_from.poses, torch.float16).rays(16)
+    assert torch.equal(halves, seen_from.rays(16).half()), "rounded once, at the end"
     with pytest.raises(ValueError, match="12 tokens"):
         seen_from.rays(12)
 

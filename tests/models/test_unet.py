@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from m2m.models.image_set_attention import ContextCache, Window
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
@@ -299,6 +300,24 @@ def test_the_last_context_image_may_be_left_out(tiny_stable_diffusion: Path, var
     noisy, timesteps, context = batch(variant)
     shorter = ContextImages(context.images[:, :-1], context.timesteps[:, :-1])
     assert torch.equal(predict(unet, noisy, timesteps, shorter), predict(unet, noisy, timesteps, context))
+
+
+def test_what_nobody_reads_is_not_computed(tiny_stable_diffusion: Path) -> None:
+    """The last block of a context image is not read: with it the predictions and gradients would be the same."""
+    unet = network(tiny_stable_diffusion, "self", max_context=2).train()
+    (last,) = [attention for attention in unet.attentions().values() if attention.last]
+    noisy, timesteps, context = batch("self")
+    found = []
+    for last.last in (True, False):
+        unet.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            prediction = unet(noisy, timesteps, context).sample
+        prediction.square().mean().backward()
+        found.append((counter.get_total_flops(), prediction, [parameter.grad for parameter in unet.parameters()]))
+    (fewer, ours, our_gradients), (more, whole, whole_gradients) = found
+    assert fewer < more
+    torch.testing.assert_close(ours, whole)
+    torch.testing.assert_close(our_gradients, whole_gradients, rtol=1e-4, atol=1e-7)
 
 
 @VARIANTS
