@@ -30,22 +30,23 @@ def main() -> None:
     parser.add_argument(
         "--scale", choices=("tiny", "sd21"), default="tiny", help="networks of the embedded world, or of the paper"
     )
+    parser.add_argument("--compile", action="store_true", help="our transformer blocks, by torch.compile")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="what to measure; the rest is kept")
     given = parser.parse_args()
     machine = Machine("bench")
     machine.prepare_torch()
     diffusers.utils.logging.set_verbosity_error()  # it was imported before the machine could silence it
-    name, where = f"{given.scale}-{given.device}", hardware(given.device)
+    name, where = f"{given.scale}-{given.device}{'-compiled' * given.compile}", hardware(given.device)
     with (
         machine.tracker().run(f"bench-{name}", stage="bench", tags={}) as run,
         tempfile.TemporaryDirectory() as work,
     ):
-        run.params({"scale": given.scale, "device": given.device, "machine": where})
+        run.params({"scale": given.scale, "device": given.device, "compile": given.compile, "machine": where})
         for part in PARTS:
             if part not in given.only:
                 continue
             rows = []
-            for row in measure(part, given.device, given.scale, Path(work)):
+            for row in measure(part, given.device, given.scale, Path(work), compiled=given.compile):
                 print(f"{row.name}: {row.ours:g} {row.unit}, other {row.other:g}", flush=True)
                 rows.append(row)
             write(rows, file_of(part, name))
@@ -57,7 +58,7 @@ def main() -> None:
     print(f"\n{page.read_text()}")
 
 
-def measure(part: str, device: str, scale: str, work: Path) -> Iterator[Row]:
+def measure(part: str, device: str, scale: str, work: Path, *, compiled: bool) -> Iterator[Row]:
     """The rows of one part, as they come."""
     if part == "counts":
         yield from counts.rows()
@@ -66,11 +67,12 @@ def measure(part: str, device: str, scale: str, work: Path) -> Iterator[Row]:
         yield from starting.rows(next(tiny(device)))
         return
     params = load_params(Path("profiles") / ("embedded.yaml" if scale == "tiny" else "paper.yaml"))
+    common = params.train.common.model_copy(update={"compile_blocks": compiled})
     for setting in tiny(device) if scale == "tiny" else paper(device, work):
         if part == "datasets":
             yield from datasets.rows(replace(setting, steps=params.generate.num_inference_steps))
         else:
-            yield from (sampling if part == "sampling" else training).rows(setting, params.train.common)
+            yield from (sampling if part == "sampling" else training).rows(setting, common)
         setting.free()
 
 

@@ -54,6 +54,8 @@ def text_pipeline(setting: Setting, dtype: torch.dtype | None = None) -> StableD
 def image_set_pipeline(setting: Setting, variant: Variant, common: TrainCommon) -> M2MPipeline:
     pipeline = from_stable_diffusion(setting.foundation, variant, common).to(setting.device, setting.dtype)
     pipeline.unet.eval()
+    if common.compile_blocks:
+        pipeline.unet.compile_repeated_blocks(dynamic=True)  # one graph, however many images a set has
     pipeline.scheduler = make_scheduler("dpmsolver++", pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

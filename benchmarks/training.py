@@ -75,6 +75,8 @@ def start(setting: Setting, variant: Variant, common: TrainCommon, folder: Path)
     pipeline = from_stable_diffusion(setting.foundation, variant, common).to(setting.device)
     if common.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
+    if common.compile_blocks:
+        pipeline.unet.compile_repeated_blocks()
     learning = TrainVariant(images=10**9, sets_per_step=setting.sets, learning_rate=1e-5, context_learning_rate=1e-5)
     course = Course(
         sets=random_sets(setting, pipeline.latent_shape, folder),

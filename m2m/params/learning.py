@@ -55,6 +55,9 @@ class LearningParams(Section):
         description="equal parts of a step: one after the other on a GPU, which saves memory, side by side on a CPU"
     )
     gradient_checkpointing: bool
+    compile_blocks: bool = Field(
+        description="torch.compile of each transformer block: minutes at the start, for a GPU or a long run to win back"
+    )
     log_every: PositiveInt = Field(description="images seen between two points of the curves")
     preview_every: PositiveInt = Field(description="images seen between two preview grids")
     preview_sets: PositiveInt

@@ -46,6 +46,7 @@ LEARNING = {
     "precision": "float32",
     "gradient_accumulation": 1,
     "gradient_checkpointing": False,
+    "compile_blocks": False,
     "log_every": 12,
     "preview_every": 1000,
     "preview_sets": 2,

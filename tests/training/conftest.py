@@ -85,6 +85,7 @@ def make_common() -> Callable[..., TrainCommon]:
             "precision": "float32",
             "gradient_accumulation": 1,
             "gradient_checkpointing": False,
+            "compile_blocks": False,
             "log_every": 48,
             "preview_every": 96,
             "preview_sets": 2,
