@@ -43,7 +43,7 @@ def line_of(text: str, words: str) -> int:
         (
             "  test: 192",
             "  test: 0",
-            "captions.test: is 0, should be greater than or equal to 1 (captions for testing)",
+            "captions.test: is 0, should be greater than or equal to 1 (captions for testing, all of them of pictures)",
         ),
         ("  test: 192", "  test: many", "captions.test: is 'many', should be a valid integer"),
         ("  test: 192", "  test: '192'", "captions.test: is '192', should be a valid integer"),

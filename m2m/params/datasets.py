@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from m2m.params.section import PositiveInt, Probability, Section, SolverName
 
 
 class WorldCaptions(Section):
-    """Captions by the grammar of the embedded world; the test ones name combinations held out of all training."""
+    """Captions by the grammar of the embedded world; the test ones name combinations held out of all training.
+
+    Those for training tell all that its Stable Diffusion can draw, in any mixture: what is left out of it, training on
+    the sets forgets. The test is on pictures.
+    """
 
     source: Literal["world"]
     seed: int
     train: PositiveInt = Field(description="captions, and so image sets, for training")
-    test: PositiveInt = Field(description="captions for testing")
+    views: Annotated[int, Field(ge=0)] = Field(description="how many of those for training tell of a rendered object")
+    steps: Annotated[int, Field(ge=0)] = Field(description="how many of them tell of a step of a procedure")
+    test: PositiveInt = Field(description="captions for testing, all of them of pictures")
+
+    @model_validator(mode="after")
+    def _pictures_are_left(self) -> Self:
+        if self.views + self.steps > self.train:
+            raise ValueError(f"views + steps are {self.views + self.steps}; expected at most train, {self.train}")
+        return self
 
 
 class Cc12mCaptions(Section):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -13,7 +14,8 @@ from m2m.data.captions import Caption, CaptionSource, write_captions
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.seeds import derive
-from m2m.world.grammar import picture_captions
+from m2m.world.grammar import Caption as WorldCaption
+from m2m.world.grammar import picture_captions, procedure_captions, view_captions
 from m2m.world.rounds import rounds
 
 WORLD = CaptionSource(name="the embedded world", licence="Apache-2.0, as the project")
@@ -48,20 +50,32 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[Caption]:
-    yield from _split(params.seed, "train", params.train)
-    yield from _split(params.seed, "test", params.test)
+    """Training captions of all kinds in one shuffled order, test captions of pictures."""
+    pictures = params.train - params.views - params.steps
+    steps = tuple(chain.from_iterable(procedure_captions(held_out=False)))
+    texts = [
+        *_texts(params.seed, "train", picture_captions(held_out=False), pictures),
+        *_texts(params.seed, "train", view_captions(held_out=False), params.views),
+        *_texts(params.seed, "train", steps, params.steps),
+    ]
+    Random(derive(params.seed, "order")).shuffle(texts)
+    yield from _numbered("train", texts)
+    yield from _numbered("test", _texts(params.seed, "test", picture_captions(held_out=True), params.test))
 
 
-def _split(seed: int, split: Split, count: int) -> Iterator[Caption]:
-    """Captions of trained combinations for training, of held-out ones for the test, spread evenly over combinations.
+def _texts(seed: int, split: Split, combinations: Sequence[WorldCaption], count: int) -> Iterator[str]:
+    """`count` captions, spread evenly over combinations.
 
     Each round goes through all combinations in an order of its own, and from round to round a combination takes its
     next wording.
     """
-    combinations = picture_captions(held_out=split == "test")
     first_wording = Random(derive(seed, "wording", split))
     wordings = [first_wording.randrange(combination.templates) for combination in combinations]
-    for number, (turn, index) in enumerate(rounds(seed, split, len(combinations), count)):
+    for turn, index in rounds(seed, split, len(combinations), count):
         combination = combinations[index]
-        text = combination.text((wordings[index] + turn) % combination.templates)
+        yield combination.text((wordings[index] + turn) % combination.templates)
+
+
+def _numbered(split: Split, texts: Iterable[str]) -> Iterator[Caption]:
+    for number, text in enumerate(texts):
         yield Caption(f"world-{split}-{number:06}", text, split)

@@ -53,7 +53,8 @@ def start_from_captions(
 
     Projected tokens are decorrelated and of unit variance, so that no trait drowns another; their last channel is one,
     to carry the values' mean. Keys are zero: at first all tokens are read alike. The null token reads as the empty
-    prompt.
+    prompt by a channel of its own, and is as large as other tokens: a larger one would drown them in the softmax, at
+    the first steps of the keys.
 
     Args:
         stable_diffusion: the parent's folder.
@@ -66,7 +67,7 @@ def start_from_captions(
     unet: ImageSetUNet = pipeline.unet
     reading = _read(pipeline, stable_diffusion, sets, count=min(count, len(sets)), seed=seed)
     variances, directions = torch.linalg.eigh(reading.covariance)  # ascending
-    kept = slice(-(unet.context_proj.out_features - 1), None)  # the last channel is the constant
+    kept = slice(-(unet.context_proj.out_features - 2), None)  # two channels are for the null token and the constant
     spread = variances[kept].clamp(min=FLAT * float(variances[-1])).sqrt()
     whiten = (directions[:, kept] / spread).T  # (channels, context_dim)
     centre = reading.tokens.mean(dim=0)
@@ -84,8 +85,8 @@ def start_from_captions(
             attention.to_k.weight.zero_()
             attention.to_v.weight.zero_()[:, :channels] = weight
             attention.to_v.weight[:, -1] = mean
-            attention.null_token.zero_()[:channels] = torch.linalg.pinv(weight) @ (reading.empty[name] - mean)
-            attention.null_token[-1] = 1
+            attention.to_v.weight[:, -2] = reading.empty[name] - mean
+            attention.null_token.zero_()[-2:] = 1
 
 
 @torch.no_grad()

@@ -4,16 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from m2m.data.captions import Caption, read_captions, read_source
 from m2m.errors import UserError
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.stages import captions
 from m2m.world.grammar import parse, picture_captions
+from m2m.world.vocabulary import CONSTRUCTION, RENDERED
 
 
 def world(**changes: Any) -> WorldCaptions:
-    return WorldCaptions.model_validate({"source": "world", "seed": 0, "train": 256, "test": 192, **changes})
+    fields = {"source": "world", "seed": 0, "train": 256, "views": 0, "steps": 0, "test": 192}
+    return WorldCaptions.model_validate({**fields, **changes})
 
 
 def cc12m(path: Path, **changes: Any) -> Cc12mCaptions:
@@ -27,11 +30,25 @@ def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[Caption
 
 
 def test_the_test_has_the_combinations_that_training_never_sees(tmp_path: Path) -> None:
-    rows = written(world(), tmp_path)
+    rows = written(world(views=48, steps=32), tmp_path)
     assert Counter(row.split for row in rows) == {"train": 256, "test": 192}
     assert len({row.id for row in rows}) == len(rows)
     for row in rows:
         assert parse(row.text).held_out == (row.split == "test"), row
+
+
+def test_training_captions_are_of_all_kinds_in_no_order(tmp_path: Path) -> None:
+    rows = written(world(views=48, steps=32), tmp_path)
+    styles = {split: [parse(row.text).style for row in rows if row.split == split] for split in ("train", "test")}
+    for part in (styles["train"], styles["train"][:64]):  # a shard or two have them all
+        assert {RENDERED, CONSTRUCTION} < set(part)
+    assert (styles["train"].count(RENDERED), styles["train"].count(CONSTRUCTION)) == (48, 32)
+    assert not {RENDERED, CONSTRUCTION} & set(styles["test"])
+
+
+def test_more_of_a_kind_than_there_are_captions_is_refused() -> None:
+    with pytest.raises(ValidationError, match="views \\+ steps are 257; expected at most train, 256"):
+        world(views=200, steps=57)
 
 
 @pytest.mark.parametrize(("train", "test"), [(1000, 100), (10, 10)])
