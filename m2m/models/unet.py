@@ -250,7 +250,7 @@ class ImageSetUNet(UNet2DConditionModel):
             seen = None if poses is None else poses[sum(counts) :]
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[order].T
-        seen_from = None if poses is None else Viewpoints(poses, self.dtype)
+        seen_from = None if poses is None else Viewpoints(poses, noisy.dtype)
         batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from)
         own = None if poses is None else poses[: len(rows)]
         output = self._denoise(rows, times, batch, own)[: sum(counts)]  # (rows, 4, h, w)
@@ -270,7 +270,7 @@ class ImageSetUNet(UNet2DConditionModel):
     def _denoise(
         self, sample: Tensor, timesteps: Tensor, context: TeacherForcing | Window, poses: Tensor | None
     ) -> Tensor:
-        labels = None if poses is None else poses.to(self.dtype)
+        labels = None if poses is None else poses.to(sample.dtype)
         return super().forward(sample, timesteps, context, class_labels=labels, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def _context_tokens(self, patches: Tensor, levels: Tensor, poses: Tensor | None) -> Tensor:
@@ -285,7 +285,7 @@ class ImageSetUNet(UNet2DConditionModel):
         level = self.context_level(times)  # (images, cross_attention_dim)
         tokens: Tensor = self.context_proj(patches) + level.view(*levels.shape, 1, level.shape[-1])
         if poses is not None:
-            tokens = tokens + self.context_pose(poses.to(self.dtype)).unsqueeze(-2)
+            tokens = tokens + self.context_pose(poses.to(patches.dtype)).unsqueeze(-2)
         return tokens
 
 
