@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Final, Self
 
 import numpy as np
@@ -130,11 +131,14 @@ class Studio:
         view.up = tuple(-camera.rotation[1])
         view.clipping_range = (0.05 * camera.distance, 3 * camera.distance)
         self._plotter.render()
-        drawn = self._plotter.screenshot(return_img=True, transparent_background=True)  # (4 size, 4 size, 4)
-        blocks = np.asarray(drawn).reshape(self.size, SUPERSAMPLING, self.size, SUPERSAMPLING, 4)
-        covered = (blocks[..., 3:] > 0).astype(np.float32)  # each drawn pixel shows a part or nothing
-        count = covered.sum(axis=(1, 3))  # (size, size, 1)
-        colour = (blocks[..., :3] * covered).sum(axis=(1, 3)) / np.maximum(count, 1)
+        drawn = np.asarray(self._plotter.screenshot(return_img=True, transparent_background=True))
+        sums = drawn.astype(np.uint16)  # (4 size, 4 size, 4)
+        sums[..., 3] = 1
+        sums *= drawn[..., 3:] > 0  # each drawn pixel shows a part or nothing
+        rows = reduce(np.add, (sums[line::SUPERSAMPLING] for line in range(SUPERSAMPLING)))  # (size, 4 size, 4)
+        blocks = reduce(np.add, (rows[:, column::SUPERSAMPLING] for column in range(SUPERSAMPLING)))  # (size, size, 4)
+        count = blocks[..., 3:].astype(np.float32)  # (size, size, 1)
+        colour = blocks[..., :3] / np.maximum(count, 1)
         rgba = np.concatenate([colour, 255 * count / SUPERSAMPLING**2], axis=2)
         return np.asarray(np.rint(rgba), dtype=np.uint8)
 
