@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from benchmarks.plain import read_in_full
 from benchmarks.rows import Row
 from benchmarks.sampling import VARIANTS, text_pipeline
 from benchmarks.setting import Setting
@@ -73,10 +75,6 @@ def step(setting: Setting, variant: Variant, common: TrainCommon) -> Row:
 def start(setting: Setting, variant: Variant, common: TrainCommon, folder: Path) -> tuple[Course, TrainState]:
     """A course over random sets without end, and the state before its first step."""
     pipeline = from_stable_diffusion(setting.foundation, variant, common).to(setting.device)
-    if common.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-    if common.compile_blocks:
-        pipeline.unet.compile_repeated_blocks()
     learning = TrainVariant(images=10**9, sets_per_step=setting.sets, learning_rate=1e-5, context_learning_rate=1e-5)
     course = Course(
         sets=random_sets(setting, pipeline.latent_shape, folder),
@@ -145,6 +143,7 @@ def teacher_forcing(setting: Setting, variant: Variant, common: TrainCommon) -> 
     """Gradients of a long set's loss: one pass, against one a position that reads its context anew."""
     pipeline = from_stable_diffusion(setting.foundation, variant, common.model_copy(update={"max_context": LONG_SET}))
     unet = pipeline.unet.to(setting.device)
+    plain = read_in_full(deepcopy(unet))
     noisy = torch.randn(1, LONG_SET, *pipeline.latent_shape, device=setting.device)
     tokens = (PATCHES, pipeline.image_encoder.config.hidden_size) if pipeline.image_encoder else pipeline.latent_shape
     images = torch.randn(1, LONG_SET - 1, *tokens, device=setting.device)
@@ -157,8 +156,8 @@ def teacher_forcing(setting: Setting, variant: Variant, common: TrainCommon) -> 
 
     def one_by_one() -> None:
         for position in range(LONG_SET):
-            _alone(unet, noisy[:, position], times[:, position], images[:, :position]).square().mean().backward()
-        unet.zero_grad()
+            _alone(plain, noisy[:, position], times[:, position], images[:, :position]).square().mean().backward()
+        plain.zero_grad()
 
     ours, other = setting.seconds(at_once, one_by_one)
     return Row.of(f"teacher-forcing/{setting.pixels}px/{variant}", ours, other, unit="s", kind=setting.kind)

@@ -84,10 +84,6 @@ def make_model(
     checkpoints = Checkpoints.of(work / job.name, key)
     with joined_ranks(device) as ranks:
         pipeline = job.start().to(ranks.device)
-        if job.common.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-        if job.common.compile_blocks:
-            pipeline.unet.compile_repeated_blocks()
         objective = Objective(pipeline, job.common, device=ranks.device)
         course = Course(
             sets=ImageSets(store, data, "train"),

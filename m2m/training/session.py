@@ -34,9 +34,15 @@ def start_or_resume(
 ) -> TrainState:
     """The state of the newest checkpoint of this very run, or the state before the first step.
 
+    The network will be trained as `common` says: with its activations computed again, its blocks compiled.
+
     Raises:
         UserError: the checkpoint is damaged.
     """
+    if common.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if common.compile_blocks:
+        network.compile_repeated_blocks()  # type: ignore[no-untyped-call]
     context = network.context_parameters()
     new = set(context)
     carried = [parameter for parameter in network.parameters() if parameter not in new]
