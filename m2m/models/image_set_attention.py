@@ -10,7 +10,9 @@ Shapes: B or S sets, N positions in a set, n context images in a window, L token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from m2m.models.pose import RAY_DIM, Viewpoints
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+"""Where runs of rows begin and end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +35,9 @@ class TeacherForcing:
 
     counts: tuple[int, ...]  # sets that have an image at each of the N positions; they are the first ones
     tokens: Tensor | None  # of the context images, (context rows, L, token_dim); None: each block's own (M2M-Self)
-    dropped: Tensor | None  # (N, B) bool: images drawn from the empty set
+    dropped: Tensor | None  # (rows to draw) bool: from the empty set
     seen_from: Viewpoints | None = None  # the images to draw, then the context images
+    first: int = 0  # the position of the first image to draw; those before it are context alone
 
 
 class ContextCache:
@@ -128,44 +134,45 @@ class ImageSetAttention(nn.Module):
 
     def _train(self, hidden: Tensor, batch: TeacherForcing) -> Tensor:
         counts, sets, positions = batch.counts, batch.counts[0], len(batch.counts)
-        read = hidden[sum(counts) :] if batch.tokens is None else batch.tokens  # (context rows, L·pool, token_dim)
+        to_draw = counts[batch.first :]
+        read = hidden[sum(to_draw) :] if batch.tokens is None else batch.tokens  # (context rows, L·pool, token_dim)
         rows = self._pooled(read)  # (context rows, L, token_dim)
         length = rows.shape[1]
         null = self.null_token.expand(sets, 1, -1)
         tokens = torch.cat([null, *_of_positions(rows, counts)], dim=1)  # (B, 1 + (N-1)·L, token_dim)
         keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
         if self.key_rays is not None and batch.seen_from is not None:
-            rays = self._pooled(batch.seen_from.rays(read.shape[1])[sum(counts) :])  # (context rows, L, RAY_DIM)
+            rays = self._pooled(batch.seen_from.rays(read.shape[1])[sum(to_draw) :])  # (context rows, L, RAY_DIM)
             seen = torch.cat(_of_positions(self.key_rays(rays), counts), dim=1)  # (B, (N-1)·L, inner_dim)
             keys = keys + F.pad(seen, (0, 0, 1, 0))  # the null token has none
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
         slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
-        reading = counts if self.last or batch.tokens is not None else (*counts, *counts[1:])  # rows of each stream
+        reading = to_draw if self.last or batch.tokens is not None else (*to_draw, *counts[1:])  # rows of each stream
         queries = self._queries(hidden[: sum(reading)], batch.seen_from)  # (rows, T, inner_dim)
         streams_of = queries.split(reading)  # type: ignore[no-untyped-call]
-        images, contexts = streams_of[:positions], streams_of[positions:]  # of (sets that have it, T, inner_dim)
-        lengths = tuple(1 + n * length for n in range(min(positions, self.max_context + 1)))
-        window_keys, window_values = _prefixes(slotted, lengths), _prefixes(values, lengths)
+        images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, T, inner_dim)
+        spans = [self._window(n, length) for n in range(positions)]
+        full = self.max_context + 1  # windows from here on have slid: other images are in the slots
+        window_keys = [*_windows(slotted, spans[:full]), *(slid + slots for slid in _windows(keys, spans[full:]))]
+        window_values = _windows(values, spans)
         empty = window_values[0]  # (B, 1, inner_dim)
         drawn, context = [], []
-        for n, count in enumerate(counts):
+        for n in range(positions):
             # Image n and context image n read the same keys.
-            streams = (images[n], *contexts[n : n + 1])
+            image = images[n - batch.first : n - batch.first + 1] if n >= batch.first else ()
+            streams = (*image, *contexts[n : n + 1])
             if n == 0:
                 attended = [empty[: len(q)].expand_as(q) for q in streams]  # the softmax over one token is 1
-            elif n < len(lengths):
-                attended = self._attend_streams(streams, window_keys[n], window_values[n])
             else:
-                slid = self._slid(keys, n, length) + slots, self._slid(values, n, length)
-                attended = self._attend_streams(streams, *slid)
-            image = attended[0]
-            if batch.dropped is not None:
-                dropped = batch.dropped[n, :count, None, None]
-                image = torch.where(dropped, empty[:count], image)  # (sets that have it, T, inner_dim)
-            drawn.append(image)
-            context.extend(attended[1:])
-        output = self._out(torch.cat(drawn + context))
+                attended = self._attend_streams(streams, window_keys[n], window_values[n])
+            drawn.extend(attended[: len(image)])
+            context.extend(attended[len(image) :])
+        images_drawn = torch.cat(drawn)  # (rows to draw, T, inner_dim)
+        if batch.dropped is not None:
+            empties = torch.cat([empty[:count] for count in to_draw])  # (rows to draw, 1, inner_dim)
+            images_drawn = torch.where(batch.dropped[:, None, None], empties, images_drawn)
+        output = self._out(torch.cat([images_drawn, *context]))
         unread = len(hidden) - len(output)
         return F.pad(output, (0, 0, 0, 0, 0, unread)) if unread else output  # (rows, T, dim)
 
@@ -214,10 +221,12 @@ class ImageSetAttention(nn.Module):
         """What is added to the keys of a window, and nothing to the null token's: (1 + images·L, inner_dim)."""
         return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, 1, 0))
 
-    def _slid(self, rows: Tensor, images: int, length: int) -> Tensor:
-        """What the image after `images` others, more than a window holds, reads of (B, 1 + (N-1)·L, inner_dim)."""
-        newest = rows[:, 1 + (images - self.max_context + 1) * length : 1 + images * length]
-        return torch.cat([rows[:, : 1 + length], newest], dim=1)
+    def _window(self, images: int, length: int) -> Spans:
+        """Which of the rows (B, 1 + (N-1)·L, …), the null token's first, the image after so many others reads."""
+        if images <= self.max_context:
+            return ((0, 1 + images * length),)
+        newest = images - self.max_context + 1
+        return (0, 1 + length), (1 + newest * length, 1 + images * length)
 
     def _attend_streams(self, streams: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> list[Tensor]:
         """Each stream (its first sets, T, inner_dim) to the keys and values (B, n, inner_dim) of its sets."""
@@ -247,25 +256,29 @@ def _of_positions(rows: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
     ]
 
 
-class _Prefixes(torch.autograd.Function):
-    """Views of the first rows of a tensor, one for each length. Their gradients are added up in place.
+class _Windows(torch.autograd.Function):
+    """Of a tensor's rows those that each window holds. Their gradients are added up in place.
 
     Slices would do, but each of them goes back through a whole tensor of zeros.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, *lengths: int) -> tuple[Tensor, ...]:
-        ctx.shape = rows.shape  # type: ignore[attr-defined]
-        return tuple(rows[:, :length] for length in lengths)
+    def forward(ctx: FunctionCtx, rows: Tensor, *windows: Spans) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.windows = rows.shape, windows  # type: ignore[attr-defined]
+        parts = [[rows[:, start:end] for start, end in spans] for spans in windows]
+        return tuple(torch.cat(of_window, dim=1) if len(of_window) > 1 else of_window[0] for of_window in parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         whole = gradients[0].new_zeros(ctx.shape)  # type: ignore[attr-defined]
-        for gradient in gradients:
-            whole[:, : gradient.shape[1]] += gradient
+        for spans, gradient in zip(ctx.windows, gradients, strict=True):  # type: ignore[attr-defined]
+            parts = gradient.split([end - start for start, end in spans], dim=1)  # type: ignore[no-untyped-call]
+            for (start, end), part in zip(spans, parts, strict=True):
+                whole[:, start:end] += part
         return whole, *(None for _ in gradients)
 
 
-def _prefixes(rows: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return _Prefixes.apply(rows, *lengths)  # type: ignore[no-untyped-call,no-any-return]
+def _windows(rows: Tensor, windows: Sequence[Spans]) -> tuple[Tensor, ...]:
+    """Each window's rows of (B, n, d); none for no windows."""
+    return _Windows.apply(rows, *windows) if windows else ()  # type: ignore[no-untyped-call]

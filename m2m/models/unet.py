@@ -44,6 +44,7 @@ class ContextImages:
     dropped: Tensor | None = None  # (B, N) bool: images drawn without context, for guidance
     lengths: tuple[int, ...] | None = None  # images of each set, 2 at least; None: all have N
     poses: Tensor | None = None  # (B, N, pose_dim), of all images
+    predict_first: bool = True  # False: the first image of each set is context alone
 
 
 def _with_the_arguments_of_the_parent(init: Callable[..., None]) -> Callable[..., None]:
@@ -228,15 +229,16 @@ class ImageSetUNet(UNet2DConditionModel):
             timesteps: t_n, (B, N).
 
         Returns:
-            Predictions (B, N, 4, h, w), zero after the end of a set. Context image k has no influence on those for
-            n <= k, whatever it holds.
+            Predictions (B, N, 4, h, w), zero after the end of a set, and for the first image unless `predict_first`.
+            Context image k has no influence on those for n <= k, whatever it holds.
         """
         sets, most = timesteps.shape
         lengths = context.lengths or (most,) * sets
         positions = max(lengths)
         order = sorted(range(sets), key=lambda place: -lengths[place])  # the longest first
         counts = tuple(sum(length > n for length in lengths) for n in range(positions))
-        drawn = _places(order, counts, noisy.device)
+        first = 0 if context.predict_first else 1
+        drawn = _places(order, counts, noisy.device, first)
         rows, times = noisy[drawn], timesteps[drawn]  # (rows, 4, h, w), (rows); position-major
         read = _places(order, counts[1:], noisy.device)  # an image is context for those after it
         images, levels = context.images[read], context.timesteps[read]  # (context rows, …), (context rows)
@@ -247,13 +249,13 @@ class ImageSetUNet(UNet2DConditionModel):
         if self.variant == "self":
             rows, times = torch.cat([rows, images]), torch.cat([times, levels])
         else:
-            seen = None if poses is None else poses[sum(counts) :]
+            seen = None if poses is None else poses[sum(counts[first:]) :]
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
-        dropped = None if context.dropped is None else context.dropped[order].T
+        dropped = None if context.dropped is None else context.dropped[drawn]  # (rows)
         seen_from = None if poses is None else Viewpoints(poses, noisy.dtype)
-        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from)
+        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from, first=first)
         own = None if poses is None else poses[: len(rows)]
-        output = self._denoise(rows, times, batch, own)[: sum(counts)]  # (rows, 4, h, w)
+        output = self._denoise(rows, times, batch, own)[: sum(counts[first:])]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)
 
     def _read_or_draw(self, sample: Tensor, timestep: Tensor, window: Window) -> Tensor:
@@ -289,10 +291,14 @@ class ImageSetUNet(UNet2DConditionModel):
         return tokens
 
 
-def _places(order: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Set and position of each row of a position-major batch: the first `counts[n]` sets of `order` at each n."""
-    sets = [place for count in counts for place in order[:count]]
-    positions = [n for n, count in enumerate(counts) for _ in range(count)]
+def _places(order: Sequence[int], counts: Sequence[int], device: torch.device, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Set and position of each row of a position-major batch: the first `counts[n]` sets of `order` at each n.
+
+    Args:
+        first: the first position that has rows.
+    """
+    sets = [place for count in counts[first:] for place in order[:count]]
+    positions = [n for n, count in enumerate(counts) for _ in range(count) if n >= first]
     rows = torch.tensor([sets, positions], dtype=torch.long, device=device)
     return rows[0], rows[1]
 

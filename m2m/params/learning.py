@@ -40,6 +40,9 @@ class LearningParams(Section):
     timestep_shift: Annotated[float, Field(ge=1)] = Field(
         description="training at more noise, where layout is decided: 1 is uniform, 3 has half of the steps above 3/4"
     )
+    predict_first: bool = Field(
+        description="learn to draw the first image of a set as well, from no context; off where one is always given"
+    )
     guidance_dropout: Probability = Field(description="share of noisy positions that see the empty context")
     context_noise: ContextNoise
     context_swap: Probability = Field(

@@ -59,6 +59,8 @@ class Objective:
     def __call__(self, network: nn.Module, examples: Examples) -> Tensor:
         """For each set the mean loss of its N images, each predicted from those before it: (B,) (paper, section 3).
 
+        The first, which none comes before, is left out where a set always begins with given ones.
+
         The network is called as an `ImageSetUNet` is, so that DDP's wrapper of one will do.
         """
         timesteps, products, common = examples.timesteps, self.products, self.common
@@ -70,6 +72,7 @@ class Objective:
                 dropped=examples.dropped,
                 lengths=examples.lengths,
                 poses=examples.poses if self.with_poses else None,
+                predict_first=common.predict_first,
             )
             (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
         wanted = target(
@@ -77,7 +80,9 @@ class Objective:
         )  # (B, N, 4, h, w)
         weight = min_snr_weight(timesteps, products, gamma=common.min_snr_gamma, prediction_type=common.prediction_type)
         losses = denoising_loss(prediction, wanted, weight)  # (B, N), 0 after the end of a set
-        return losses.sum(dim=1) / torch.tensor(examples.lengths, device=losses.device)
+        first = 0 if common.predict_first else 1
+        predicted = torch.tensor(examples.lengths, device=losses.device) - first
+        return losses[:, first:].sum(dim=1) / predicted
 
     def _context(self, examples: Examples) -> Tensor:
         """What the network reads of the context images: latents (B, N-1, 4, h, w) or patch tokens (B, N-1, L, D).

@@ -59,7 +59,7 @@ def test_training_on_own_tokens_draws_and_reads_in_one_pass(max_context: int) ->
     module = attention(max_context=max_context, token_dim=DIM)
     hidden = torch.randn((2 * POSITIONS - 1) * SETS, LENGTH, DIM)
     dropped = torch.rand(POSITIONS, SETS) < 0.5
-    result = module(hidden, TeacherForcing(counts=(SETS,) * POSITIONS, tokens=None, dropped=dropped))
+    result = module(hidden, TeacherForcing(counts=(SETS,) * POSITIONS, tokens=None, dropped=dropped.flatten()))
     noisy, context = hidden.view(-1, SETS, LENGTH, DIM).split([POSITIONS, POSITIONS - 1])
     drawn, read = result.view(-1, SETS, LENGTH, DIM).split([POSITIONS, POSITIONS - 1])
     for n in range(POSITIONS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,20 @@ def test_nothing_is_computed_for_what_is_not_there(tiny_stable_diffusion: Path, 
     predict(unet, *mixed_batch(variant))
     contexts = sum(LENGTHS) - len(LENGTHS) if variant == "self" else 0
     assert rows == [sum(LENGTHS) + contexts]
+
+
+@VARIANTS
+def test_a_first_image_that_is_only_given_costs_nothing_and_changes_none_after_it(
+    tiny_stable_diffusion: Path, variant: Variant
+) -> None:
+    unet = ImageSetUNet.with_poses(network(tiny_stable_diffusion, variant), pose_dim=12, seed=0).eval()
+    noisy, timesteps, context = mixed_batch(variant, pose_dim=12)
+    rows: list[int] = []
+    unet.conv_in.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    every, later = (predict(unet, noisy, timesteps, replace(context, predict_first=first)) for first in (True, False))
+    torch.testing.assert_close(later[:, 1:], every[:, 1:], rtol=1e-4, atol=1e-5)
+    assert not later[:, 0].any()
+    assert rows[1] == rows[0] - len(LENGTHS)
 
 
 @VARIANTS

@@ -35,6 +35,7 @@ LEARNING = {
     "seed": 7,
     "min_snr_gamma": 5.0,
     "timestep_shift": 1,
+    "predict_first": False,
     "guidance_dropout": 0.1,
     "context_noise": {"probability": 0.5, "max_timestep": 200},
     "context_swap": 0.3,

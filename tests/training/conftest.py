@@ -74,6 +74,7 @@ def make_common() -> Callable[..., TrainCommon]:
             "prediction_type": "epsilon",
             "min_snr_gamma": 5.0,
             "timestep_shift": 1,
+            "predict_first": True,
             "guidance_dropout": 0.1,
             "context_noise": {"probability": 0.5, "max_timestep": 200},
             "context_swap": 0.3,

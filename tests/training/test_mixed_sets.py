@@ -75,11 +75,12 @@ def examples_of(objective: Objective, lengths: Sequence[int]) -> list[Examples]:
 
 @pytest.mark.parametrize("variant", ["self", "dino"])
 @pytest.mark.parametrize("poses", [False, True])
+@pytest.mark.parametrize("predict_first", [True, False])
 @torch.no_grad()
 def test_the_loss_of_a_set_is_the_same_alone_and_among_longer_and_shorter_ones(
-    make_objective: Callable[..., tuple[Objective, torch.nn.Module]], variant: str, poses: bool
+    make_objective: Callable[..., tuple[Objective, torch.nn.Module]], variant: str, poses: bool, predict_first: bool
 ) -> None:
-    objective, network = make_objective(variant, poses=poses)
+    objective, network = make_objective(variant, poses=poses, predict_first=predict_first)
     examples = examples_of(objective, LENGTHS)
     together = objective(network, Examples.stack(examples))
     alone = torch.cat([objective(network, one) for one in examples])
