@@ -54,6 +54,26 @@ def test_training_reads_exactly_the_window_of_foreign_tokens(max_context: int) -
             torch.testing.assert_close(result[n * SETS + s], attend_to(module, hidden[n * SETS + s], images))
 
 
+@pytest.mark.parametrize("max_context", [1, 2, 3, 8])
+def test_gradients_reach_each_token_from_every_window_that_holds_it(max_context: int) -> None:
+    module = attention(max_context=max_context)
+    hidden, tokens = torch.randn(POSITIONS * SETS, 7, DIM), torch.randn(POSITIONS - 1, SETS, LENGTH, TOKEN_DIM)
+    tokens.requires_grad_()
+    weight = torch.randn(POSITIONS * SETS, 7, DIM)
+    batch = TeacherForcing(counts=(SETS,) * POSITIONS, tokens=tokens.flatten(0, 1), dropped=None)
+    written_out = [
+        attend_to(module, hidden[n * SETS + s], [tokens[i, s] for i in window_of(n, max_context)])
+        for n in range(POSITIONS)
+        for s in range(SETS)
+    ]
+    learnt = [tokens, *module.parameters()]
+    ours, expected = (
+        torch.autograd.grad((weight * result).sum(), learnt)
+        for result in (module(hidden, batch), torch.stack(written_out))
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("max_context", [1, 2, 8])
 def test_training_on_own_tokens_draws_and_reads_in_one_pass(max_context: int) -> None:
     module = attention(max_context=max_context, token_dim=DIM)
