@@ -94,10 +94,13 @@ def test_train(variant: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_evaluate(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call("evaluate", monkeypatch, SimpleNamespace(numbers={"fid/mean": 1.0}, version="3"))
-    result = m2m("evaluate", "--params", PARAMS, "--variant", "dino")
-    assert "registered as m2m-dino version 3" in result.stdout
+    command = ("evaluate", "--params", PARAMS, "--variant", "dino")
+    assert "registered as m2m-dino version 3" in m2m(*command).stdout
+    assert call.given["register"]
     assert call.given["metrics"] == Path("metrics/evaluate-dino.json")
     assert call.given["plots"] == Path("reports/evaluate-dino")
+    m2m(*command, "--no-register")
+    assert not call.given["register"]
 
 
 @pytest.mark.parametrize(("variant", "task"), [("self", "nvs"), ("dino", "vpg")])

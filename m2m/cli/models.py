@@ -111,7 +111,7 @@ def evaluate(
     model: Annotated[Path | None, typer.Option(help="Model folder; models/m2m-VARIANT[-TASK].")] = None,
     metrics: Annotated[Path | None, typer.Option(help="JSON to write; metrics/evaluate-VARIANT[-TASK].json.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder to fill; reports/evaluate-VARIANT[-TASK].")] = None,
-    register: Annotated[bool, typer.Option(help="Register a fine-tuned model with its scores.")] = True,
+    register: Annotated[bool, typer.Option(help="Register the model with its scores.")] = True,
 ) -> None:
     """Measures a model on the test sets, as the paper does, and registers it."""
     item = f"{variant}-{task}" if task else variant
@@ -136,6 +136,7 @@ def evaluate(
             tracker=machine.tracker(),
             device=machine.device(),
             workers=machine.workers(),
+            register=register,
         )
         numbers, version = trained.numbers, trained.version
     else:

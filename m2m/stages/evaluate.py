@@ -41,6 +41,7 @@ def run(
     tracker: Tracker,
     device: str,
     workers: Workers = ALONE,
+    register: bool = True,
 ) -> table.Evaluation:
     """Writes `metrics` (flat JSON), ``positions.csv`` and galleries into `plots`; registers the model with its scores.
 
@@ -49,6 +50,7 @@ def run(
         foundation: the folder with ``inception/``, ``clip/`` and ``stable-diffusion/``.
         manifest: of the MIS dataset.
         work: where drawn pictures wait; a killed evaluation goes on with them.
+        register: the model, with its scores; not what is only compared with it.
 
     Raises:
         UserError: the parameters ask for more than the dataset has, a folder is incomplete, store or disk refuse.
@@ -100,7 +102,9 @@ def run(
         stopwatch = draws[params.given].stopwatch
         if stopwatch.pictures:
             record.metrics({"seconds_per_image": stopwatch.seconds / stopwatch.pictures})
-        version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags, gate=params.gate)
+        version = None
+        if register:
+            version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
     return table.Evaluation(numbers, version)
 

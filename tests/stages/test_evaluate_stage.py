@@ -257,6 +257,13 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-3"]
 
 
+def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
+    notes = Notes()
+    assert workplace.evaluate(tracker=notes, register=False).version is None
+    assert "registered" not in notes.notebook.told
+    assert workplace.metrics.exists()
+
+
 def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
