@@ -115,7 +115,7 @@ def lineage(
 def plan(
     profile: Annotated[str, typer.Argument(help="One of profiles/, such as paper.")] = "paper",
     gpus: Annotated[int, typer.Option(min=1, help="How many share the work.")] = 8,
-    pixels: Annotated[int, typer.Option(min=8, help="Of a picture's side.")] = 512,
+    pixels: Annotated[int | None, typer.Option(min=8, help="Of a picture's side; by default the profile's.")] = None,
     rate: Annotated[
         list[str] | None, typer.Option(help="STAGE=N: images a second of one GPU, in place of what was measured.")
     ] = None,

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import get_args
 
 from m2m.errors import UserError
-from m2m.params import Params, Variant
+from m2m.params import Params, Variant, WorldFoundation
+from m2m.world.canvas import SIDE
 
 HOUR = 3600
 PART = 8 << 20
 """Bytes that boto3 sends at once; a larger file goes in parts, between two more requests."""
+PUBLISHED_SIDE = 512
+"""Pixels a side of what the published Stable Diffusion 2.1-base draws."""
 BYTES_PER_PIXEL = 1.75
 """Of PNG 1.5, as photographs have; of latents, a sixteenth of a number in float32 a pixel."""
 
@@ -76,7 +79,7 @@ def run(
     params: Params,
     *,
     results: Path,
-    pixels: int,
+    pixels: int | None,
     gpus: int,
     given: Mapping[str, float],
     prices: Prices,
@@ -86,12 +89,14 @@ def run(
 
     Args:
         results: folder with what ``make bench`` wrote.
-        pixels: of a picture's side.
+        pixels: of a picture's side; None: what the profile's foundation draws.
         given: rates that were not measured there: images a second by ``generate``, ``train@self``, ``train@dino``.
 
     Raises:
         UserError: a rate is neither given nor measured.
     """
+    if pixels is None:
+        pixels = SIDE if isinstance(params.foundation, WorldFoundation) else PUBLISHED_SIDE
     generate, captions = params.generate, params.captions
     counts = (captions.train, captions.test)
     drawn = sum(counts) * generate.images_per_set

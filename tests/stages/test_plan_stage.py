@@ -48,6 +48,12 @@ def planned(params: Params, results: Path = Path("nowhere"), **changes: Any) -> 
     return run(params, results=results, **values)
 
 
+@pytest.mark.parametrize(("profile", "side"), [("embedded", 64), ("paper", 512)])
+def test_pictures_are_as_large_as_the_profile_draws_them(profile: str, side: int) -> None:
+    of_profile = load_params(ROOT / "profiles" / f"{profile}.yaml")
+    assert planned(of_profile, pixels=None).bytes_per_image.value == 1.75 * side**2
+
+
 def test_gpu_hours(params: Params) -> None:
     plan = planned(params)
     assert {one.stage: one.images for one in plan.work} == {
