@@ -31,8 +31,8 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-repro: $(READY) ## Make what is stale: data, both models, evaluation, report
-	dvc repro
+repro: $(READY) ## Make what is stale: data, models, evaluation, report; as `dvc repro`, but stages side by side
+	python -m flows.side_by_side
 	@echo
 	@echo "Done. Three things to open next:"
 	@echo "  the report       reports/index.html"

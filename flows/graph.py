@@ -26,6 +26,8 @@ class Stage:
     """The stages whose outputs it takes."""
     slot: str | None
     """The global concurrency limit of which it needs a slot: `meta: {slot: gpu}` in dvc.yaml."""
+    alone: bool
+    """It needs all of them, since it measures time: `meta: {alone: true}`."""
 
     @property
     def group(self) -> str:
@@ -56,6 +58,7 @@ def read_graph(checkout: Path) -> list[Stage]:
                 description=node.desc or "",
                 parents=tuple(sorted(map(_name, graph.successors(node)))),
                 slot=(node.meta or {}).get("slot"),
+                alone=bool((node.meta or {}).get("alone")),
             )
             for node in _upstream_first(graph)
         ]

@@ -7,7 +7,7 @@ its own and becomes a named DVC experiment; one that changes nothing works on th
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
@@ -25,7 +25,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import Field
 
 from flows.form import Form, make_form, profiles
-from flows.graph import Stage, read_graph, select, with_descendants
+from flows.graph import Stage, read_graph, select
 from flows.live import Live
 from flows.processes import Children
 from flows.record import recorded
@@ -65,13 +65,17 @@ children = Children()
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run(stage: Stage, place: Workplace, env: Mapping[str, str], slot: str | None, force: bool) -> State[Any]:
-    """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached."""
+def run(stage: Stage, place: Workplace, env: Mapping[str, str], slots: int, force: bool) -> State[Any]:
+    """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached.
+
+    Args:
+        slots: of the stage's concurrency limit, how many it takes; 0: there is no such limit.
+    """
     log = get_run_logger()
     with ExitStack() as stack:
         stack.enter_context(children.held())
-        if slot is not None:
-            stack.enter_context(concurrency(slot, occupy=1))
+        if stage.slot is not None and slots:
+            stack.enter_context(concurrency(stage.slot, occupy=slots))
         live = Live(stage.name, log)
         verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
     match verdict:
@@ -136,8 +140,8 @@ def _run_all(
         "DVC_EXP_NAME": place.experiment or "",
     }
     forced = {stage.name for stage in stages if force and (not targets or stage.matches(targets))}
-    stale = _stale(place, stages, forced)
-    slots = _slots()
+    stale = place.find_stale(stages, forced)
+    limits = _limits()
     before = read_metrics(place.main)
     futures: dict[str, PrefectFuture[Any]] = {}
     with recorded(str(runtime.flow_run.name), called, checkout=place.folder, env=env, log=get_run_logger()) as record:
@@ -145,9 +149,10 @@ def _run_all(
             name = stage.name
             parents = [futures[parent] for parent in stage.parents]
             if name in stale:
-                slot = stage.slot if stage.slot in slots else None
+                limit = limits.get(stage.slot or "", 0)
+                slots = limit if stage.alone else min(limit, 1)
                 named = run.with_options(name=name, task_run_name=name, description=stage.description)
-                submitted = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, slot, name in forced)
+                submitted = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, slots, name in forced)
                 futures[name] = named.submit(*submitted, return_state=False, wait_for=parents)
             else:
                 unchanged = skip.with_options(name=name, task_run_name=name, description=stage.description)
@@ -165,18 +170,10 @@ def _run_all(
     return Completed(message=f"{len(stages)} stages are up to date")
 
 
-def _stale(place: Workplace, stages: Sequence[Stage], forced: Collection[str]) -> set[str]:
-    try:
-        changed = place.find_changed([stage.name for stage in stages])
-    except UserError:  # a stage is being run there: each is asked for itself, when its turn comes
-        return {stage.name for stage in stages}
-    return with_descendants(stages, {*changed, *forced})
-
-
-def _slots() -> set[str]:
+def _limits() -> dict[str, int]:
     """The global concurrency limits that somebody made; to ask for another one would be a warning in every log."""
     with get_client(sync_client=True) as client:
-        return {limit.name for limit in client.read_global_concurrency_limits(limit=200)}
+        return {limit.name: limit.limit for limit in client.read_global_concurrency_limits(limit=200)}
 
 
 def _exception(state: State[Any]) -> BaseException | None:

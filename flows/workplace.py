@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flows.graph import opened
+from flows.graph import Stage, opened, with_descendants
 from m2m.errors import UserError
 from m2m.params_file import load_params
 
@@ -36,6 +36,14 @@ class Workplace:
             UserError: DVC cannot tell, as when a stage is being run here.
         """
         return list(json.loads(_run(["dvc", "status", "--json", *stages], self.folder)))
+
+    def find_stale(self, stages: Sequence[Stage], forced: Collection[str] = ()) -> set[str]:
+        """Those of `stages` that may have to run: what has changed or is forced, and all that depends on it."""
+        try:
+            changed = self.find_changed([stage.name for stage in stages])
+        except UserError:  # a stage is being run here: each is asked for itself, when its turn comes
+            return {stage.name for stage in stages}
+        return with_descendants(stages, {*changed, *forced})
 
     def save(self, message: str, stages: Sequence[str]) -> None:
         """Keeps the results of some stages as a DVC experiment of the main checkout.

@@ -1,0 +1,182 @@
+"""Brings the pipeline up to date on this machine, independent stages side by side: what `make repro` runs.
+
+`dvc repro` does the same one stage after another. Here, too, each stage is DVC's: what is stale, what is restored from
+its cache and what is recorded is the same. One stage of a small model leaves much of two cores idle, in its imports,
+while it reads and writes, and where its threads wait for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from graphlib import TopologicalSorter
+from os import cpu_count, environ
+from pathlib import Path
+
+from flows.graph import Stage, read_graph
+from flows.processes import Children
+from flows.stage import StageError, Verdict, run_stage
+from flows.workplace import Workplace
+from m2m.errors import UserError
+from m2m.settings import Settings
+
+ON_A_CPU = 2
+"""Stages at a time. A GPU has room for one."""
+SAID = {Verdict.RAN: "made", Verdict.CACHED: "restored from DVC's cache", Verdict.SKIPPED: "unchanged"}
+
+
+def bring_up_to_date(checkout: Path, at_once: int | None, say: Callable[[str], None]) -> None:
+    """Runs what is stale, each stage when those that it depends on are done.
+
+    Args:
+        at_once: how many stages that compute (`meta: {slot: gpu}`) may run at a time; None: what suits the machine.
+        say: gets each line of what happens.
+
+    Raises:
+        UserError: a stage failed. Those that ran beside it were finished, no other one was begun.
+    """
+    stages = read_graph(checkout)
+    stale = Workplace(folder=checkout, main=checkout).find_stale(stages)
+    say(f"{len(stages) - len(stale)} of {len(stages)} stages are up to date")
+    if not stale:
+        return
+    children, began, ended = Children(), time.monotonic(), 0
+
+    def run(stage: Stage) -> Verdict:
+        say(f"[{stage.name}] begins")
+        return run_stage(
+            stage.name,
+            checkout,
+            children=children,
+            env=environ,
+            force=False,
+            say=lambda line: say(f"[{stage.name}] {line}") if line else None,
+        )
+
+    with _ended_on_signals(children):
+        for stage, verdict in side_by_side(stages, stale, at_once or stages_at_once(), run):
+            ended += 1
+            say(f"[{stage.name}] {SAID[verdict]}, {ended} of {len(stale)} after {_clock(time.monotonic() - began)}")
+
+
+def stages_at_once() -> int:
+    """How many stages that compute suit this machine."""
+    import torch
+
+    device = Settings.from_environment().device
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return min(ON_A_CPU, cpu_count() or 1) if on_cpu else 1
+
+
+def side_by_side(
+    stages: Sequence[Stage], stale: Collection[str], at_once: int, run: Callable[[Stage], Verdict]
+) -> Iterator[tuple[Stage, Verdict]]:
+    """Runs the stale ones of the stages in threads; gives each as it ends.
+
+    Of those that could begin the one with the longest way to the end comes first. A stage that needs the machine for
+    itself (`meta: {alone: true}`) waits until no other one can begin.
+
+    Raises:
+        UserError: a stage failed; raised when those that run have ended.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    order = TopologicalSorter({stage.name: stage.parents for stage in stages})
+    order.prepare()
+    steps_left = _steps_left(stages)
+    could_begin: list[Stage] = []
+    running: dict[Future[Verdict], Stage] = {}
+    failures: list[StageError] = []
+    with ThreadPoolExecutor(len(stages)) as pool:
+        while order.is_active():
+            for name in order.get_ready():
+                if name in stale:
+                    could_begin.append(by_name[name])
+                else:
+                    order.done(name)
+            could_begin.sort(key=lambda stage: (stage.alone, -steps_left[stage.name], stage.name))
+            for stage in tuple(could_begin):
+                if not failures and _has_room(stage, running.values(), at_once):
+                    could_begin.remove(stage)
+                    running[pool.submit(run, stage)] = stage
+            if failures and not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                stage = running.pop(future)
+                try:
+                    verdict = future.result()
+                except StageError as error:
+                    failures.append(error)
+                else:
+                    order.done(stage.name)
+                    yield stage, verdict
+    if failures:
+        raise UserError("; ".join(map(str, failures)))
+
+
+def _has_room(stage: Stage, running: Collection[Stage], at_once: int) -> bool:
+    computing = [other for other in running if other.slot]
+    if stage.alone or any(other.alone for other in running):
+        return not running
+    return not stage.slot or len(computing) < at_once
+
+
+def _steps_left(stages: Sequence[Stage]) -> dict[str, int]:
+    """Of each stage how many come after it, one after another."""
+    left = {stage.name: 0 for stage in stages}
+    for stage in reversed(stages):
+        for parent in stage.parents:
+            left[parent] = max(left[parent], left[stage.name] + 1)
+    return left
+
+
+@contextmanager
+def _ended_on_signals(children: Children) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal (unless `nohup` has it ignored) end all stages, with what they started."""
+
+    def end(_number: int, _frame: object) -> None:
+        children.end_all()
+        raise KeyboardInterrupt
+
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
+
+
+def main() -> None:
+    """``python -m flows.side_by_side [--at-once N]``."""
+    parser = argparse.ArgumentParser(prog="python -m flows.side_by_side", description=__doc__.partition("\n")[0])
+    parser.add_argument("--at-once", type=int, metavar="N", help="stages that compute at a time (a CPU: 2, a GPU: 1)")
+    at_once = parser.parse_args().at_once
+    if at_once is not None and at_once < 1:
+        parser.error(f"--at-once is {at_once}; it must be 1 or more")
+    try:
+        bring_up_to_date(Path.cwd(), at_once, say=_print)
+    except UserError as error:
+        print(f"m2m: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("m2m: interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")  # in one piece: several threads print
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

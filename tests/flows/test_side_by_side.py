@@ -1,0 +1,161 @@
+"""The pipeline without a server: what may run beside what, and what is left when a stage fails or a person stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.graph import Stage, with_descendants
+from flows.side_by_side import side_by_side
+from flows.stage import StageError, Verdict
+from m2m.errors import UserError
+from tests.flows.serving import LIMIT, events, plan
+
+COMMAND = [sys.executable, "-m", "flows.side_by_side"]
+NAMES = {"captions", "generate", "train@self", "train@dino", "evaluate@self", "evaluate@dino", "report"}
+
+
+def started(checkout: Path, *options: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "M2M_DEVICE": "cpu"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*COMMAND, *options], cwd=checkout, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def repro(checkout: Path, *options: str) -> tuple[int, str, str]:
+    process = started(checkout, *options)
+    out, error = process.communicate(timeout=LIMIT)
+    return process.returncode, out, error
+
+
+def at(checkout: Path) -> dict[tuple[str, str], float]:
+    """When stages began and ended."""
+    return {(name, what): float(time) for name, what, time, *_ in events(checkout)}
+
+
+@pytest.mark.timeout(300)
+def test_two_stages_side_by_side_and_then_dvc_finds_nothing_to_do(checkout: Path) -> None:
+    plan(checkout, generate={"steps": 3}, **{"train@self": {"seconds": 2}, "train@dino": {"seconds": 2}})
+    code, out, error = repro(checkout, "--at-once", "2")
+    assert code == 0, error
+    assert out.startswith("0 of 7 stages are up to date\n")
+    assert "[generate] generate: 3/3 images, 5 images/s, 0:01 left\n" in out
+    assert "[report] made, 7 of 7 after 0:" in out
+    times = at(checkout)
+    assert times["train@dino", "begins"] < times["train@self", "ends"]
+    assert times["train@self", "begins"] < times["train@dino", "ends"]
+    assert times["report", "begins"] > max(times["evaluate@self", "ends"], times["evaluate@dino", "ends"])
+
+    serial = subprocess.run(["dvc", "repro"], cwd=checkout, capture_output=True, text=True, check=True).stdout
+    assert serial.count("didn't change, skipping") == 7
+    assert repro(checkout)[:2] == (0, "7 of 7 stages are up to date\n")
+
+    # What an earlier run made comes from DVC's cache.
+    (checkout / "models" / "self.txt").unlink()
+    code, out, error = repro(checkout)
+    assert code == 0, error
+    assert "[train@self] restored from DVC's cache, 1 of 3" in out
+    assert "[evaluate@self] unchanged, 2 of 3" in out
+
+
+@pytest.mark.timeout(300)
+def test_a_failed_stage_lets_those_beside_it_end_and_the_next_run_goes_on_there(checkout: Path) -> None:
+    plan(checkout, **{"train@self": {"wrong": True}, "train@dino": {"seconds": 3}})
+    code, _, error = repro(checkout, "--at-once", "2")
+    assert (code, error) == (2, "m2m: train@self: params.yaml:3: wrong\n")
+    times = at(checkout)
+    assert ("train@dino", "ends") in times
+    assert ("evaluate@dino", "begins") not in times
+
+    plan(checkout)
+    code, out, error = repro(checkout, "--at-once", "2")
+    assert code == 0, error
+    assert out.startswith("3 of 7 stages are up to date\n")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_person_who_stops_it_ends_all_of_it(checkout: Path, number: signal.Signals) -> None:
+    plan(checkout, **{stage: {"seconds": 300, "child": True} for stage in ("train@self", "train@dino")})
+    process = started(checkout, "--at-once", "1")
+    deadline = time.monotonic() + LIMIT
+    while not (child := checkout.parent / "child").exists() or not child.read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    grandchild = psutil.Process(int(child.read_text()))
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error == "m2m: interrupted; the same command goes on where it was\n"
+    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    assert len([name for name, what in at(checkout) if name.startswith("train") and what == "begins"]) == 1
+
+
+def stage(name: str, *parents: str, slot: str | None = "gpu", alone: bool = False) -> Stage:
+    return Stage(name=name, description="", parents=parents, slot=slot, alone=alone)
+
+
+GRAPH = [
+    stage("captions", slot=None),
+    stage("train", "captions"),
+    stage("evaluate", "train"),
+    stage("sampling", "train", alone=True),
+    stage("views", "captions"),
+    stage("finetune", "train", "views"),
+    stage("report", "evaluate", "sampling", "finetune", slot=None),
+]
+
+
+def ran(stages: Sequence[Stage], stale: set[str], at_once: int) -> tuple[list[str], set[frozenset[str]]]:
+    """In which order stages ended, and which ones were seen together."""
+    lock, running, together = threading.Lock(), set[str](), set[frozenset[str]]()
+
+    def run(one: Stage) -> Verdict:
+        with lock:
+            running.add(one.name)
+            together.add(frozenset(running))
+        time.sleep(0.05)
+        with lock:
+            running.remove(one.name)
+        return Verdict.RAN
+
+    return [one.name for one, _ in side_by_side(stages, stale, at_once, run)], together
+
+
+def test_a_stage_that_measures_time_runs_alone_and_the_longest_way_to_the_end_goes_first() -> None:
+    names = {one.name for one in GRAPH}
+    one_by_one, together = ran(GRAPH, names, at_once=1)
+    assert one_by_one == ["captions", "train", "views", "evaluate", "finetune", "sampling", "report"]
+    assert all(len(group) == 1 for group in together)
+    ended, together = ran(GRAPH, names, at_once=2)
+    assert ended[-2:] == ["sampling", "report"]
+    assert {"train", "views"} in together
+    assert {"evaluate", "finetune"} in together
+    assert [group for group in together if "sampling" in group] == [{"sampling"}]
+
+
+def test_only_what_is_stale_runs() -> None:
+    assert ran(GRAPH, with_descendants(GRAPH, {"finetune"}), at_once=2)[0] == ["finetune", "report"]
+    assert ran(GRAPH, set(), at_once=2)[0] == []
+
+
+def test_every_failure_is_told() -> None:
+    both = threading.Barrier(2)
+
+    def run(one: Stage) -> Verdict:
+        if one.name in ("train", "views"):
+            both.wait(timeout=10)
+            raise StageError(f"{one.name}: no space")
+        return Verdict.RAN
+
+    with pytest.raises(UserError, match=r"no space; .*no space"):
+        list(side_by_side(GRAPH, {one.name for one in GRAPH}, 2, run))
