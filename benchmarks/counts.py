@@ -119,10 +119,16 @@ def rows() -> Iterator[Row]:
             )
         pooled = costs("self", pixels, most=MOST_POOLED, pool=POOLED)
         yield _row(f"step/{pixels}px/self-pooled/given={MOST_POOLED}", pooled.guided[MOST_POOLED], base)
-        cost, plain = costs("self", pixels), costs("self", pixels, most=SET_SIZE - 1, plain=True)
-        once, anew = sum(cost.reading[:4]), sum(plain.reading[:4])
-        for name, step in (("plain", cost.plain[4]), ("guided", cost.guided[4])):
-            yield _row(f"cache-count/{pixels}px/self/{name}", STEPS * step + once, STEPS * (step + anew))
+        yield from caching(pixels, "self", costs("self", pixels), pool=1)
+        yield from caching(pixels, "self-pooled", pooled, pool=POOLED)
+
+
+def caching(pixels: int, name: str, cost: Costs, *, pool: int) -> Iterator[Row]:
+    """An image after four given ones, their keys and values kept, against reading them anew at each step."""
+    once = sum(cost.reading[:4])
+    anew = sum(costs("self", pixels, most=4, pool=pool, plain=True).reading[:4])
+    for guidance, step in (("plain", cost.plain[4]), ("guided", cost.guided[4])):
+        yield _row(f"cache-count/{pixels}px/{name}/{guidance}", STEPS * step + once, STEPS * (step + anew))
 
 
 def _latents(pixels: int) -> Tensor:

@@ -240,6 +240,7 @@ class ImageSetUNet(UNet2DConditionModel):
         first = 0 if context.predict_first else 1
         drawn = _places(order, counts, noisy.device, first)
         rows, times = noisy[drawn], timesteps[drawn]  # (rows, 4, h, w), (rows); position-major
+        to_draw = len(rows)
         read = _places(order, counts[1:], noisy.device)  # an image is context for those after it
         images, levels = context.images[read], context.timesteps[read]  # (context rows, …), (context rows)
         poses = None  # of the images drawn, then of those read
@@ -249,13 +250,13 @@ class ImageSetUNet(UNet2DConditionModel):
         if self.variant == "self":
             rows, times = torch.cat([rows, images]), torch.cat([times, levels])
         else:
-            seen = None if poses is None else poses[sum(counts[first:]) :]
+            seen = None if poses is None else poses[to_draw:]
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[drawn]  # (rows)
         seen_from = None if poses is None else Viewpoints(poses, noisy.dtype)
         batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from, first=first)
         own = None if poses is None else poses[: len(rows)]
-        output = self._denoise(rows, times, batch, own)[: sum(counts[first:])]  # (rows, 4, h, w)
+        output = self._denoise(rows, times, batch, own)[:to_draw]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)
 
     def _read_or_draw(self, sample: Tensor, timestep: Tensor, window: Window) -> Tensor:
