@@ -4,7 +4,7 @@ The same parts and cameras give the same bytes, whatever was drawn before, in an
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -80,6 +80,7 @@ class Studio:
 
     def close(self) -> None:
         """Free the graphics context. A closed studio takes no more pictures."""
+        self._show(self._actors.values())  # the renderer frees what is shown
         self._plotter.close()
 
     def photograph(self, parts: Sequence[Part], cameras: Sequence[Camera]) -> NDArray[np.uint8]:
@@ -90,17 +91,25 @@ class Studio:
         """
         if os.getpid() != self._process:
             raise RuntimeError("a studio cannot be used in a forked process: start workers by 'spawn'")
-        for actor in self._actors.values():
-            actor.visibility = False
-        for slot, part in enumerate(parts):
-            actor = self._actor(slot, part)
+        actors = [self._actor(slot, part) for slot, part in enumerate(parts)]
+        for actor, part in zip(actors, parts, strict=True):
             actor.user_matrix = part.place
             actor.prop.color = part.colour
-            actor.visibility = True
+        self._show(actors)
         pictures = np.empty((len(cameras), self.size, self.size, 4), dtype=np.uint8)
         for picture, camera in zip(pictures, cameras, strict=True):
             picture[:] = self._shoot(camera)
         return pictures
+
+    def _show(self, actors: Iterable[pv.Actor]) -> None:
+        """These and no others, drawn in this order: where two surfaces are as near to the camera, the last is seen.
+
+        Those that leave keep what the graphics context holds of them, which a renderer would free.
+        """
+        shown = self._plotter.renderer.GetViewProps()
+        shown.RemoveAllItems()
+        for actor in actors:
+            shown.AddItem(actor)
 
     def _actor(self, slot: int, part: Part) -> pv.Actor:
         """The actor that shows a mesh, kept for the next object: two parts may share a mesh, so one for each slot."""

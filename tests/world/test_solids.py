@@ -198,6 +198,25 @@ def test_what_was_drawn_before_does_not_change_a_picture() -> None:
     np.testing.assert_array_equal(render_views(OBJECT, CAMERAS[1:2])[0], first[1])
 
 
+def test_which_of_two_equally_near_surfaces_is_seen_does_not_follow_from_what_was_drawn_before() -> None:
+    camera = Camera(azimuth=0, elevation=0)
+    meshes = [pv.Cube().compute_normals() for _ in range(3)]
+    red, blue = COLOURS["red"], COLOURS["blue"]
+
+    def pictures(*pairs: tuple[pv.PolyData, pv.PolyData]) -> list[np.ndarray]:
+        with Studio(16) as studio:
+            return [
+                studio.photograph([Part(one, red, 0.5 * np.eye(4)), Part(other, blue, 0.5 * np.eye(4))], [camera])[0]
+                for one, other in pairs
+            ]
+
+    first, second, third = meshes
+    (alone,) = pictures((first, second))
+    after_another = pictures((third, second), (first, second))[-1]  # the blue one is known to the studio already
+    np.testing.assert_array_equal(after_another, alone)
+    assert alone[8, 8, 2] > alone[8, 8, 0], "the last one is seen"
+
+
 def test_another_process_draws_the_same_bytes_and_says_nothing() -> None:
     program = f"""
         import hashlib
