@@ -33,6 +33,8 @@ GOALS = {
     r"cache-count/\d+px/self(-pooled)?/plain": Goal(1 / 4),
     r"cache-count/\d+px/self(-pooled)?/guided": Goal(1 / 2.5),
     r"teacher-forcing-count/\d+px/self": Goal(1 / 3),
+    r"training/\d+px/(self|dino)": Goal(1.0, least=True),
+    r"training/\d+px/(self|dino)/wait": Goal(0.02),
     r"generation/\d+px": Goal(1.3, least=True),
     r"generation/\d+px/beside-the-network": Goal(0.05),
     r"reading/\d+px": Goal(1.0, least=True),

@@ -28,7 +28,9 @@ class Setting:
     steps: int
     """Of denoising."""
     sets: int
-    """Drawn at once, trained on in a step, or in a shard."""
+    """Drawn at once, or in a shard."""
+    sets_per_step: int
+    """Trained on."""
     set_size: int
     repeats: int
 

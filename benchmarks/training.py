@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
+from time import perf_counter
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.params import TrainCommon, TrainVariant
 from m2m.store import LocalStore
 from m2m.training.checkpoints import Checkpoints
+from m2m.training.examples import STEPS_AHEAD, Examples, made_ahead
 from m2m.training.loop import Course, train_steps
 from m2m.training.objective import Objective
 from m2m.training.ranks import Ranks
@@ -37,6 +41,8 @@ from m2m.training.state import TrainState
 
 STEPS = 2
 """Timed together."""
+STEPS_IN_A_ROW = 12
+"""In which nothing else comes between, so that examples are made while others are used."""
 LONG_SET = 12
 PATCHES = 64
 """Of a picture, as the small DINO has them."""
@@ -47,6 +53,8 @@ def rows(setting: Setting, common: TrainCommon) -> Iterator[Row]:
     for variant in VARIANTS:
         yield step(setting, variant, common)
         setting.free()
+        yield waiting(setting, variant, common)
+        setting.free()
     if not setting.on_gpu:
         for variant in VARIANTS:
             yield teacher_forcing(setting, variant, common)
@@ -54,12 +62,8 @@ def rows(setting: Setting, common: TrainCommon) -> Iterator[Row]:
 
 def step(setting: Setting, variant: Variant, common: TrainCommon) -> Row:
     """Whole steps on both sides: noise, loss, gradients, AdamW, moving average."""
-    workers = setting.workers()
-    with tempfile.TemporaryDirectory() as folder:
-        common = common.model_copy(update={"set_size": setting.set_size, "gradient_accumulation": workers.count})
-        course, state = start(setting, variant, common, Path(folder))
-        steps = train_steps(state, course, Ranks(device=torch.device(setting.device)), workers)
-        passes = setting.sets * (2 * setting.set_size - 1 if variant == "self" else setting.set_size)
+    with our_steps(setting, variant, common) as steps:
+        passes = setting.sets_per_step * (2 * setting.set_size - 1 if variant == "self" else setting.set_size)
         other = text_to_image(setting, common, batch=passes)
 
         def ours() -> None:
@@ -67,15 +71,52 @@ def step(setting: Setting, variant: Variant, common: TrainCommon) -> Row:
                 list(islice(steps, STEPS))
 
         seconds = setting.seconds(ours, lambda: [other() for _ in range(STEPS)])
-        steps.close()
     amounts = (float(STEPS * passes),) * 2
     return setting.faster(f"training/{setting.pixels}px/{variant}", seconds, amounts=amounts, unit="images/s")
+
+
+def waiting(setting: Setting, variant: Variant, common: TrainCommon) -> Row:
+    """What of a step is spent waiting for its examples, once those made before the first one are used up."""
+    waits: list[float] = []
+
+    def timed(make: Callable[[int], Examples], steps: range) -> Iterator[Examples]:
+        with closing(made_ahead(make, steps)) as batches:
+            for _ in steps:
+                began = perf_counter()
+                batch = next(batches)
+                waits.append(perf_counter() - began)
+                yield batch
+
+    with (
+        patch("m2m.training.loop.made_ahead", timed),
+        our_steps(setting, variant, common) as steps,
+        setting.as_in_a_stage(),
+    ):
+        list(islice(steps, STEPS_AHEAD + 1))
+        waits.clear()
+        seconds = setting.taken(lambda: list(islice(steps, STEPS_IN_A_ROW)))
+    name = f"training/{setting.pixels}px/{variant}/wait"
+    return Row.of(name, sum(waits) / STEPS_IN_A_ROW, seconds / STEPS_IN_A_ROW, unit="s", kind=setting.kind)
+
+
+@contextmanager
+def our_steps(setting: Setting, variant: Variant, common: TrainCommon) -> Iterator[Iterator[int]]:
+    """Steps without end, as a stage takes them."""
+    workers = setting.workers()
+    common = common.model_copy(update={"set_size": setting.set_size, "gradient_accumulation": workers.count})
+    with tempfile.TemporaryDirectory() as folder:
+        course, state = start(setting, variant, common, Path(folder))
+        ranks = Ranks(device=torch.device(setting.device))
+        with closing(train_steps(state, course, ranks, workers)) as steps:
+            yield steps
 
 
 def start(setting: Setting, variant: Variant, common: TrainCommon, folder: Path) -> tuple[Course, TrainState]:
     """A course over random sets without end, and the state before its first step."""
     pipeline = from_stable_diffusion(setting.foundation, variant, common).to(setting.device)
-    learning = TrainVariant(images=10**9, sets_per_step=setting.sets, learning_rate=1e-5, context_learning_rate=1e-5)
+    learning = TrainVariant(
+        images=10**9, sets_per_step=setting.sets_per_step, learning_rate=1e-5, context_learning_rate=1e-5
+    )
     course = Course(
         sets=random_sets(setting, pipeline.latent_shape, folder),
         images_per_set=setting.set_size,
@@ -96,7 +137,7 @@ def random_sets(setting: Setting, latent_shape: tuple[int, int, int], folder: Pa
             images=draws.integers(0, 256, pictures, np.uint8),
             latents=draws.standard_normal((setting.set_size, *latent_shape), np.float32),
         )
-        for number in range(2 * setting.sets)
+        for number in range(2 * setting.sets_per_step)
     ]
     stats = write_shard(sets, folder / "draft.tar")
     entry = ShardEntry(key=shard_key(stats.sha256), split="train", **vars(stats))

@@ -40,7 +40,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("foundations")
     random_foundation(folder / "128px", ROOT / "models" / "foundation", device="cpu", **SMALL)
     smaller = resized(folder / "128px", folder / "64px", sample_size=8)
-    return Setting(device="cpu", foundation=smaller, dtype=torch.bfloat16, steps=2, sets=1, set_size=2, repeats=1)
+    return Setting(
+        device="cpu", foundation=smaller, dtype=torch.bfloat16, steps=2, sets=1, sets_per_step=1, set_size=2, repeats=1
+    )
 
 
 def test_another_size_is_the_same_networks(setting: Setting) -> None:
