@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m2m.errors import UserError
-from m2m.files import file_digest, folder_digest, new_file, write_atomically, writing
+from m2m.files import code_digest, file_digest, folder_digest, new_file, write_atomically, writing
 
 
 def names(folder: Path) -> set[str]:
@@ -100,6 +100,20 @@ def test_a_folder_without_files_has_no_digest(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="no such folder, or nothing in it"):
             folder_digest(folder)
+
+
+def test_a_digest_of_code_sees_every_source_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("drawing/__init__.py", "drawing/inks/__init__.py", "drawing/inks/red.py", "paper.py"):
+        write_atomically(tmp_path / name, b"")
+    drawing, both = code_digest("drawing"), code_digest("drawing", "paper")
+    assert drawing != both == code_digest("drawing", "paper")
+
+    (tmp_path / "drawing" / "__pycache__").mkdir()
+    (tmp_path / "drawing" / "__pycache__" / "red.pyc").touch()
+    assert code_digest("drawing") == drawing
+    write_atomically(tmp_path / "drawing/inks/red.py", b"shade = 1")
+    assert code_digest("drawing") != drawing
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes in no other, as /proc is")

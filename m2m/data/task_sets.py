@@ -79,6 +79,7 @@ def task_making(
     plan: Plan,
     *,
     vae: str,
+    code: str,
     device: str,
     pool: Executor,
     encode: Callable[[], Encode],
@@ -87,6 +88,7 @@ def task_making(
 
     Args:
         vae: SHA-256 of the VAE's folder.
+        code: SHA-256 of what draws or reads.
         device: what it encodes on.
         encode: gives the encoder, when the first missing shard needs it.
     """
@@ -97,8 +99,8 @@ def task_making(
         kind=kind,
         parameters=params.model_dump(mode="json"),
         made_by={"stage": stage, "parameters": parameters, "source": {**vars(plan.source)}, "vae": {"sha256": vae}},
-        # A dataset begun on a CPU does not go on from there on a GPU.
-        depends=[params.model_dump(mode="json", exclude=PLACES), vae, device.partition(":")[0]],
+        # A dataset begun on a CPU does not go on from there on a GPU, nor one of older code.
+        depends=[params.model_dump(mode="json", exclude=PLACES), vae, device.partition(":")[0], code],
         items=plan.of,
         identity=lambda one: one.identity,
         count=lambda one: one.count,

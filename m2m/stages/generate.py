@@ -17,7 +17,7 @@ from m2m.data.making import Made, Making, blocks, make_dataset
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
-from m2m.files import folder_digest
+from m2m.files import code_digest, folder_digest
 from m2m.manifest import Manifest
 from m2m.params import GenerateParams
 from m2m.progress import Advance
@@ -25,6 +25,9 @@ from m2m.seeds import image_seed
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
+
+CODE = ("m2m.data.shards", "m2m.diffusion", "m2m.stages.generate")
+"""What the sets are made by."""
 
 
 def run(
@@ -69,8 +72,8 @@ def run(
         kind="mis",
         parameters=params.model_dump(mode="json"),
         made_by=made_by,
-        # A dataset begun on a CPU does not go on from there on a GPU.
-        depends=[made_by["parameters"], made_by["stable_diffusion"], device.partition(":")[0]],
+        # A dataset begun on a CPU does not go on from there on a GPU, nor one of older code.
+        depends=[made_by["parameters"], made_by["stable_diffusion"], device.partition(":")[0], code_digest(*CODE)],
         items=lambda split: (caption for caption in read_captions(captions) if caption.split == split),
         identity=lambda caption: [*astuple(caption)],
         count=lambda _: params.images_per_set,

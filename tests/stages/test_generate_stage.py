@@ -390,7 +390,7 @@ def test_a_shard_that_the_store_lost_is_drawn_again(
     verify.run(place.manifest, store=place.store)
 
 
-def test_other_parameters_captions_or_weights_make_other_shards(
+def test_other_parameters_captions_weights_or_code_make_other_shards(
     made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(made.manifest.parent.parent, tmp_path / "copy")
@@ -408,6 +408,9 @@ def test_other_parameters_captions_or_weights_make_other_shards(
     manifest = place.run()
     assert len(batches) == 7 + 2 + 7
     assert manifest.made_by["stable_diffusion"]["licence"] == "CreativeML Open RAIL++-M"
+    monkeypatch.setattr(generate, "code_digest", lambda *_: "of other code")
+    assert place.run() == manifest
+    assert len(batches) == 7 + 2 + 7 + 7
 
 
 def test_bad_input_is_named_before_anything_is_written(place: Workplace, tmp_path: Path) -> None:

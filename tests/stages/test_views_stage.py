@@ -115,9 +115,14 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     place.run(WORLD, workers=Workers(2), processes=2)
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
     assert place.manifest.with_suffix(".md").read_bytes() == made.manifest.with_suffix(".md").read_bytes()
-    monkeypatch.setattr(LatentEncoder, "__init__", None)  # what is finished needs no network
-    place.run(WORLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentEncoder, "__init__", None)  # what is finished needs no network
+        place.run(WORLD)
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
+    finished = [*(place.work / "views").glob("*.json")]
+    monkeypatch.setattr(views, "code_digest", lambda *_: "of other code")
+    place.run(WORLD)
+    assert len([*(place.work / "views").glob("*.json")]) == 2 * len(finished) > 0
 
 
 def test_an_orbit_of_more_views_than_there_are_is_refused(place: Workplace) -> None:
