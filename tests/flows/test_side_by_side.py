@@ -26,8 +26,19 @@ NAMES = {"captions", "generate", "train@self", "train@dino", "evaluate@self", "e
 
 def started(checkout: Path, *options: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "M2M_DEVICE": "cpu"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*COMMAND, *options], cwd=checkout, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [*COMMAND, *options],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,  # who runs tests in the background ignores them, and what they start inherits it
+    )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def repro(checkout: Path, *options: str) -> tuple[int, str, str]:
