@@ -23,6 +23,7 @@ from flows.processes import Children
 from flows.stage import StageError, Verdict, run_stage
 from flows.workplace import Workplace
 from m2m.errors import UserError
+from m2m.progress import clock
 from m2m.settings import Settings
 
 ON_A_CPU = 2
@@ -61,7 +62,7 @@ def bring_up_to_date(checkout: Path, at_once: int | None, say: Callable[[str], N
     with _ended_on_signals(children):
         for stage, verdict in side_by_side(stages, stale, at_once or stages_at_once(), run):
             ended += 1
-            say(f"[{stage.name}] {SAID[verdict]}, {ended} of {len(stale)} after {_clock(time.monotonic() - began)}")
+            say(f"[{stage.name}] {SAID[verdict]}, {ended} of {len(stale)} after {clock(time.monotonic() - began)}")
 
 
 def stages_at_once() -> int:
@@ -149,11 +150,6 @@ def _ended_on_signals(children: Children) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02}"
 
 
 def main() -> None:

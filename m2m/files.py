@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,8 +90,7 @@ def folder_digest(folder: Path) -> str:
     )
     if not names:
         raise UserError(f"{folder}: no such folder, or nothing in it")
-    lines = (f"{file_digest(folder / name)}  {name}\n" for name in names)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _listing_digest((name, folder / name) for name in names)
 
 
 def code_digest(*modules: str) -> str:
@@ -106,7 +105,11 @@ def code_digest(*modules: str) -> str:
         assert spec.origin is not None
         source = Path(spec.origin)
         files += sorted(source.parent.rglob("*.py")) if spec.submodule_search_locations else [source]
-    lines = (f"{file_digest(file)}  {file.name}\n" for file in files)
+    return _listing_digest((file.name, file) for file in files)
+
+
+def _listing_digest(files: Iterable[tuple[str, Path]]) -> str:
+    lines = (f"{file_digest(path)}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

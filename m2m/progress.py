@@ -56,7 +56,7 @@ class _Meter:
         if self.rate:
             text += f", {self.rate:.3g} {self.unit}/s"
             if self.done < self.total:
-                text += f", {_clock((self.total - self.done) / self.rate)} left"
+                text += f", {clock((self.total - self.done) / self.rate)} left"
         return text
 
 
@@ -90,7 +90,8 @@ def _lines(meter: _Meter, stream: TextIO) -> Iterator[Advance]:
     yield advance
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As a clock shows it: 3:07, or 1:02:07."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

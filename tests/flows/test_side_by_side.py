@@ -21,7 +21,6 @@ from m2m.errors import UserError
 from tests.flows.serving import LIMIT, events, plan
 
 COMMAND = [sys.executable, "-m", "flows.side_by_side"]
-NAMES = {"captions", "generate", "train@self", "train@dino", "evaluate@self", "evaluate@dino", "report"}
 
 
 def started(checkout: Path, *options: str) -> subprocess.Popen[str]:
