@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, Dinov2Model
 
 from m2m import seeds
+from m2m.devices import Replayed
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
@@ -33,6 +34,8 @@ Seed: TypeAlias = int | torch.Generator
 Cameras: TypeAlias = npt.NDArray[np.floating] | Tensor  # (n, 3, 4)
 StepCallback: TypeAlias = Callable[["M2MPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 OutputType = Literal["pil", "np", "pt", "latent"]
+OFFLOADING = ("_hf_hook", "_diffusers_hook")
+"""What a network has whose weights come and go, by accelerate or by diffusers: a graph would read where they were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Options:
     context_timestep: int
     output_type: OutputType
     use_cache: bool
+    use_cuda_graphs: bool
     callback: StepCallback | None
     advance: Callable[[], object]  # called after each denoising step
 
@@ -106,6 +110,7 @@ class M2MPipeline(DiffusionPipeline):
         poses: Cameras | Sequence[Cameras] | None = None,
         output_type: OutputType = "pil",
         use_cache: bool = True,
+        use_cuda_graphs: bool = True,
         callback_on_step_end: StepCallback | None = None,
         return_dict: bool = True,
     ) -> Any:
@@ -124,6 +129,8 @@ class M2MPipeline(DiffusionPipeline):
                 this order; for a list of sets (sets, n, 3, 4). `m2m.world.cameras` states the convention.
             output_type: "pil"; "np" (n, H, W, 3) or "pt" (n, 3, H, W), from 0 to 1; "latent" (n, 4, h, w), scaled.
             use_cache: compute keys and values of context images once; else anew in each step, the same to rounding.
+            use_cuda_graphs: on a GPU, launch a step of an image as one CUDA graph from its second step on, the same to
+                the bit; turn it off for a network that is compiled with graphs of its own.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": (S, 4, h, w), "image": k}) after
                 each step of image k of S sets; it may return {"latents": …} to go on from.
 
@@ -158,6 +165,7 @@ class M2MPipeline(DiffusionPipeline):
                 context_timestep=context_timestep,
                 output_type=output_type,
                 use_cache=use_cache,
+                use_cuda_graphs=use_cuda_graphs and not any(hasattr(self.unet, hook) for hook in OFFLOADING),
                 callback=callback_on_step_end,
                 advance=bar.update,
             )
@@ -255,15 +263,21 @@ class M2MPipeline(DiffusionPipeline):
             {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         )
         guided = options.guidance_scale != 1 and preceding.count > 0
+
+        def predicted(sample: Tensor, time: Tensor) -> Tensor:
+            sample = torch.cat([sample, sample]) if guided else sample  # (2·S, 4, h, w): without context, with it
+            window = preceding.window(guided=guided, seen_from=seen_from)
+            prediction: Tensor = self.unet(sample, time, window, return_dict=False)[0]
+            if not guided:
+                return prediction
+            without, with_context = prediction.chunk(2)
+            return without + options.guidance_scale * (with_context - without)  # (S, 4, h, w)
+
+        predict = Replayed(predicted) if options.use_cuda_graphs else predicted  # what it reads stays in place
         latents = latents * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(timesteps):
             sample = self.scheduler.scale_model_input(latents, timestep)  # (S, 4, h, w)
-            sample = torch.cat([sample, sample]) if guided else sample  # (2·S, 4, h, w): without context, with it
-            window = preceding.window(guided=guided, seen_from=seen_from)
-            prediction = self.unet(sample, times[step], window, return_dict=False)[0]
-            if guided:
-                without, with_context = prediction.chunk(2)
-                prediction = without + options.guidance_scale * (with_context - without)  # (S, 4, h, w)
+            prediction = predict(sample, times[step])  # (S, 4, h, w)
             latents = self.scheduler.step(prediction, timestep, latents, **step_noise).prev_sample
             if options.callback is not None:
                 state = options.callback(self, step, timestep, {"latents": latents, "image": k})

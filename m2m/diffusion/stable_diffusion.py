@@ -13,6 +13,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from m2m.devices import Replayed
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
 from m2m.params import SolverName
@@ -75,19 +76,25 @@ class StableDiffusion:
         (B, 4, h, w), (B, L, D) -> (B, 4, h, w), on the device.
         """
         scheduler = make_scheduler(self._solver, self._pipeline.scheduler.config)
-        scheduler.set_timesteps(self._num_inference_steps, device=self._device)
+        scheduler.set_timesteps(self._num_inference_steps)  # on the CPU: schedulers look steps up by them
+        times = scheduler.timesteps.to(self._device)
         guided = self._guidance_scale != 1
         if guided:
             embeddings = torch.cat([self._empty.expand_as(embeddings), embeddings])  # (2·B, L, D)
-        latents = noise.to(self._device) * scheduler.init_noise_sigma  # (B, 4, h, w)
-        for timestep in scheduler.timesteps:
-            sample = scheduler.scale_model_input(latents, timestep)
+
+        def predicted(sample: Tensor, time: Tensor) -> Tensor:
             sample = torch.cat([sample, sample]) if guided else sample  # (2·B, 4, h, w)
-            prediction = self._unet(sample, timestep, embeddings, return_dict=False)[0]
-            if guided:
-                empty, captioned = prediction.chunk(2)
-                prediction = empty + self._guidance_scale * (captioned - empty)  # (B, 4, h, w)
-            latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+            prediction: Tensor = self._unet(sample, time, embeddings, return_dict=False)[0]
+            if not guided:
+                return prediction
+            empty, captioned = prediction.chunk(2)
+            return empty + self._guidance_scale * (captioned - empty)  # (B, 4, h, w)
+
+        predict = Replayed(predicted)
+        latents = noise.to(self._device) * scheduler.init_noise_sigma  # (B, 4, h, w)
+        for timestep, time in zip(scheduler.timesteps, times, strict=True):
+            sample = scheduler.scale_model_input(latents, timestep)
+            latents = scheduler.step(predict(sample, time), timestep, latents, return_dict=False)[0]
         return latents
 
     @torch.inference_mode()

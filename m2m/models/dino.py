@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Dinov2Model
 
+from m2m.devices import sent
+
 
 class Preprocessing(Protocol):
     """What DINOv2's `BitImageProcessor` holds: resize, crop to the centre, scale, normalise."""
@@ -38,8 +40,10 @@ def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
     height, width = processor.crop_size["height"], processor.crop_size["width"]
     top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
     pixels = pixels[..., top : top + height, left : left + width]  # (n, 3, h, w)
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    return (pixels * processor.rescale_factor - mean) / std
+    channels = sent([processor.image_mean, processor.image_std], pixels.device)  # (2, 3)
+    mean, std = channels[:, :, None, None]
+    normalised: Tensor = (pixels * processor.rescale_factor - mean) / std
+    return normalised
 
 
 def dino_tokens(encoder: Dinov2Model, pixels: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m2m.devices import sent
+
 POSE_DIM = 12
 """Nine numbers of a rotation, three of a translation."""
 FIELD_OF_VIEW = 49.1
@@ -95,6 +97,6 @@ def rays(poses: Tensor, side: int) -> Tensor:
     middle[2] = 1
     moments = torch.linalg.cross((cameras - middle).expand_as(directions), directions)  # (rows, side², 3)
     points = torch.linalg.cross(directions, moments)  # (rows, side², 3)
-    angles = points[..., None] * (2 * math.pi / torch.tensor(WAVELENGTHS, device=poses.device))  # (rows, side², 3, w)
+    angles = points[..., None] * (2 * math.pi / sent(WAVELENGTHS, poses.device))  # (rows, side², 3, w)
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (rows, side², 6·w)
     return LOUDNESS * torch.cat([directions, CLOSENESS * moments, CLOSENESS * points, waves], dim=-1)

@@ -22,6 +22,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from m2m.devices import sent
 from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
 from m2m.models.pose import Viewpoints
 from m2m.seeds import generator
@@ -147,7 +148,7 @@ class ImageSetUNet(UNet2DConditionModel):
         """
         config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
         own = {"max_context": max_context, "context_dim": context_dim, "context_pool": context_pool}
-        unet: Self = cls(variant=variant, **own, **config)
+        unet = cls._without_weights(parent.device, variant=variant, **own, **config)
         weights = dict(parent.state_dict())
         for name, attention in unet.attentions().items():
             weights[f"{name}.slot_embedding"] = torch.zeros_like(attention.slot_embedding)
@@ -173,7 +174,7 @@ class ImageSetUNet(UNet2DConditionModel):
         """
         config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
         config |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": pose_dim}
-        unet: Self = cls(**config)
+        unet = cls._without_weights(parent.device, **config)
         weights = dict(parent.state_dict())
         draws = generator(seed, "pose embedding")
         for name, tensor in unet.state_dict().items():
@@ -182,6 +183,13 @@ class ImageSetUNet(UNet2DConditionModel):
                 weights[name] = torch.randn(tensor.shape, generator=draws) if first else torch.zeros_like(tensor)
         unet.load_state_dict(weights)
         return unet
+
+    @classmethod
+    def _without_weights(cls, device: torch.device, **config: Any) -> Self:
+        """A network whose weights are to be loaded: those of a large one take seconds to be drawn."""
+        with torch.device("meta"):
+            unet: Self = cls(**config)
+        return unet.to_empty(device=device)
 
     def attentions(self) -> dict[str, ImageSetAttention]:
         """The Image-Set Attention of each transformer block, by its name in the state."""
@@ -300,7 +308,7 @@ def _places(order: Sequence[int], counts: Sequence[int], device: torch.device, f
     """
     sets = [place for count in counts[first:] for place in order[:count]]
     positions = [n for n, count in enumerate(counts) for _ in range(count) if n >= first]
-    rows = torch.tensor([sets, positions], dtype=torch.long, device=device)
+    rows = sent([sets, positions], device, torch.long)
     return rows[0], rows[1]
 
 

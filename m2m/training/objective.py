@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Model
 
+from m2m.devices import sent
 from m2m.diffusion.objective import add_context_noise, add_noise, alphas_cumprod, denoising_loss, min_snr_weight, target
 from m2m.models.dino import Preprocessing, dino_pixels, dino_tokens
 from m2m.models.unet import ContextImages
@@ -81,7 +82,7 @@ class Objective:
         weight = min_snr_weight(timesteps, products, gamma=common.min_snr_gamma, prediction_type=common.prediction_type)
         losses = denoising_loss(prediction, wanted, weight)  # (B, N), 0 after the end of a set
         first = 0 if common.predict_first else 1
-        predicted = torch.tensor(examples.lengths, device=losses.device) - first
+        predicted = sent([length - first for length in examples.lengths], losses.device)
         return losses[:, first:].sum(dim=1) / predicted
 
     def _context(self, examples: Examples) -> Tensor:
@@ -94,7 +95,7 @@ class Objective:
             return add_context_noise(images, noise, examples.context_timesteps, self.products)
         # Only those that are there: a shorter set costs no more than it has.
         real = [(place, n) for place, length in enumerate(examples.lengths) for n in range(length - 1)]
-        rows, positions = torch.tensor(real, device=images.device).T
+        rows, positions = sent(real, images.device).T
         pixels = dino_pixels(images[rows, positions], self.encoder.processor)  # (real, 3, side, side)
         levels = examples.context_timesteps[rows, positions]
         pixels = add_context_noise(pixels, noise[rows, positions], levels, self.products)

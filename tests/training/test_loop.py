@@ -41,15 +41,20 @@ def make(
     """A state before the first step, and a course, with changes of the parameters and of the sets."""
 
     def call(
-        name: Any = "self", *, sets: Any = None, params: dict[str, Any] | None = None, **changes: Any
+        name: Any = "self",
+        *,
+        sets: Any = None,
+        params: dict[str, Any] | None = None,
+        device: torch.device = CPU,
+        **changes: Any,
     ) -> tuple[TrainState, Course]:
         common = make_common(**changes)
-        pipeline = start(foundation, name, common)
+        pipeline = start(foundation, name, common).to(device)
         manifest = Manifest.read(dataset.manifest)
         course = Course(
             sets=ImageSets(dataset.store, manifest, "train") if sets is None else sets,
             images_per_set=manifest.images_per_set,
-            objective=Objective(pipeline, common, device=CPU),
+            objective=Objective(pipeline, common, device=device),
             variant=make_variant(**params or {}),
         )
         return start_or_resume(pipeline.unet, common, course.variant, Checkpoints(tmp_path / "none")), course
@@ -203,3 +208,20 @@ def test_what_reads_the_context_learns_at_its_own_rate(make: Made) -> None:
         ratio = fast[name] / slow[name] if slow[name] else 1.0
         reads = any(f"attn2.{part}" in name for part in ("to_k", "to_v", "null_token", "slot_embedding"))
         assert 5 < ratio < 15 if reads and slow[name] else 0.5 < ratio < 2, (name, ratio)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["self", "dino"])
+def test_a_step_waits_for_nothing_of_a_gpu(make: Made, name: str) -> None:
+    device = torch.device("cuda")
+    state, course = make(name, device=device, precision="bfloat16")
+    steps = train_steps(state, course, Ranks(device=device))
+    try:
+        for _ in range(3):
+            next(steps)
+            torch.cuda.set_sync_debug_mode("error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        steps.close()  # type: ignore[attr-defined]
+    state.curve.settle(Ranks(device=device))
+    assert len(state.curve.since) == 3
