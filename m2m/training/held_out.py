@@ -53,12 +53,12 @@ class HeldOut:
     @torch.no_grad()
     def loss(self, ema: Ema) -> float:
         """The training loss with averaged weights; comparable between all runs with the same seed and test sets."""
-        with ema.applied():
+        with torch.compiler.set_stance("force_eager"), ema.applied():  # no graphs of its own for its few shapes
             return float(self._objective(self._pipeline.unet, self._examples).double().mean())
 
     def previews(self, ema: Ema) -> dict[str, Image.Image]:
         """For each set the given picture, framed, and those drawn after it; and all sets as one picture."""
-        with ema.applied():
+        with torch.compiler.set_stance("force_eager"), ema.applied():
             (drawn,) = self._pipeline(
                 [[picture] for picture in self._given],
                 self._objective.common.set_size - 1,

@@ -200,6 +200,7 @@ def _data_parallel(network: nn.Module, course: Course, ranks: Ranks) -> nn.Modul
     if ranks.count == 1:
         return network
     wrapped = DistributedDataParallel(network)
-    course.objective(wrapped, course.examples(0, range(1)).to(ranks.device)).mean().backward()  # type: ignore[no-untyped-call]
+    with torch.compiler.set_stance("force_eager"):  # its one set would be compiled for
+        course.objective(wrapped, course.examples(0, range(1)).to(ranks.device)).mean().backward()  # type: ignore[no-untyped-call]
     wrapped.zero_grad(set_to_none=True)
     return wrapped

@@ -30,11 +30,19 @@ _log = logging.getLogger(__name__)
 
 
 def start_or_resume(
-    network: ImageSetUNet, common: TrainCommon, variant: TrainVariant, checkpoints: Checkpoints
+    network: ImageSetUNet,
+    common: TrainCommon,
+    variant: TrainVariant,
+    checkpoints: Checkpoints,
+    *,
+    one_length: bool = True,
 ) -> TrainState:
     """The state of the newest checkpoint of this very run, or the state before the first step.
 
     The network will be trained as `common` says: with its activations computed again, its blocks compiled.
+
+    Args:
+        one_length: all sets have as many images, so that graphs are made for their very shapes.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -42,7 +50,7 @@ def start_or_resume(
     if common.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if common.compile_blocks:
-        network.compile_repeated_blocks()  # type: ignore[no-untyped-call]
+        network.compile_repeated_blocks(dynamic=False if one_length else None)
     context = network.context_parameters()
     new = set(context)
     carried = [parameter for parameter in network.parameters() if parameter not in new]
