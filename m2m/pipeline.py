@@ -28,6 +28,7 @@ from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.models.pose import Viewpoints, relative_poses
 from m2m.models.preceding import PrecedingImages
 from m2m.models.unet import ImageSetUNet
+from m2m.params import Precision
 from m2m.photos import Photo, as_tensor, square
 
 Seed: TypeAlias = int | torch.Generator
@@ -310,7 +311,7 @@ class M2MPipeline(DiffusionPipeline):
         return dino_tokens(self.image_encoder, images).to(self.unet.dtype) if dino else images
 
 
-def load_pipeline(folder: Path, *, device: str = "cpu") -> M2MPipeline:
+def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "float32") -> M2MPipeline:
     """An M2M model folder, ready to draw. It reads safetensors only and asks no network.
 
     Raises:
@@ -329,7 +330,7 @@ def load_pipeline(folder: Path, *, device: str = "cpu") -> M2MPipeline:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: incomplete or damaged ({reason}); {remedy}") from error
-    return pipeline.to(device)
+    return pipeline.to(device, getattr(torch, precision))
 
 
 def _seeds_of_sets(generator: Seed | Sequence[Seed] | None, sets: int, nested: bool) -> list[int]:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from m2m.devices import Replayed
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
-from m2m.params import SolverName
+from m2m.params import Precision, SolverName
 
 
 class StableDiffusion:
-    """The networks of a `StableDiffusionPipeline` folder in float32, and how to draw with them.
+    """The networks of a `StableDiffusionPipeline` folder, and how to draw with them. Latents are float32.
 
     Rows of a batch do not influence each other, but rounding depends on a batch's shape: for the same bytes every time,
     give batches of the same shape.
@@ -28,15 +28,23 @@ class StableDiffusion:
     Args:
         folder: a diffusers folder; only safetensors are read, and no network is asked.
         device: where torch computes: ``cpu``, ``cuda`` …
+        precision: of the networks.
 
     Raises:
         UserError: the folder is missing, incomplete or damaged.
     """
 
     def __init__(
-        self, folder: Path, *, solver: SolverName, num_inference_steps: int, guidance_scale: float, device: str
+        self,
+        folder: Path,
+        *,
+        solver: SolverName,
+        num_inference_steps: int,
+        guidance_scale: float,
+        device: str,
+        precision: Precision = "float32",
     ) -> None:
-        self._pipeline = _load(folder).to(device)
+        self._pipeline = _load(folder).to(device, getattr(torch, precision))
         self._unet, self._vae = self._pipeline.unet, self._pipeline.vae
         self._solver: SolverName = solver
         self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
@@ -83,8 +91,8 @@ class StableDiffusion:
             embeddings = torch.cat([self._empty.expand_as(embeddings), embeddings])  # (2·B, L, D)
 
         def predicted(sample: Tensor, time: Tensor) -> Tensor:
-            sample = torch.cat([sample, sample]) if guided else sample  # (2·B, 4, h, w)
-            prediction: Tensor = self._unet(sample, time, embeddings, return_dict=False)[0]
+            sample = (torch.cat([sample, sample]) if guided else sample).to(self._unet.dtype)  # (2·B, 4, h, w)
+            prediction: Tensor = self._unet(sample, time, embeddings, return_dict=False)[0].float()
             if not guided:
                 return prediction
             empty, captioned = prediction.chunk(2)
@@ -130,7 +138,8 @@ class StableDiffusion:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of scaled latents, black where not finite: (B, 4, h, w) -> uint8 (B, H, W, 3), on the device."""
-        images = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0]  # (B, 3, H, W)
+        scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
+        images = self._vae.decode(scaled, return_dict=False)[0].float()  # (B, 3, H, W)
         finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
         images = torch.where(finite[:, None, None, None], images, -1.0)
         return (images * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -57,14 +57,20 @@ def unconditional(
     Raises:
         UserError: the folder is no Stable Diffusion pipeline.
     """
-    drawing = params.model_dump(mode="json", include={"seed", "solver", "num_inference_steps", "sets_per_batch"})
+    how = {"seed", "solver", "num_inference_steps", "sets_per_batch", "precision"}
+    drawing = params.model_dump(mode="json", include=how)
     weights = folder_digest(stable_diffusion)
     folder = folder_of(work, {**drawing, "weights": weights, "sets": len(captions), "device": device.partition(":")[0]})
 
     def base() -> StableDiffusion:
         steps = params.num_inference_steps
         return StableDiffusion(
-            stable_diffusion, solver=params.solver, num_inference_steps=steps, guidance_scale=1, device=device
+            stable_diffusion,
+            solver=params.solver,
+            num_inference_steps=steps,
+            guidance_scale=1,
+            device=device,
+            precision=params.precision,
         )
 
     load = once(base)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from m2m.params.section import PositiveInt, Probability, Section, SolverName
+from m2m.params.section import PositiveInt, Precision, Probability, Section, SolverName
 
 
 class WorldCaptions(Section):
@@ -52,6 +52,7 @@ class GenerateParams(Section):
     guidance_scale: Annotated[float, Field(ge=1)]
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
+    precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")
     max_redraws: Annotated[int, Field(ge=0)] = Field(description="attempts after a bad image, each with its own noise")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from m2m.params.section import PositiveInt, Section, SolverName, Task
+from m2m.params.section import PositiveInt, Precision, Section, SolverName, Task
 
 
 class SubsetParams(Section):
@@ -35,6 +35,7 @@ class DrawingParams(Section):
     guidance_scale: Annotated[float, Field(ge=1)]
     context_timestep: Annotated[int, Field(ge=0, le=999)]
     sets_per_batch: PositiveInt
+    precision: Precision = Field(description="of the networks that draw; those that measure compute in float32")
     gallery_sets: PositiveInt
     gate: GateParams
 

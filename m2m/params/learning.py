@@ -10,6 +10,7 @@ from m2m.params.section import (
     FrozenPart,
     LearningRate,
     PositiveInt,
+    Precision,
     PredictionType,
     Probability,
     Section,
@@ -53,7 +54,7 @@ class LearningParams(Section):
     max_grad_norm: Annotated[float, Field(gt=0)]
     warmup_images: Annotated[int, Field(ge=0)] = Field(description="linear warm-up of the learning rate")
     schedule: Literal["constant", "cosine"]
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision = Field(description="of what the networks compute; weights and their averages are float32")
     gradient_accumulation: PositiveInt = Field(
         description="equal parts of a step: one after the other on a GPU, which saves memory, side by side on a CPU"
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from m2m.params.section import PositiveInt, Section, SolverName
+from m2m.params.section import PositiveInt, Precision, Section, SolverName
 
 
 class SamplingParams(Section):
@@ -18,4 +18,5 @@ class SamplingParams(Section):
     num_inference_steps: Annotated[int, Field(ge=2, description="denoising steps of an image")]
     guidance_scale: Annotated[float, Field(gt=1, description="all sides draw with classifier-free guidance")]
     batch_size: PositiveInt = Field(description="images drawn at once, each of a set of its own")
+    precision: Precision = Field(description="of all networks")
     repeats: PositiveInt = Field(description="turns of which the median counts; one more, before, warms up")

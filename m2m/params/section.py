@@ -11,6 +11,8 @@ Task = Literal["nvs", "vpg"]
 PredictionType = Literal["epsilon", "v_prediction"]
 FrozenPart = Literal["convolutions", "self_attention", "image_set_attention", "feed_forward"]
 SolverName = Literal["ddim", "dpmsolver++", "unipc"]
+Precision = Literal["float32", "bfloat16"]
+"""Of a network's weights and of what it computes; names of torch's dtypes."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -68,7 +68,8 @@ def run(
     }
     drafts = work / f"evaluate-{variant}"
     folder = folder_of(drafts, made_from)
-    draws = _draws(params, sets, load_pipeline(model, device=device), folder, workers)
+    pipeline = load_pipeline(model, device=device, precision=params.precision)
+    draws = _draws(params, sets, pipeline, folder, workers)
 
     tags = {"variant": variant, "manifest": data.digest, "model": digest}
     with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=run_before(folder)) as record:

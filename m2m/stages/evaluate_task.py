@@ -82,8 +82,8 @@ def run(
         record.params(params.model_dump(mode="json"))
         record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation", sets=data.sets)
         draws = TaskDraws(
-            tuned=load_pipeline(model, device=device),
-            untuned=load_pipeline(untuned, device=device),
+            tuned=load_pipeline(model, device=device, precision=params.precision),
+            untuned=load_pipeline(untuned, device=device, precision=params.precision),
             members=members,
             params=params,
             folder=folder,

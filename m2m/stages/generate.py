@@ -142,4 +142,5 @@ def _load(folder: Path, params: GenerateParams, device: str) -> StableDiffusion:
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
         device=device,
+        precision=params.precision,
     )

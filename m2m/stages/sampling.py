@@ -52,8 +52,11 @@ def run(
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
         device=device,
+        precision=params.precision,
     )
-    pipelines = {variant: load_pipeline(folder, device=device) for variant, folder in models.items()}
+    pipelines = {
+        variant: load_pipeline(folder, device=device, precision=params.precision) for variant, folder in models.items()
+    }
     for pipeline in pipelines.values():
         _require(params, timesteps=pipeline.scheduler.config.num_train_timesteps)
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]

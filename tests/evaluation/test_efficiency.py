@@ -24,7 +24,14 @@ from m2m.pipeline import M2MPipeline
 from m2m.training.start import from_stable_diffusion
 
 PARAMS = SamplingParams(
-    seed=0, given=(1, 2), solver="ddim", num_inference_steps=4, guidance_scale=3.0, batch_size=2, repeats=1
+    seed=0,
+    given=(1, 2),
+    solver="ddim",
+    num_inference_steps=4,
+    guidance_scale=3.0,
+    batch_size=2,
+    precision="float32",
+    repeats=1,
 )
 WINDOW = 2
 

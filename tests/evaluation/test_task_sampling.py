@@ -26,6 +26,7 @@ PARAMS = EvaluateVpg(
     guidance_scale=1.0,
     context_timestep=0,
     sets_per_batch=2,
+    precision="float32",
     gallery_sets=1,
     gate=GateParams(metric="fid/mean", better="lower"),
 )

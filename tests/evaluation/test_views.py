@@ -40,6 +40,7 @@ PARAMS = EvaluateNvs(
     guidance_scale=1.0,
     context_timestep=0,
     sets_per_batch=1,
+    precision="float32",
     gallery_sets=1,
     gate=GateParams(metric="psnr/given=1/mean", better="higher"),
     bootstrap=20,

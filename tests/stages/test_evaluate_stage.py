@@ -52,6 +52,7 @@ PARAMS = EvaluateMis(
     guidance_scale=1.5,
     context_timestep=0,
     sets_per_batch=4,
+    precision="float32",
     gallery_sets=2,
     bootstrap=20,
     gate=GateParams(metric="content_agreement/mean", better="higher"),

@@ -31,6 +31,7 @@ DRAWING: dict[str, Any] = {
     "guidance_scale": 1.5,
     "context_timestep": 0,
     "sets_per_batch": 2,
+    "precision": "float32",
     "gallery_sets": 2,
     "sets": 3,
 }

@@ -39,6 +39,7 @@ FIELDS = {
     "guidance_scale": 3.0,
     "sets_per_shard": 2,
     "batch_size": 4,
+    "precision": "float32",
     "max_redraws": 2,
 }
 

@@ -23,7 +23,14 @@ from m2m.tracking import NullTracker
 WINDOW = 3
 """Of the tiny models."""
 PARAMS = SamplingParams(
-    seed=0, given=(4, 1, 3, 1), solver="ddim", num_inference_steps=2, guidance_scale=3.0, batch_size=2, repeats=2
+    seed=0,
+    given=(4, 1, 3, 1),
+    solver="ddim",
+    num_inference_steps=2,
+    guidance_scale=3.0,
+    batch_size=2,
+    precision="float32",
+    repeats=2,
 )
 CASES = [f"{variant}/given={given}" for variant in ("self", "dino") for given in (1, 3, 4)]
 
