@@ -314,6 +314,7 @@ def test_a_saved_pipeline_comes_back_to_the_bit_without_pickle(
     make_pipeline: MakePipeline, tmp_path: Path, variant: Variant
 ) -> None:
     make_pipeline(variant, max_context=3).save_pretrained(tmp_path / "once")
+    assert load_pipeline(tmp_path / "once", precision="bfloat16").dtype == torch.bfloat16
     pipeline = load_pipeline(tmp_path / "once")
     pipeline.save_pretrained(tmp_path / "twice")
     again = M2MPipeline.from_pretrained(tmp_path / "twice")

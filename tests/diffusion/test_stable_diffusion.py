@@ -11,12 +11,20 @@ from torch import Tensor
 
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
+from m2m.params import Precision
 
 CAPTIONS = ["a red star, neon", "", "a blue moon " * 30]
 
 
-def load(folder: Path, *, guidance_scale: float = 4.0) -> StableDiffusion:
-    return StableDiffusion(folder, solver="ddim", num_inference_steps=4, guidance_scale=guidance_scale, device="cpu")
+def load(folder: Path, *, guidance_scale: float = 4.0, precision: Precision = "float32") -> StableDiffusion:
+    return StableDiffusion(
+        folder,
+        solver="ddim",
+        num_inference_steps=4,
+        guidance_scale=guidance_scale,
+        device="cpu",
+        precision=precision,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,18 @@ def test_it_draws_what_the_diffusers_pipeline_draws(guidance_scale: float, tiny_
     assert pictures.dtype == torch.uint8
     assert pictures.shape == (3, model.image_size, model.image_size, 3) == (3, 64, 64, 3)
     assert (pictures - (theirs * 255)).abs().max() < 0.51
+
+
+def test_half_the_precision_draws_nearly_the_same(model: StableDiffusion, tiny_stable_diffusion: Path) -> None:
+    half = load(tiny_stable_diffusion, precision="bfloat16")
+    assert half.embed(CAPTIONS).dtype == torch.bfloat16
+    noise = noises(model, 3)
+    expected, latents = (one.denoise(noise, one.embed(CAPTIONS)) for one in (model, half))
+    assert latents.dtype == torch.float32
+    difference = (latents - expected).std() / expected.std()
+    assert 0 < difference < 0.05
+    pictures = half.decode(latents).float()
+    assert (pictures - model.decode(latents).float()).abs().mean() < 2
 
 
 def test_rows_of_a_batch_do_not_influence_each_other(model: StableDiffusion) -> None:

@@ -196,6 +196,29 @@ def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draw
     assert held_out.loss(state.ema) != before
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
+def test_what_is_held_out_makes_no_graphs(make: Made, dataset: Any, foundation: Path) -> None:
+    state, course = make(params={"images": 48})
+    pipeline = start(foundation, "self", course.objective.common)
+    pipeline.register_modules(unet=state.network)
+    test = ImageSets(dataset.store, Manifest.read(dataset.manifest), "test")
+    held_out = HeldOut(pipeline, course.objective, test, device=CPU)
+    expected, compiled = held_out.loss(state.ema), []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    pipeline.unet.compile_repeated_blocks(backend=backend)
+    assert held_out.loss(state.ema) == expected
+    held_out.previews(state.ema)
+    assert not compiled
+    with torch.no_grad():
+        course.objective(state.network, course.examples(0, range(1)))
+    assert compiled  # it would have been
+    torch.compiler.reset()
+
+
 def test_what_reads_the_context_learns_at_its_own_rate(make: Made) -> None:
     def moved(**rates: float) -> dict[str, float]:
         state, course = make(params={"images": 16, **rates})
