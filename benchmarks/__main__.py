@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import diffusers.utils.logging
-import torch
 
-from benchmarks import counts, datasets, sampling, starting, training
+from benchmarks import counts, datasets, sampling, starting, teacher_forcing, training
 from benchmarks.architectures import random_foundation, resized
 from benchmarks.rows import RESULTS, Row, read, table, write
 from benchmarks.setting import Setting
@@ -21,7 +21,8 @@ from m2m.machine import Machine
 from m2m.params_file import load_params
 
 FOUNDATION = Path("models/foundation")
-PARTS = ("counts", "starting", "sampling", "training", "datasets")
+PIXELS = (512, 256)
+PARTS = ("counts", "starting", "sampling", "training", "datasets", "teacher-forcing")
 
 
 def main() -> None:
@@ -31,7 +32,16 @@ def main() -> None:
         "--scale", choices=("tiny", "sd21"), default="tiny", help="networks of the embedded world, or of the paper"
     )
     parser.add_argument("--compile", action="store_true", help="our transformer blocks, by torch.compile")
+    parser.add_argument(
+        "--pixels",
+        type=int,
+        choices=PIXELS,
+        nargs="+",
+        default=PIXELS,
+        help="of a picture's side, at the paper's scale",
+    )
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="what to measure; the rest is kept")
+    parser.add_argument("--work", type=Path, help="where the random weights stay; else they go when all is measured")
     given = parser.parse_args()
     machine = Machine("bench")
     machine.prepare_torch()
@@ -39,17 +49,18 @@ def main() -> None:
     name, where = f"{given.scale}-{given.device}{'-compiled' * given.compile}", hardware(given.device)
     with (
         machine.tracker().run(f"bench-{name}", stage="bench", tags={}) as run,
-        tempfile.TemporaryDirectory() as work,
+        nullcontext(given.work) if given.work else tempfile.TemporaryDirectory() as work,
     ):
         run.params({"scale": given.scale, "device": given.device, "compile": given.compile, "machine": where})
         for part in PARTS:
             if part not in given.only:
                 continue
             rows = []
-            for row in measure(part, given.device, given.scale, Path(work), compiled=given.compile):
+            settings = partial(paper, work=Path(work), pixels=given.pixels) if given.scale == "sd21" else tiny
+            for row in measure(part, settings(given.device), given.scale, compiled=given.compile):
                 print(f"{row.name}: {row.ours:g} {row.unit}, other {row.other:g}", flush=True)
-                rows.append(row)
-            write(rows, file_of(part, name))
+                rows.append(replace(row, on="" if row.kind == "count" else where))
+                write(renewed(file_of(part, name), rows), file_of(part, name))
             run.metrics({f"{row.name}/{what}": getattr(row, what) for row in rows for what in ("ours", "ratio")})
         kept = [row for part in PARTS if file_of(part, name).exists() for row in read(file_of(part, name))]
         page = RESULTS / f"{name}.md"
@@ -58,48 +69,69 @@ def main() -> None:
     print(f"\n{page.read_text()}")
 
 
-def measure(part: str, device: str, scale: str, work: Path, *, compiled: bool) -> Iterator[Row]:
+def renewed(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows of a file that the same processor or card made, with those that were measured again."""
+    before = {row.name: row for row in read(path) if row.on == rows[0].on} if path.exists() else {}
+    return list({**before, **{row.name: row for row in rows}}.values())
+
+
+def measure(part: str, settings: Iterator[Setting], scale: str, *, compiled: bool) -> Iterator[Row]:
     """The rows of one part, as they come."""
     if part == "counts":
         yield from counts.rows()
         return
     if part == "starting":
-        yield from starting.rows(next(tiny(device)))
+        yield from starting.rows(next(settings))
         return
     params = load_params(Path("profiles") / ("embedded.yaml" if scale == "tiny" else "paper.yaml"))
     common = params.train.common.model_copy(update={"compile_blocks": compiled})
-    for setting in tiny(device) if scale == "tiny" else paper(device, work):
-        if part == "datasets":
-            yield from datasets.rows(replace(setting, steps=params.generate.num_inference_steps))
-        else:
-            yield from (sampling if part == "sampling" else training).rows(setting, common)
+    drawing = params.generate.num_inference_steps
+    for setting in settings:
+        match part:
+            case "sampling":
+                yield from sampling.rows(setting, common)
+            case "training":
+                yield from training.rows(setting, common)
+            case "datasets":
+                yield from datasets.rows(replace(setting, steps=drawing))
+            case "teacher-forcing":
+                yield from teacher_forcing.rows(setting, common)
         setting.free()
 
 
 def tiny(device: str) -> Iterator[Setting]:
     """The committed foundation, and sets as the embedded profile has them."""
-    sizes: dict[str, Any] = {"steps": 25, "sets": 4, "sets_per_step": 8, "set_size": 6, "repeats": 3}
-    yield Setting(device=device, foundation=FOUNDATION, dtype=torch.float32, **sizes)
+    yield Setting(
+        device=device,
+        foundation=FOUNDATION,
+        precision="float32",
+        steps=25,
+        sets=4,
+        sets_per_step={"self": 8, "dino": 8},
+        set_size=6,
+        repeats=9,
+    )
 
 
-def paper(device: str, work: Path) -> Iterator[Setting]:
-    """Stable Diffusion 2.1-base and DINOv2-large, drawn once from a seed."""
-    sizes: dict[str, Any] = {
-        "dtype": torch.bfloat16,
-        "steps": 50,
-        "sets": 4,
-        "sets_per_step": 4,
-        "set_size": 4,
-        "repeats": 3,
-    }
-    for sample_size in (64, 32):
-        folder = work / f"foundation-{sample_size}"
+def paper(device: str, work: Path, pixels: Sequence[int]) -> Iterator[Setting]:
+    """Stable Diffusion 2.1-base and DINOv2-large, drawn once from a seed; a step trains on 30 or 32 rows."""
+    whole = work / "foundation-512"
+    if not whole.exists():
+        random_foundation(whole, FOUNDATION, device=device)
+    for side in pixels:
+        folder = work / f"foundation-{side}"
         if not folder.exists():
-            if sample_size == 64:
-                random_foundation(folder, FOUNDATION, device=device)
-            else:
-                resized(work / "foundation-64", folder, sample_size=sample_size)
-        yield Setting(device=device, foundation=folder, **sizes)
+            resized(whole, folder, sample_size=side // 8)
+        yield Setting(
+            device=device,
+            foundation=folder,
+            precision="bfloat16",
+            steps=25,
+            sets=4,
+            sets_per_step={"self": 2, "dino": 4},
+            set_size=8,
+            repeats=2,
+        )
 
 
 def file_of(part: str, name: str) -> Path:

@@ -25,11 +25,11 @@ from m2m.files import file_digest
 from m2m.params import GenerateParams
 from m2m.stages.generate import draw_sets
 
-SHARDS = 2
+IMAGES_PER_SET = 6
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """In float32, as the stage draws."""
+    """As the stages draw, and read."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield from generation(setting, folder)
@@ -41,20 +41,21 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
     """Images a second into files; and the share of the time in which no network computes."""
     params = GenerateParams(
         seed=0,
-        images_per_set=setting.set_size,
+        images_per_set=IMAGES_PER_SET,
         solver="dpmsolver++",
         num_inference_steps=setting.steps,
         guidance_scale=GUIDANCE_SCALE,
         sets_per_shard=setting.sets,
-        batch_size=setting.sets * setting.set_size,
+        batch_size=setting.sets * IMAGES_PER_SET,
+        precision=setting.precision,
         max_redraws=0,
     )
+    workers = setting.workers()
     shards = [
         [Caption(f"set-{shard}-{number}", f"picture {number}", "train") for number in range(setting.sets)]
-        for shard in range(SHARDS)
+        for shard in range(workers.count)
     ]
-    clocked = Clocked(setting, params)
-    workers, base = setting.workers(), text_pipeline(setting, torch.float32)
+    clocked, base = Clocked(setting, params), text_pipeline(setting)
 
     def make(shard: int) -> None:
         sets, _ = draw_sets(clocked, params, shards[shard], lambda *_, **__: None)
@@ -62,10 +63,10 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
 
     def ours() -> None:
         with setting.as_in_a_stage():
-            list(workers.map(make, range(SHARDS)))
+            list(workers.map(make, range(len(shards))))
 
     seconds = setting.seconds(ours, lambda: _loop(base, setting, shards, folder))
-    images = float(SHARDS * setting.sets * setting.set_size)
+    images = float(len(shards) * setting.sets * IMAGES_PER_SET)
     yield setting.faster(f"generation/{setting.pixels}px", seconds, amounts=(images, images), unit="images/s")
     clocked.seconds = 0.0
     whole = sum(setting.taken(lambda: make(0)) for _ in range(setting.repeats))
@@ -85,6 +86,7 @@ class Clocked(StableDiffusion):
             num_inference_steps=params.num_inference_steps,
             guidance_scale=params.guidance_scale,
             device=setting.device,
+            precision=params.precision,
         )
 
     def embed(self, captions: Sequence[str]) -> torch.Tensor:
@@ -105,7 +107,7 @@ class Clocked(StableDiffusion):
 def _loop(base: Any, setting: Setting, shards: list[list[Caption]], folder: Path) -> None:
     """What one would write: a call a caption, a file an image."""
     for caption in (caption for shard in shards for caption in shard):
-        images = base(caption.text, num_images_per_prompt=setting.set_size, **arguments(setting)).images
+        images = base(caption.text, num_images_per_prompt=IMAGES_PER_SET, **arguments(setting)).images
         for index, image in enumerate(images):
             image.save(folder / f"{caption.id}.{index:03}.png")
 
@@ -122,7 +124,7 @@ def reading(setting: Setting, shard: Path) -> Row:
         return sum(len(_decoded(sample)[0]) for _ in range(times) for sample in _samples(shard))
 
     assert ours() == other()
-    amount = float(times * setting.sets * setting.set_size)
+    amount = float(times * setting.sets * IMAGES_PER_SET)
     return setting.faster(
         f"reading/{setting.pixels}px", setting.seconds(ours, other), amounts=(amount, amount), unit="images/s"
     )

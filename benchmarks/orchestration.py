@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
+from m2m.evaluation.timing import hardware  # noqa: E402
 from tests.flows.serving import Run, served, started_server  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "orchestration.json"
@@ -124,7 +125,8 @@ def per_stage(times: tuple[float, float], stages: int) -> float:
 
 def row(name: str, ours: float, other: float) -> dict[str, Any]:
     ratio = round(ours / other, 2)
-    return {"name": name, "ours": round(ours, 2), "other": round(other, 2), "unit": "s", "ratio": ratio, "kind": "wall"}
+    made = {"name": name, "ours": round(ours, 2), "other": round(other, 2), "unit": "s", "ratio": ratio}
+    return {**made, "kind": "wall", "on": hardware("cpu")}
 
 
 if __name__ == "__main__":

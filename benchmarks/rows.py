@@ -27,6 +27,8 @@ class Row:
     """Ours over the other's: small is good for times and counts, large for rates."""
     kind: Kind
     """Counted; timed on a CPU; timed on a GPU."""
+    on: str = ""
+    """What was timed: a processor's or a card's name, and torch's version."""
 
     @classmethod
     def of(cls, name: str, ours: float, other: float, *, unit: str, kind: Kind) -> Self:

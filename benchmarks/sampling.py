@@ -27,21 +27,29 @@ GUIDANCE_SCALE = 3.0
 
 def rows(setting: Setting, common: TrainCommon) -> Iterator[Row]:
     """Seconds an image, from its given images or its caption to the picture."""
-    base = text_pipeline(setting)
+    pipelines = {variant: image_set_pipeline(setting, variant, common) for variant in VARIANTS}
+    cases = {
+        f"{variant}/given={given}": partial(draw, setting, pipeline, given)
+        for variant, pipeline in pipelines.items()
+        for given in GIVEN
+    }
     captions = ["a picture"] * setting.sets
-    for variant in VARIANTS:
-        next_images = partial(draw, setting, image_set_pipeline(setting, variant, common))
-        for given in GIVEN:
-            seconds = setting.seconds(partial(next_images, given), partial(base, captions, **arguments(setting)))
-            yield _row(setting, f"sampling/{setting.pixels}px/{variant}/given={given}", seconds)
-        if variant == "self":
-            plain = image_set_pipeline(setting, variant, common)
-            read_in_full(plain.unet)
-            for name, scale in (("plain", 1.0), ("guided", GUIDANCE_SCALE)):
-                anew = partial(draw, setting, plain, 4, scale, use_cache=False)
-                seconds = setting.seconds(partial(next_images, 4, scale), anew)
-                yield _row(setting, f"cache/{setting.pixels}px/{variant}/{name}", seconds)
-        setting.free()
+    base, *ours = setting.seconds(partial(text_pipeline(setting), captions, **arguments(setting)), *cases.values())
+    for name, seconds in zip(cases, ours, strict=True):
+        yield _row(setting, f"sampling/{setting.pixels}px/{name}", [seconds, base])
+    if setting.on_gpu:
+        for variant, pipeline in pipelines.items():
+            next_images = partial(draw, setting, pipeline, 4)
+            seconds = setting.seconds(next_images, partial(next_images, use_cuda_graphs=False))
+            yield _row(setting, f"graphs/{setting.pixels}px/{variant}", seconds)
+    plain = image_set_pipeline(setting, "self", common)
+    read_in_full(plain.unet)
+    for name, scale in (("plain", 1.0), ("guided", GUIDANCE_SCALE)):
+        seconds = setting.seconds(
+            partial(draw, setting, pipelines["self"], 4, scale),
+            partial(draw, setting, plain, 4, scale, use_cache=False),
+        )
+        yield _row(setting, f"cache/{setting.pixels}px/self/{name}", seconds)
 
 
 def text_pipeline(setting: Setting, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
@@ -68,14 +76,12 @@ def arguments(setting: Setting, scale: float = GUIDANCE_SCALE) -> dict[str, Any]
     return {"num_inference_steps": setting.steps, "guidance_scale": scale}
 
 
-def draw(
-    setting: Setting, pipeline: M2MPipeline, given: int, scale: float = GUIDANCE_SCALE, *, use_cache: bool = True
-) -> None:
-    """The next image of each set."""
+def draw(setting: Setting, pipeline: M2MPipeline, given: int, scale: float = GUIDANCE_SCALE, **options: bool) -> None:
+    """The next image of each set; `options` as the pipeline takes them."""
     draws = np.random.default_rng(0)
     shape = (setting.sets, given, setting.pixels, setting.pixels, 3)
     sets = [[Image.fromarray(image) for image in one] for one in draws.integers(0, 256, shape, np.uint8)]
-    pipeline(sets, 1, **arguments(setting, scale), generator=0, use_cache=use_cache)
+    pipeline(sets, 1, **arguments(setting, scale), generator=0, **options)
 
 
 def _row(setting: Setting, name: str, seconds: list[float]) -> Row:

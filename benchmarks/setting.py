@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from benchmarks.rows import Kind, Row
 from m2m.diffusion.latents import image_size
 from m2m.evaluation.timing import Clock, in_turn
+from m2m.params import Precision, Variant
 from m2m.workers import ALONE, Workers
 
 
@@ -24,15 +25,20 @@ class Setting:
 
     device: str
     foundation: Path
-    dtype: torch.dtype
+    precision: Precision
     steps: int
     """Of denoising."""
     sets: int
     """Drawn at once, or in a shard."""
-    sets_per_step: int
+    sets_per_step: Mapping[Variant, int]
     """Trained on."""
     set_size: int
     repeats: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is drawn with."""
+        return getattr(torch, self.precision)  # type: ignore[no-any-return]
 
     @property
     def stable_diffusion(self) -> Path:

@@ -94,11 +94,11 @@ def steps_after_images(pipeline: M2MPipeline, given: Collection[int]) -> Mapping
     """The same of a pipeline's own U-Net, by number of given images."""
     with META:
         unet: ImageSetUNet = ImageSetUNet.from_config(pipeline.unet.config)
-    context = torch.empty(1, *_context_shape(pipeline), device=META)
+    context = torch.empty(1, *context_shape(pipeline), device=META)
     return image_set_costs(unet, context, side=pipeline.latent_shape[-1], guided=given).guided
 
 
-def _context_shape(pipeline: M2MPipeline) -> tuple[int, ...]:
+def context_shape(pipeline: M2MPipeline) -> tuple[int, ...]:
     """What the U-Net reads of one image: latents (4, h, w), or DINOv2's patch tokens (L, context_dim)."""
     if pipeline.unet.variant == "self":
         return pipeline.latent_shape

@@ -188,11 +188,11 @@ def _puts(size: float) -> int:
 def _measured(name: str, results: Path, stage: str) -> Number:
     for path in sorted(results.glob("*.json")):
         try:
-            rows = {row["name"]: (float(row["ours"]), str(row["kind"])) for row in json.loads(path.read_text())}
+            rows = {row["name"]: (float(row["ours"]), str(row["on"])) for row in json.loads(path.read_text())}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not what make bench writes; remove it or run make bench again") from error
         if name in rows and rows[name][0] > 0:
-            rate, kind = rows[name]
-            return Number(rate, f"{path}: {name}, {'a GPU' if kind == 'gpu' else 'a CPU'}")
+            rate, where = rows[name]
+            return Number(rate, f"{path}: {name}, {where}")
     option = f"--rate {stage}=IMAGES_PER_SECOND"
     raise UserError(f"nobody measured {name} in {results}; run make bench on the GPU, or give {option}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.architectures import random_foundation, resized
 from benchmarks.datasets import rows
@@ -41,7 +40,14 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     random_foundation(folder / "128px", ROOT / "models" / "foundation", device="cpu", **SMALL)
     smaller = resized(folder / "128px", folder / "64px", sample_size=8)
     return Setting(
-        device="cpu", foundation=smaller, dtype=torch.bfloat16, steps=2, sets=1, sets_per_step=1, set_size=2, repeats=1
+        device="cpu",
+        foundation=smaller,
+        precision="bfloat16",
+        steps=2,
+        sets=1,
+        sets_per_step={"self": 1, "dino": 1},
+        set_size=2,
+        repeats=1,
     )
 
 

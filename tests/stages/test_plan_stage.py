@@ -87,12 +87,12 @@ def test_the_cost(params: Params) -> None:
 
 
 def test_measured_rates_are_read_with_their_source(params: Params, tmp_path: Path) -> None:
-    row = {"name": "generation/64px", "ours": 4.0, "other": 1.0, "unit": "images/s", "ratio": 4.0, "kind": "gpu"}
+    row = {"name": "generation/64px", "ours": 4.0, "on": "a card"}
     (tmp_path / "a.json").write_text(json.dumps([row]))
     plan = planned(params, tmp_path, given={name: rate for name, rate in RATES.items() if name != "generate"})
     rate = plan.work[0].images_per_second
     assert rate.value == 4.0
-    assert rate.source == f"{tmp_path / 'a.json'}: generation/64px, a GPU"
+    assert rate.source == f"{tmp_path / 'a.json'}: generation/64px, a card"
     assert plan.work[1].images_per_second.source == "given"
 
 
