@@ -14,7 +14,7 @@ import diffusers.utils.logging
 
 from benchmarks import counts, datasets, sampling, starting, teacher_forcing, training
 from benchmarks.architectures import random_foundation, resized
-from benchmarks.rows import RESULTS, Row, read, table, write
+from benchmarks.rows import RESULTS, Row, read, renewed, table, write
 from benchmarks.setting import Setting
 from m2m.evaluation.timing import hardware
 from m2m.machine import Machine
@@ -67,12 +67,6 @@ def main() -> None:
         page.write_text(f"{where}\n\n{table(kept)}\n")
         run.artifact(page)
     print(f"\n{page.read_text()}")
-
-
-def renewed(path: Path, rows: list[Row]) -> list[Row]:
-    """The rows of a file that the same processor or card made, with those that were measured again."""
-    before = {row.name: row for row in read(path) if row.on == rows[0].on} if path.exists() else {}
-    return list({**before, **{row.name: row for row in rows}}.values())
 
 
 def measure(part: str, settings: Iterator[Setting], scale: str, *, compiled: bool) -> Iterator[Row]:

@@ -45,6 +45,12 @@ def read(path: Path) -> list[Row]:
     return [Row(**fields) for fields in json.loads(path.read_text())]
 
 
+def renewed(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a file that the same processor or card made, with those that were measured again."""
+    before = {row.name: row for row in read(path) if row.on == rows[0].on} if path.exists() else {}
+    return list({**before, **{row.name: row for row in rows}}.values())
+
+
 def table(rows: Sequence[Row]) -> str:
     """Aligned columns in Markdown; the gap is what is missing to the goal, in per cent of it."""
     lines = [HEAD, *(_cells(row) for row in rows)]

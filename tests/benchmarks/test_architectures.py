@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.architectures import random_foundation, resized
 from benchmarks.datasets import rows
 from benchmarks.sampling import draw, image_set_pipeline
 from benchmarks.setting import Setting
+from benchmarks.steps import operations_of_step
 from m2m.models.unet import Variant
 from m2m.params_file import load_params
 
@@ -69,3 +71,15 @@ def test_they_draw_in_half_the_precision(setting: Setting, variant: Variant) -> 
 def test_datasets_are_made_and_read_by_both_sides(setting: Setting) -> None:
     names = [row.name for row in rows(setting)]
     assert names == ["generation/64px", "generation/64px/beside-the-network", "reading/64px"]
+
+
+@pytest.mark.parametrize("variant", ["self", "dino"])
+def test_the_operations_of_a_step_are_those_of_its_sets(setting: Setting, variant: Variant) -> None:
+    common = load_params(ROOT / "profiles" / "paper.yaml").train.common
+    pipeline = image_set_pipeline(setting, variant, common)
+    one, two = (
+        operations_of_step(replace(setting, sets_per_step={"self": sets, "dino": sets}), pipeline) for sets in (1, 2)
+    )
+    assert two == 2 * one > 0
+    longer = operations_of_step(replace(setting, set_size=4), pipeline)
+    assert longer > 2 * one  # twice the images, and each reads more of them

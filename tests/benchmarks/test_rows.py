@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.goals import Goal, goal_of
-from benchmarks.rows import RESULTS, Row, read, table, write
+from benchmarks.rows import RESULTS, Row, read, renewed, table, write
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,17 @@ def test_rows_come_back(tmp_path: Path) -> None:
     write(rows, tmp_path / "results" / "a.json")
     assert read(tmp_path / "results" / "a.json") == rows
     assert rows[0].ours == 0.3333
+
+
+def test_what_is_measured_again_takes_its_place_and_another_card_s_rows_go(tmp_path: Path) -> None:
+    def on(card: str, **seconds: float) -> list[Row]:
+        return [replace(Row.of(name, s, 1.0, unit="s", kind="gpu"), on=card) for name, s in seconds.items()]
+
+    path = tmp_path / "rows.json"
+    assert renewed(path, on("card", a=1.0)) == on("card", a=1.0)
+    write(on("card", a=1.0, b=2.0), path)
+    assert renewed(path, on("card", b=3.0, c=4.0)) == on("card", a=1.0, b=3.0, c=4.0)
+    assert renewed(path, on("another", b=3.0)) == on("another", b=3.0)
 
 
 def test_what_is_committed_reads(tmp_path: Path) -> None:
