@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_CAPTURING = Lock()
+"""One graph at a time is captured in a process, as torch demands; a server may draw in several threads."""
 
 
 def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -42,7 +46,7 @@ class Replayed:
             stream = torch.cuda.Stream(inputs[0].device)  # type: ignore[no-untyped-call]
             # Other threads, which make the next examples, may go on with what they do.
             capture = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
-            with torch.cuda.device(stream.device), capture:
+            with _CAPTURING, torch.cuda.device(stream.device), capture:
                 self._output = self._function(*self._inputs)
         for place, tensor in zip(self._inputs, inputs, strict=True):
             place.copy_(tensor)
