@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch import Tensor
 
 _CAPTURING = Lock()
 """One graph at a time is captured in a process, as torch demands; a server may draw in several threads."""
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """On which graphs of a device are captured: one, since libraries keep working memory for each that they saw."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -43,10 +50,10 @@ class Replayed:
         if self._output is None or self._graph is None:
             self._inputs = tuple(tensor.clone() for tensor in inputs)
             self._graph = torch.cuda.CUDAGraph()
-            stream = torch.cuda.Stream(inputs[0].device)  # type: ignore[no-untyped-call]
+            device = inputs[0].device
             # Other threads, which make the next examples, may go on with what they do.
-            capture = torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
-            with _CAPTURING, torch.cuda.device(stream.device), capture:
+            capture = torch.cuda.graph(self._graph, stream=_stream(device), capture_error_mode="thread_local")
+            with _CAPTURING, torch.cuda.device(device), capture:
                 self._output = self._function(*self._inputs)
         for place, tensor in zip(self._inputs, inputs, strict=True):
             place.copy_(tensor)
