@@ -52,11 +52,11 @@ def main() -> None:
         nullcontext(given.work) if given.work else tempfile.TemporaryDirectory() as work,
     ):
         run.params({"scale": given.scale, "device": given.device, "compile": given.compile, "machine": where})
+        settings = partial(paper, work=Path(work), pixels=given.pixels) if given.scale == "sd21" else tiny
         for part in PARTS:
             if part not in given.only:
                 continue
             rows = []
-            settings = partial(paper, work=Path(work), pixels=given.pixels) if given.scale == "sd21" else tiny
             for row in measure(part, settings(given.device), given.scale, compiled=given.compile):
                 print(f"{row.name}: {row.ours:g} {row.unit}, other {row.other:g}", flush=True)
                 rows.append(replace(row, on="" if row.kind == "count" else where))
@@ -75,7 +75,7 @@ def measure(part: str, settings: Iterator[Setting], scale: str, *, compiled: boo
         yield from counts.rows()
         return
     if part == "starting":
-        yield from starting.rows(next(settings))
+        yield from starting.rows(next(tiny("cpu")))  # processes that start know of no networks
         return
     params = load_params(Path("profiles") / ("embedded.yaml" if scale == "tiny" else "paper.yaml"))
     common = params.train.common.model_copy(update={"compile_blocks": compiled})
@@ -111,7 +111,10 @@ def paper(device: str, work: Path, pixels: Sequence[int]) -> Iterator[Setting]:
     """Stable Diffusion 2.1-base and DINOv2-large, drawn once from a seed; a step trains on 30 or 32 rows."""
     whole = work / "foundation-512"
     if not whole.exists():
-        random_foundation(whole, FOUNDATION, device=device)
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work) as draft:  # so that none is half-written
+            random_foundation(Path(draft) / whole.name, FOUNDATION, device=device)
+            (Path(draft) / whole.name).rename(whole)
     for side in pixels:
         folder = work / f"foundation-{side}"
         if not folder.exists():

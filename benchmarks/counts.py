@@ -60,9 +60,14 @@ def captioned(pixels: int) -> int:
 @cache
 def encoding() -> int:
     """DINOv2-large reads a picture."""
+    return encoder_pass(Dinov2Config(**DINO_LARGE), height=224, width=224)
+
+
+def encoder_pass(config: Dinov2Config, *, height: int, width: int) -> int:
+    """A DINOv2 reads a picture of such a size."""
     with META:
-        encoder = Dinov2Model(Dinov2Config(**DINO_LARGE))
-    return operations(lambda: encoder(torch.empty(1, 3, 224, 224, device=META)))
+        encoder = Dinov2Model(config)
+    return operations(lambda: encoder(torch.empty(1, 3, height, width, device=META)))
 
 
 @cache
@@ -85,12 +90,20 @@ def costs(variant: Variant, pixels: int, most: int = max(GIVEN), pool: int = 1, 
 def teacher_forcing(variant: Variant, pixels: int) -> int:
     """All positions of a set in one forward pass."""
     shape = (4, pixels // 8, pixels // 8) if variant == "self" else (PATCH_TOKENS, DINO_LARGE["hidden_size"])
-    context = ContextImages(
-        torch.empty(1, SET_SIZE - 1, *shape, device=META), torch.empty(1, SET_SIZE - 1, device=META)
-    )
-    noisy = torch.empty(1, SET_SIZE, 4, pixels // 8, pixels // 8, device=META)
-    network = operations(lambda: image_set_unet(variant)(noisy, torch.empty(1, SET_SIZE, device=META), context))
+    latents = (4, pixels // 8, pixels // 8)
+    network = pass_over_sets(image_set_unet(variant), sets=1, images=SET_SIZE, latents=latents, read=shape)
     return network + (SET_SIZE - 1) * _encoded(variant)
+
+
+def pass_over_sets(
+    unet: ImageSetUNet, *, sets: int, images: int, latents: tuple[int, ...], read: tuple[int, ...]
+) -> int:
+    """The training pass of a network on META, forwards; `latents` and what it reads are the shapes of one image."""
+    context = ContextImages(
+        torch.empty(sets, images - 1, *read, device=META), torch.empty(sets, images - 1, device=META)
+    )
+    noisy, times = torch.empty(sets, images, *latents, device=META), torch.empty(sets, images, device=META)
+    return operations(lambda: unet(noisy, times, context))
 
 
 def position_by_position(variant: Variant, pixels: int) -> int:

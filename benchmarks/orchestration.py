@@ -7,13 +7,13 @@ left of a run's time, when no command runs, is the orchestration's.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
+from benchmarks.rows import RESULTS, Row, write  # noqa: E402
 from m2m.evaluation.timing import hardware  # noqa: E402
 from tests.flows.serving import Run, served, started_server  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "orchestration.json"
 CLOCK = """#!/bin/sh
 begin=$(date +%s.%N)
 "{m2m}" "$@"
@@ -39,13 +39,12 @@ exit $code
 def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         rows = measure(Path(folder))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    write(rows, RESULTS / "orchestration.json")
     for row in rows:
-        print(f"{row['name']}: {row['ours']} {row['unit']}, by dvc repro {row['other']}")
+        print(f"{row.name}: {row.ours:g} {row.unit}, by dvc repro {row.other:g}")
 
 
-def measure(folder: Path) -> list[dict[str, Any]]:
+def measure(folder: Path) -> list[Row]:
     bins = Path(sys.executable).parent
     times = folder / "times"
     clock = folder / "bin" / "m2m"
@@ -123,10 +122,8 @@ def per_stage(times: tuple[float, float], stages: int) -> float:
     return (times[0] - times[1]) / stages
 
 
-def row(name: str, ours: float, other: float) -> dict[str, Any]:
-    ratio = round(ours / other, 2)
-    made = {"name": name, "ours": round(ours, 2), "other": round(other, 2), "unit": "s", "ratio": ratio}
-    return {**made, "kind": "wall", "on": hardware("cpu")}
+def row(name: str, ours: float, other: float) -> Row:
+    return replace(Row.of(name, ours, other, unit="s", kind="wall"), on=hardware("cpu"))
 
 
 if __name__ == "__main__":

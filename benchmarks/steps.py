@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch.nn.utils import clip_grad_norm_
-from transformers import Dinov2Model
 
+from benchmarks.counts import encoder_pass, pass_over_sets
 from benchmarks.sampling import text_pipeline
 from benchmarks.setting import Setting
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.evaluation.efficiency import context_shape
-from m2m.evaluation.operations import META, operations
+from m2m.evaluation.operations import META
 from m2m.manifest import Manifest, ShardEntry, shard_key
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant
+from m2m.models.unet import ImageSetUNet, Variant
 from m2m.params import TrainCommon, TrainVariant
 from m2m.pipeline import M2MPipeline
 from m2m.store import LocalStore
@@ -97,16 +97,13 @@ def operations_of_step(setting: Setting, pipeline: M2MPipeline) -> int:
     """Those that are needed, none twice: the forward pass, twice as many back through it, and a frozen DINOv2's."""
     with META:
         network: ImageSetUNet = ImageSetUNet.from_config(pipeline.unet.config)
-        encoder = Dinov2Model(pipeline.image_encoder.config) if pipeline.image_encoder else None
     sets, images = setting.sets_per_step[pipeline.unet.variant], setting.set_size
-    read = torch.empty(sets, images - 1, *context_shape(pipeline), device=META)
-    context = ContextImages(read, torch.empty(sets, images - 1, device=META))
-    noisy = torch.empty(sets, images, *pipeline.latent_shape, device=META)
-    needed = 3 * operations(lambda: network(noisy, torch.empty(sets, images, device=META), context))
-    if encoder is not None:
+    shapes = {"latents": pipeline.latent_shape, "read": context_shape(pipeline)}
+    needed = 3 * pass_over_sets(network, sets=sets, images=images, **shapes)
+    if pipeline.image_encoder is not None:
         crop = pipeline.feature_extractor.crop_size
-        pixels = torch.empty(sets * (images - 1), 3, crop["height"], crop["width"], device=META)
-        needed += operations(lambda: encoder(pixels))
+        one = encoder_pass(pipeline.image_encoder.config, height=crop["height"], width=crop["width"])
+        needed += sets * (images - 1) * one
     return needed
 
 

@@ -85,19 +85,22 @@ def matrix_rate(setting: Setting) -> float:
 
 def checkpointing(setting: Setting, variant: Variant, common: TrainCommon) -> Iterator[Row]:
     """Steps, and the most memory that they take, with activations computed again against with activations kept."""
-    rates, most = [], []
-    for again in (True, False):
-        changed = common.model_copy(update={"gradient_checkpointing": again})
-        with our_steps(setting, variant, changed) as (steps, _):
-            torch.cuda.reset_peak_memory_stats()
-            (seconds,) = setting.seconds(_in_a_stage(setting, steps))
-            most.append(torch.cuda.max_memory_allocated() / GIB)
-        rates.append(STEPS * passes_of(setting, variant) / seconds)
-        del steps
-        setting.free()
+    (rate, memory), (rate_kept, memory_kept) = (
+        _rate_and_memory(setting, variant, common.model_copy(update={"gradient_checkpointing": again}))
+        for again in (True, False)
+    )
     name = f"checkpointing/{setting.pixels}px/{variant}"
-    yield Row.of(name, *rates, unit="images/s", kind=setting.kind)
-    yield Row.of(f"{name}/memory", *most, unit="GiB", kind=setting.kind)
+    yield Row.of(name, rate, rate_kept, unit="images/s", kind=setting.kind)
+    yield Row.of(f"{name}/memory", memory, memory_kept, unit="GiB", kind=setting.kind)
+
+
+def _rate_and_memory(setting: Setting, variant: Variant, common: TrainCommon) -> tuple[float, float]:
+    """Images a second, and GiB; no network of a measurement before is still there."""
+    setting.free()
+    with our_steps(setting, variant, common) as (steps, _):
+        torch.cuda.reset_peak_memory_stats()
+        (seconds,) = setting.seconds(_in_a_stage(setting, steps))
+        return STEPS * passes_of(setting, variant) / seconds, torch.cuda.max_memory_allocated() / GIB
 
 
 def _in_a_stage(setting: Setting, steps: Iterator[int]) -> Callable[[], None]:
