@@ -146,33 +146,34 @@ class ImageSetAttention(nn.Module):
             seen = torch.cat(_of_positions(self.key_rays(rays), counts), dim=1)  # (B, (N-1)·L, inner_dim)
             keys = keys + F.pad(seen, (0, 0, 1, 0))  # the null token has none
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
-        slotted = keys[:, : len(slots)] + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
+        slotted = _first(keys, len(slots), dim=1) + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
 
         reading = to_draw if self.last or batch.tokens is not None else (*to_draw, *counts[1:])  # rows of each stream
-        queries = self._queries(hidden[: sum(reading)], batch.seen_from)  # (rows, T, inner_dim)
-        streams_of = queries.split(reading)  # type: ignore[no-untyped-call]
-        images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, T, inner_dim)
+        queries = self._queries(_first(hidden, sum(reading)), batch.seen_from)  # (rows, T, inner_dim)
+        streams_of = self._split_heads(queries).split(reading)  # type: ignore[no-untyped-call]
+        images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, T, heads, d)
         spans = [self._window(n, length) for n in range(positions)]
         full = self.max_context + 1  # windows from here on have slid: other images are in the slots
-        window_keys = [*_windows(slotted, spans[:full]), *(slid + slots for slid in _windows(keys, spans[full:]))]
-        window_values = _windows(values, spans)
-        empty = window_values[0]  # (B, 1, inner_dim)
+        slid = [window + self._split_heads(slots) for window in _windows(self._split_heads(keys), spans[full:])]
+        window_keys = [*_windows(self._split_heads(slotted), spans[:full]), *slid]  # of (B, n, heads, d)
+        window_values = _windows(self._split_heads(values), spans)
+        empty = window_values[0]  # (B, 1, heads, d)
         drawn, context = [], []
         for n in range(positions):
             # Image n and context image n read the same keys.
             image = images[n - batch.first : n - batch.first + 1] if n >= batch.first else ()
             streams = (*image, *contexts[n : n + 1])
             if n == 0:
-                attended = [empty[: len(q)].expand_as(q) for q in streams]  # the softmax over one token is 1
+                attended = [_first(empty, len(q)).expand_as(q) for q in streams]  # the softmax over one token is 1
             else:
                 attended = self._attend_streams(streams, window_keys[n], window_values[n])
             drawn.extend(attended[: len(image)])
             context.extend(attended[len(image) :])
-        images_drawn = torch.cat(drawn)  # (rows to draw, T, inner_dim)
+        rows_drawn = torch.cat(drawn)  # (rows to draw, T, heads, d)
         if batch.dropped is not None:
-            empties = torch.cat([empty[:count] for count in to_draw])  # (rows to draw, 1, inner_dim)
-            images_drawn = torch.where(batch.dropped[:, None, None], empties, images_drawn)
-        output = self._out(torch.cat([images_drawn, *context]))
+            empties = torch.cat([_first(empty, count) for count in to_draw])  # (rows to draw, 1, heads, d)
+            rows_drawn = torch.where(batch.dropped[:, None, None, None], empties, rows_drawn)
+        output = self._out(torch.cat([rows_drawn, *context]) if context else rows_drawn)
         unread = len(hidden) - len(output)
         return F.pad(output, (0, 0, 0, 0, 0, unread)) if unread else output  # (rows, T, dim)
 
@@ -183,11 +184,11 @@ class ImageSetAttention(nn.Module):
             return torch.zeros_like(hidden)
         keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
         queries = self._queries(conditional, window.seen_from)  # (S, T, inner_dim)
-        attended = self._out(self._attend(queries, keys, values))  # (S, T, dim)
+        attended = self._out(self._attend(*map(self._split_heads, (queries, keys, values))))  # (S, T, dim)
         if window.record:
             self.record(conditional, window.cache, window.seen_from)
         if window.unconditional:
-            empty = self._out(self.to_v(self.null_token))  # (dim): the same for every query
+            empty = self.to_out(self.to_v(self.null_token))  # (dim): the same for every query
             attended = torch.cat([empty.expand(window.unconditional, *attended.shape[1:]), attended])
         return attended  # (rows, T, dim)
 
@@ -229,20 +230,30 @@ class ImageSetAttention(nn.Module):
         return (0, 1 + length), (1 + newest * length, 1 + images * length)
 
     def _attend_streams(self, streams: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> list[Tensor]:
-        """Each stream (its first sets, T, inner_dim) to the keys and values (B, n, inner_dim) of its sets."""
+        """Each stream (its first sets, T, heads, d) to the keys and values (B, n, heads, d) of its sets."""
         count = len(streams[0])
-        if any(len(queries) != count for queries in streams):
-            return [self._attend(queries, keys[: len(queries)], values[: len(queries)]) for queries in streams]
-        joined = self._attend(torch.cat(streams, dim=1), keys[:count], values[:count])  # one call for all of them
+        if len(streams) == 1 or any(len(queries) != count for queries in streams):
+            return [self._attend(queries, *(_first(x, len(queries)) for x in (keys, values))) for queries in streams]
+        joined = self._attend(torch.cat(streams, dim=1), _first(keys, count), _first(values, count))  # one call for all
         return list(joined.chunk(len(streams), dim=1))
 
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, n, inner_dim) -> (B, n, heads, d)."""
+        return x.unflatten(-1, (self.heads, -1))  # type: ignore[no-any-return,no-untyped-call]
+
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """softmax(q·kᵀ / √d)·v in every head: queries (B, T, inner_dim), keys and values (B, n, inner_dim)."""
-        q, k, v = (x.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (queries, keys, values))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, inner_dim)
+        """softmax(q·kᵀ / √d)·v in every head: (B, T, heads, d) from keys and values (B, n, heads, d)."""
+        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, T, heads, d)
 
     def _out(self, attended: Tensor) -> Tensor:
-        return self.to_out(attended)  # type: ignore[no-any-return]
+        """(rows, T, heads, d) -> (rows, T, dim)."""
+        return self.to_out(attended.flatten(-2))  # type: ignore[no-any-return]
+
+
+def _first(x: Tensor, count: int, dim: int = 0) -> Tensor:
+    """The first `count` of a dimension; all of them without a slice, which would go back through zeros and a copy."""
+    return x if x.shape[dim] == count else x.narrow(dim, 0, count)
 
 
 def _of_positions(rows: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
