@@ -3,6 +3,7 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 PROFILE ?= embedded
 VENV := .venv
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready
 # Tracking and artefacts belong to the main checkout, also from a worktree.
 MAIN := $(shell git rev-parse --path-format=absolute --git-common-dir 2>/dev/null | sed 's,/\.git$$,,')
@@ -17,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro profile test lint ablations bench report ui serve up down clean
+.PHONY: help setup repro profile test slow lint ablations bench report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +43,11 @@ repro: $(READY) ## Make what is stale: data, models, evaluation, report; as `dvc
 profile: $(READY) ## Make PROFILE (embedded, smoke, gpu, paper) the active parameters
 	cp profiles/$(PROFILE).yaml params.yaml
 
-test: lint ## Lint, types, layers, tests with coverage
-	pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+test: lint ## Lint, types, layers, all tests but the slow ones; which lines they reach: TEST="--cov --cov-report=term"
+	$(PYTEST) -m "not slow" $(TEST)
+
+slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers that are killed
+	$(PYTEST) -m slow $(TEST)
 
 lint: $(READY) ## Lint, types, layers
 	ruff check .

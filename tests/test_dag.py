@@ -166,6 +166,7 @@ def test_code_makes_stale_what_it_computes(pipeline: Pipeline) -> None:
     assert sorted(pipeline.dvc("repro")) == sorted(EVALUATED)
 
 
+@pytest.mark.slow
 def test_a_fresh_clone_has_its_foundation(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.git("clone", "-q", ".", str(tmp_path / "clone"))
     calls = Pipeline(tmp_path / "clone", pipeline._calls, pipeline._environment).dvc("repro")
@@ -173,6 +174,7 @@ def test_a_fresh_clone_has_its_foundation(pipeline: Pipeline, tmp_path: Path) ->
     assert len(calls) == 18
 
 
+@pytest.mark.slow
 def test_an_experiment_with_another_learning_rate(pipeline: Pipeline) -> None:
     calls = pipeline.dvc("exp", "run", "-S", "train.variant.dino.learning_rate=2e-4", "--name", "slower")
     assert sorted(calls) == sorted([*of_variant("dino"), "sampling", "report"])

@@ -17,7 +17,7 @@ from prefect.states import Cancelling
 from m2m.tracking import open_records
 from tests.flows.serving import LIMIT, Run, events, experiments, plan, served
 
-pytestmark = pytest.mark.timeout(900)  # many runs in one test, on a machine that may be busy
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many runs in one test, on a machine that may be busy
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ def client(tmp_path: Path) -> Iterator[SyncPrefectClient]:
         yield client
 
 
+@pytest.mark.slow
 def test_behind_a_password_a_killed_run_is_taken_up_again(checkout: Path, client: SyncPrefectClient) -> None:
     """Every task run is counted at the server: with a password on, some were once lost without a word."""
     api = str(client.api_url).rstrip("/")
