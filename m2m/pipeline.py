@@ -22,6 +22,7 @@ from transformers import BaseImageProcessor, Dinov2Model
 
 from m2m import seeds
 from m2m.devices import Replayed
+from m2m.diffusion.guidance import guided
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
@@ -263,16 +264,14 @@ class M2MPipeline(DiffusionPipeline):
         step_noise = (
             {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         )
-        guided = options.guidance_scale != 1 and preceding.count > 0
+        with_guidance = options.guidance_scale != 1 and preceding.count > 0
 
         def predicted(sample: Tensor, time: Tensor) -> Tensor:
-            sample = torch.cat([sample, sample]) if guided else sample  # (2·S, 4, h, w): without context, with it
-            window = preceding.window(guided=guided, seen_from=seen_from)
-            prediction: Tensor = self.unet(sample, time, window, return_dict=False)[0]
-            if not guided:
-                return prediction
-            without, with_context = prediction.chunk(2)
-            return without + options.guidance_scale * (with_context - without)  # (S, 4, h, w)
+            def of_rows(rows: Tensor) -> Tensor:
+                window = preceding.window(guided=with_guidance, seen_from=seen_from)
+                return cast(Tensor, self.unet(rows, time, window, return_dict=False)[0])
+
+            return guided(of_rows, sample, options.guidance_scale) if with_guidance else of_rows(sample)
 
         predict = Replayed(predicted) if options.use_cuda_graphs else predicted  # what it reads stays in place
         latents = latents * self.scheduler.init_noise_sigma

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from m2m.devices import Replayed
+from m2m.diffusion.guidance import guided
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
 from m2m.params import Precision, SolverName
@@ -79,24 +80,22 @@ class StableDiffusion:
 
     @torch.inference_mode()
     def denoise(self, noise: Tensor, embeddings: Tensor) -> Tensor:
-        """Scaled latents from unit noise, with classifier-free guidance (Ho & Salimans, 2022) in one batch.
+        """Scaled latents from unit noise, with classifier-free guidance in one batch.
 
         (B, 4, h, w), (B, L, D) -> (B, 4, h, w), on the device.
         """
         scheduler = make_scheduler(self._solver, self._pipeline.scheduler.config)
         scheduler.set_timesteps(self._num_inference_steps)  # on the CPU: schedulers look steps up by them
         times = scheduler.timesteps.to(self._device)
-        guided = self._guidance_scale != 1
-        if guided:
+        scale = self._guidance_scale
+        if scale != 1:
             embeddings = torch.cat([self._empty.expand_as(embeddings), embeddings])  # (2·B, L, D)
 
         def predicted(sample: Tensor, time: Tensor) -> Tensor:
-            sample = (torch.cat([sample, sample]) if guided else sample).to(self._unet.dtype)  # (2·B, 4, h, w)
-            prediction: Tensor = self._unet(sample, time, embeddings, return_dict=False)[0].float()
-            if not guided:
-                return prediction
-            empty, captioned = prediction.chunk(2)
-            return empty + self._guidance_scale * (captioned - empty)  # (B, 4, h, w)
+            def of_rows(rows: Tensor) -> Tensor:
+                return self._unet(rows.to(self._unet.dtype), time, embeddings, return_dict=False)[0].float()  # type: ignore[no-any-return]
+
+            return guided(of_rows, sample, scale) if scale != 1 else of_rows(sample)
 
         predict = Replayed(predicted)
         latents = noise.to(self._device) * scheduler.init_noise_sigma  # (B, 4, h, w)
