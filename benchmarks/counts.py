@@ -137,10 +137,13 @@ def rows() -> Iterator[Row]:
 
 
 def caching(pixels: int, name: str, cost: Costs, *, pool: int) -> Iterator[Row]:
-    """An image after four given ones, their keys and values kept, against reading them anew at each step."""
+    """A step, and an image with what is read before it, after four given ones: their keys and values kept, against
+    reading them anew at each step.
+    """
     once = sum(cost.reading[:4])
     anew = sum(costs("self", pixels, most=4, pool=pool, plain=True).reading[:4])
     for guidance, step in (("plain", cost.plain[4]), ("guided", cost.guided[4])):
+        yield _row(f"cache-step/{pixels}px/{name}/{guidance}", step, step + anew)
         yield _row(f"cache-count/{pixels}px/{name}/{guidance}", STEPS * step + once, STEPS * (step + anew))
 
 
