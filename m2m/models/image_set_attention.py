@@ -151,20 +151,20 @@ class ImageSetAttention(nn.Module):
         reading = to_draw if self.last or batch.tokens is not None else (*to_draw, *counts[1:])  # rows of each stream
         queries = self._queries(_first(hidden, sum(reading)), batch.seen_from)  # (rows, T, inner_dim)
         streams_of = self._split_heads(queries).split(reading)  # type: ignore[no-untyped-call]
-        images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, T, heads, d)
+        images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, heads, T, d)
         spans = [self._window(n, length) for n in range(positions)]
         full = self.max_context + 1  # windows from here on have slid: other images are in the slots
         slid = [window + self._split_heads(slots) for window in _windows(self._split_heads(keys), spans[full:])]
-        window_keys = [*_windows(self._split_heads(slotted), spans[:full]), *slid]  # of (B, n, heads, d)
+        window_keys = [*_windows(self._split_heads(slotted), spans[:full]), *slid]  # of (B, heads, n, d)
         window_values = _windows(self._split_heads(values), spans)
-        empty = window_values[0]  # (B, 1, heads, d)
+        empty = window_values[0].transpose(1, 2)  # (B, 1, heads, d)
         drawn, context = [], []
         for n in range(positions):
             # Image n and context image n read the same keys.
             image = images[n - batch.first : n - batch.first + 1] if n >= batch.first else ()
             streams = (*image, *contexts[n : n + 1])
             if n == 0:
-                attended = [_first(empty, len(q)).expand_as(q) for q in streams]  # the softmax over one token is 1
+                attended = [_first(empty, len(q)).expand(-1, q.shape[2], -1, -1) for q in streams]  # softmax of one: 1
             else:
                 attended = self._attend_streams(streams, window_keys[n], window_values[n])
             drawn.extend(attended[: len(image)])
@@ -184,7 +184,7 @@ class ImageSetAttention(nn.Module):
             return torch.zeros_like(hidden)
         keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
         queries = self._queries(conditional, window.seen_from)  # (S, T, inner_dim)
-        attended = self._out(self._attend(*map(self._split_heads, (queries, keys, values))))  # (S, T, dim)
+        attended = self._out(_attend(*map(self._split_heads, (queries, keys, values))))  # (S, T, dim)
         if window.record:
             self.record(conditional, window.cache, window.seen_from)
         if window.unconditional:
@@ -230,25 +230,25 @@ class ImageSetAttention(nn.Module):
         return (0, 1 + length), (1 + newest * length, 1 + images * length)
 
     def _attend_streams(self, streams: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> list[Tensor]:
-        """Each stream (its first sets, T, heads, d) to the keys and values (B, n, heads, d) of its sets."""
+        """Each stream (its first sets, heads, T, d) to keys and values (B, heads, n, d): (its sets, T, heads, d)."""
         count = len(streams[0])
         if len(streams) == 1 or any(len(queries) != count for queries in streams):
-            return [self._attend(queries, *(_first(x, len(queries)) for x in (keys, values))) for queries in streams]
-        joined = self._attend(torch.cat(streams, dim=1), _first(keys, count), _first(values, count))  # one call for all
+            return [_attend(queries, *(_first(x, len(queries)) for x in (keys, values))) for queries in streams]
+        joined = _attend(torch.cat(streams, dim=2), _first(keys, count), _first(values, count))  # one call for all
         return list(joined.chunk(len(streams), dim=1))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, n, inner_dim) -> (B, n, heads, d)."""
-        return x.unflatten(-1, (self.heads, -1))  # type: ignore[no-any-return,no-untyped-call]
-
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """softmax(q·kᵀ / √d)·v in every head: (B, T, heads, d) from keys and values (B, n, heads, d)."""
-        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, T, heads, d)
+        """(…, n, inner_dim) -> (…, heads, n, d)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # type: ignore[no-any-return,no-untyped-call]
 
     def _out(self, attended: Tensor) -> Tensor:
         """(rows, T, heads, d) -> (rows, T, dim)."""
         return self.to_out(attended.flatten(-2))  # type: ignore[no-any-return]
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q·kᵀ / √d)·v: queries (B, heads, T, d), keys and values (B, heads, n, d) -> (B, T, heads, d)."""
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
 
 
 def _first(x: Tensor, count: int, dim: int = 0) -> Tensor:
@@ -268,7 +268,7 @@ def _of_positions(rows: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
 
 
 class _Windows(torch.autograd.Function):
-    """Of a tensor's rows those that each window holds. Their gradients are added up in place.
+    """Of keys or values (B, heads, n, d) those that each window holds. Their gradients are added up in place.
 
     Slices would do, but each of them goes back through a whole tensor of zeros.
     """
@@ -276,20 +276,21 @@ class _Windows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, *windows: Spans) -> tuple[Tensor, ...]:
         ctx.shape, ctx.windows = rows.shape, windows  # type: ignore[attr-defined]
-        parts = [[rows[:, start:end] for start, end in spans] for spans in windows]
-        return tuple(torch.cat(of_window, dim=1) if len(of_window) > 1 else of_window[0] for of_window in parts)
+        parts = [[rows[:, :, start:end] for start, end in spans] for spans in windows]
+        return tuple(torch.cat(of_window, dim=2) if len(of_window) > 1 else of_window[0] for of_window in parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        whole = gradients[0].new_zeros(ctx.shape)  # type: ignore[attr-defined]
+        sets, heads, count, width = ctx.shape  # type: ignore[attr-defined]
+        whole = gradients[0].new_zeros(sets, count, heads, width).transpose(1, 2)  # as the projections want them
         for spans, gradient in zip(ctx.windows, gradients, strict=True):  # type: ignore[attr-defined]
-            parts = gradient.split([end - start for start, end in spans], dim=1)  # type: ignore[no-untyped-call]
+            parts = gradient.split([end - start for start, end in spans], dim=2)  # type: ignore[no-untyped-call]
             for (start, end), part in zip(spans, parts, strict=True):
-                whole[:, start:end] += part
+                whole[:, :, start:end] += part
         return whole, *(None for _ in gradients)
 
 
 def _windows(rows: Tensor, windows: Sequence[Spans]) -> tuple[Tensor, ...]:
-    """Each window's rows of (B, n, d); none for no windows."""
+    """Each window's rows of (B, heads, n, d); none for no windows."""
     return _Windows.apply(rows, *windows) if windows else ()  # type: ignore[no-untyped-call]
