@@ -89,9 +89,9 @@ def costs(variant: Variant, pixels: int, most: int = max(GIVEN), pool: int = 1, 
 
 def teacher_forcing(variant: Variant, pixels: int) -> int:
     """All positions of a set in one forward pass."""
-    shape = (4, pixels // 8, pixels // 8) if variant == "self" else (PATCH_TOKENS, DINO_LARGE["hidden_size"])
     latents = (4, pixels // 8, pixels // 8)
-    network = pass_over_sets(image_set_unet(variant), sets=1, images=SET_SIZE, latents=latents, read=shape)
+    read = latents if variant == "self" else (PATCH_TOKENS, DINO_LARGE["hidden_size"])
+    network = pass_over_sets(image_set_unet(variant), sets=1, images=SET_SIZE, latents=latents, read=read)
     return network + (SET_SIZE - 1) * _encoded(variant)
 
 

@@ -146,7 +146,8 @@ class ImageSetAttention(nn.Module):
             seen = torch.cat(_of_positions(self.key_rays(rays), counts), dim=1)  # (B, (N-1)·L, inner_dim)
             keys = keys + F.pad(seen, (0, 0, 1, 0))  # the null token has none
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
-        slotted = _first(keys, len(slots), dim=1) + slots  # (B, 1 + min(N-1, max_context)·L, inner_dim)
+        keys, values, slots = map(self._split_heads, (keys, values, slots))  # of (…, heads, n, d)
+        slotted = _first(keys, slots.shape[1], dim=2) + slots  # (B, heads, 1 + min(N-1, max_context)·L, d)
 
         reading = to_draw if self.last or batch.tokens is not None else (*to_draw, *counts[1:])  # rows of each stream
         queries = self._queries(_first(hidden, sum(reading)), batch.seen_from)  # (rows, T, inner_dim)
@@ -154,9 +155,9 @@ class ImageSetAttention(nn.Module):
         images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, heads, T, d)
         spans = [self._window(n, length) for n in range(positions)]
         full = self.max_context + 1  # windows from here on have slid: other images are in the slots
-        slid = [window + self._split_heads(slots) for window in _windows(self._split_heads(keys), spans[full:])]
-        window_keys = [*_windows(self._split_heads(slotted), spans[:full]), *slid]  # of (B, heads, n, d)
-        window_values = _windows(self._split_heads(values), spans)
+        slid = [window + slots for window in _windows(keys, spans[full:])]
+        window_keys = [*_windows(slotted, spans[:full]), *slid]  # of (B, heads, n, d)
+        window_values = _windows(values, spans)
         empty = window_values[0].transpose(1, 2)  # (B, 1, heads, d)
         drawn, context = [], []
         for n in range(positions):

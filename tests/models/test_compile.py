@@ -13,7 +13,7 @@ from m2m.models.image_set_attention import ContextCache, Window
 from m2m.models.pose import POSE_DIM, Viewpoints
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 
-SETS, POSITIONS, LENGTH, DINO_DIM = 2, 3, 4, 24
+SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
 
 
