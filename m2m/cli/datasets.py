@@ -36,8 +36,7 @@ def foundation(
     machine = Machine("foundation", offline=wanted.source == "world")
     from m2m.stages import foundation
 
-    machine.prepare_torch()
-    foundation.run(wanted, out=out, work=machine.settings.work)
+    foundation.run(wanted, out=out, work=machine.settings.work, device=machine.device(), processes=machine.threads())
     typer.echo(f"{out}: stable-diffusion, dino, clip, inception")
 
 

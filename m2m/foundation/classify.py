@@ -34,9 +34,9 @@ def naming_loss(
     """
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
-        noise = NOISE * torch.rand(len(batch), 1, 1, 1, generator=draws)
         shown = images[batch].float()
-        shown = shown + noise * torch.randn(shown.shape, generator=draws)
+        noise = NOISE * torch.rand(len(batch), 1, 1, 1, generator=draws) * torch.randn(shown.shape, generator=draws)
+        shown = shown + noise.to(shown.device)
         readings = network(shown.clamp(0, 255))
         named = sum(
             F.cross_entropy(readings.logits[head], labels[head][batch], label_smoothing=0.02) for head in labels

@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 
 from m2m.foundation.fit import Loss
 from m2m.params import TransformerFit
+from m2m.world.corpus import OPEN
 
 PATCH = 8
 SIDE = 64
@@ -47,22 +48,27 @@ def pixels(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def contrastive_loss(model: CLIPModel, images: Tensor, tokens: Tensor) -> Loss:
-    """Cross-entropy of the similarities, over pictures and over captions; equal captions are right for each other.
+def contrastive_loss(model: CLIPModel, images: Tensor, tokens: Tensor, shown: Tensor, said: Tensor) -> Loss:
+    """Cross-entropy of similarities, over pictures and over captions; each caption true of a picture is right for it.
 
     Args:
         images: uint8 (n, 3, 64, 64); tokens: (n, length).
+        shown, said: (n, traits), what pictures show and captions name of it, `OPEN` where they leave it open.
     """
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001
         out = model(input_ids=tokens[batch], pixel_values=pixels(images[batch]))
-        same = (tokens[batch][:, None] == tokens[batch][None]).all(dim=2).float()
-        target = same / same.sum(dim=1, keepdim=True)
-        by_image = F.cross_entropy(out.logits_per_image, target)
-        by_text = F.cross_entropy(out.logits_per_text, target)
+        true = true_of(shown[batch], said[batch]).float()  # (pictures, captions)
+        by_image = F.cross_entropy(out.logits_per_image, true / true.sum(dim=1, keepdim=True))
+        by_text = F.cross_entropy(out.logits_per_text, true.T / true.T.sum(dim=1, keepdim=True))
         return (by_image + by_text) / 2
 
     return loss
+
+
+def true_of(shown: Tensor, said: Tensor) -> Tensor:
+    """Whether each picture (n, traits) shows all that each caption (m, traits) names: bool (n, m)."""
+    return ((said[None] == OPEN) | (said[None] == shown[:, None])).all(dim=2)
 
 
 def save(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:

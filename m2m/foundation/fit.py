@@ -42,7 +42,7 @@ def fit(
     work: Path,
     matrices: Collection[str] = (),
 ) -> None:
-    """Train ``module`` in place and leave the average of its weights in it, in eval mode and frozen.
+    """Train ``module`` in place, where it is, and leave the average of its weights in it, in eval mode and frozen.
 
     Every batch and every draw is a function of (seed, name, step): a run that was killed goes on to the same weights.
 
@@ -83,7 +83,7 @@ def fit(
         for key, tensor in saved.items():
             if key.startswith("optimizer/"):
                 _, slot, of = key.split("/", 2)
-                trained_by[parameters[of]].state[parameters[of]][slot] = tensor
+                trained_by[parameters[of]].state[parameters[of]][slot] = tensor.to(parameters[of].device)
 
     module.train()
     total, counted, began, line, saved_at = torch.zeros(()), 0, time.monotonic(), time.monotonic(), time.monotonic()

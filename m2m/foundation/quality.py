@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -15,25 +19,30 @@ from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
 from m2m.seeds import derive
 from m2m.world.corpus import make_corpus
-from m2m.world.grammar import parse, picture_captions
+from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
 from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
 
 PICTURES, VIEWS, STEPS = 768, 192, 192
 DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0
+OPEN_CAPTIONS, OF_EACH = 8, 16
+"""Of each open kind so many captions, or all if they are fewer; and pictures of each."""
+NAMES: Mapping[str, Sequence[str]] = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES}
 
 
 @torch.no_grad()
-def measure(folder: Path, *, seed: int) -> dict[str, float]:
-    """Figures of a foundation folder on held-out combinations.
+def measure(folder: Path, *, seed: int, device: str = "cpu") -> dict[str, float]:
+    """Figures of a foundation folder on held-out combinations, those of the test.
 
     ``vae/psnr`` in dB. ``inception/<what>/<of>``: shares that the class network reads as captioned (content: noun and
     colour both) of the world's pictures, views and steps (``real-…``), of those as the autoencoder restores them
-    (``restored-…``), and of what the small Stable Diffusion draws for captions it never saw (``drawn``).
-    ``clip/match``: the share of pictures nearer to their own caption than to any other of 48.
+    (``restored-…``), and of what the small Stable Diffusion draws for full captions that it never saw (``drawn``).
+    ``open/…``: what it draws for open captions, see `freedom`. ``clip/match``: the share of pictures nearer to their
+    own full caption than to any other of 48.
     """
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion")
-    classifier = WorldClassifier.from_pretrained(folder / "inception")
-    unseen = Lessons.of(make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, held_out=True))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion").to(device)
+    classifier = WorldClassifier.from_pretrained(folder / "inception").to(device)
+    corpus = make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, split="test")
+    unseen = Lessons.of(corpus, device)
     restored = torch.cat(list(vae.decode(pipeline.vae, vae.encode(pipeline.vae, unseen.images)[0])))
     figures = {"vae/psnr": vae.psnr(restored, unseen.images)}
     for kind, rows in (
@@ -44,9 +53,21 @@ def measure(folder: Path, *, seed: int) -> dict[str, float]:
         labels = {head: label[rows] for head, label in unseen.labels.items()}
         figures |= readings(classifier, unseen.images[rows], labels, f"real-{kind}")
         figures |= readings(classifier, restored[rows], labels, f"restored-{kind}")
-    figures |= readings(classifier, *drawings(pipeline, seed), "drawn")
+    captions = held_out_captions()
+    labels = {
+        head: torch.tensor([names.index(caption.meaning[place]) for caption in captions], device=device)
+        for place, (head, names) in enumerate(NAMES.items())
+    }
+    figures |= readings(classifier, drawings(pipeline, captions, seed), labels, "drawn")
+    figures |= freedom(pipeline, classifier, seed)
     figures["clip/match"] = match(folder / "clip", unseen)
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def held_out_captions() -> list[Caption]:
+    """`DRAWINGS` full captions of the test, in turn."""
+    captions = picture_captions("test")
+    return [captions[index % len(captions)] for index in range(DRAWINGS)]
 
 
 def readings(network: WorldClassifier, images: Tensor, labels: dict[str, Tensor], kind: str) -> dict[str, float]:
@@ -56,41 +77,75 @@ def readings(network: WorldClassifier, images: Tensor, labels: dict[str, Tensor]
     return shares | {f"inception/content/{kind}": float((right["noun"] & right["colour"]).float().mean())}
 
 
-def drawings(pipeline: StableDiffusionPipeline, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pictures uint8 (n, 3, 64, 64) that the small Stable Diffusion draws for held-out captions, and their labels."""
-    held_out = picture_captions(held_out=True)
-    captions = [held_out[index % len(held_out)] for index in range(DRAWINGS)]
+def drawings(pipeline: StableDiffusionPipeline, captions: Sequence[Caption], seed: int) -> Tensor:
+    """Pictures uint8 (n, 3, 64, 64) that the small Stable Diffusion draws, one for each caption."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    draws = [torch.Generator().manual_seed(derive(seed, "drawing", index)) for index in range(DRAWINGS)]
+    draws = [torch.Generator().manual_seed(derive(seed, "drawing", index)) for index in range(len(captions))]
+    texts = [caption.text(index % caption.templates) for index, caption in enumerate(captions)]
     images = []
-    for start in range(0, DRAWINGS, 64):
-        text = [caption.text(index % caption.templates) for index, caption in enumerate(captions[start : start + 64])]
+    for start in range(0, len(captions), 64):
         out = pipeline(
-            text,
+            texts[start : start + 64],
             num_inference_steps=SOLVER_STEPS,
             guidance_scale=GUIDANCE,
             generator=draws[start : start + 64],
             output_type="pt",
         )
         images.append((out.images * 255).round().to(torch.uint8))
-    labels = {
-        "noun": torch.tensor([NOUNS.index(caption.noun) for caption in captions]),
-        "colour": torch.tensor([COLOUR_NAMES.index(caption.colour) for caption in captions]),
-        "style": torch.tensor([ALL_STYLES.index(caption.style) for caption in captions]),
+    return torch.cat(images)
+
+
+def freedom(pipeline: StableDiffusionPipeline, network: WorldClassifier, seed: int) -> dict[str, float]:
+    """Whether open captions are kept where they name something, and drawn as freely as the world has it elsewhere.
+
+    ``open/<attribute>/kept``: the share of pictures that show what their caption names. ``open/<attribute>/repeats``:
+    of a caption that leaves it open, the share of pairs of pictures that show the same; ``…/repeats-world``: the same
+    of the world's own pictures. ``open/held-out``: the share of pictures in combinations that no training shows.
+    """
+    kinds = [captions_naming(named, "train") for named in KINDS[:-1]]
+    captions = [caption for kind in kinds for caption in kind[:: max(1, len(kind) // OPEN_CAPTIONS)]]
+    images = drawings(pipeline, [caption for caption in captions for _ in range(OF_EACH)], seed)
+    logits = [network(part).logits for part in torch.split(images, 256)]
+    shown = {
+        head: [names[index] for part in logits for index in part[head].argmax(dim=1).tolist()]
+        for head, names in NAMES.items()
     }
-    return torch.cat(images), labels
+    figures = {}
+    for head in NAMES:
+        kept: list[bool] = []
+        repeats: list[bool] = []
+        in_world: list[float] = []
+        for place, caption in enumerate(captions):
+            seen = shown[head][place * OF_EACH : (place + 1) * OF_EACH]
+            if (word := getattr(caption, head)) is not None:
+                kept += [one == word for one in seen]
+                continue
+            repeats += [one == other for one, other in combinations(seen, 2)]
+            free = Counter(getattr(full, head) for full in completions(caption))
+            in_world.append(sum((count / free.total()) ** 2 for count in free.values()))
+        figures[f"open/{head}/kept"] = sum(kept) / len(kept)
+        figures[f"open/{head}/repeats"] = sum(repeats) / len(repeats)
+        figures[f"open/{head}/repeats-world"] = sum(in_world) / len(in_world)
+    trained = {full.meaning for full in picture_captions("train")}
+    triples = list(zip(*shown.values(), strict=True))
+    figures["open/held-out"] = sum(triple not in trained for triple in triples) / len(triples)
+    return figures
 
 
+@torch.no_grad()
 def match(folder: Path, unseen: Lessons, among: int = 48) -> float:
-    """The share of pictures whose own caption is the nearest of ``among`` with different meanings."""
-    model = CLIPModel.from_pretrained(folder).eval()
+    """The share of pictures whose own full caption is the nearest of ``among`` with different meanings."""
+    model: Any = CLIPModel.from_pretrained(folder).eval()
+    model.to(unseen.images.device)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    meanings = list(dict.fromkeys(parse(text) for text in unseen.captions[:PICTURES]))[:among]
-    chosen = [index for index in range(PICTURES) if parse(unseen.captions[index]) in meanings]
+    own = [tuple(row) for row in unseen.shown[:PICTURES].tolist()]
+    meanings = list(dict.fromkeys(own))[:among]
+    chosen = [index for index, meaning in enumerate(own) if meaning in meanings]
+    texts = [Caption(NOUNS[noun], COLOUR_NAMES[hue], ALL_STYLES[style]).text() for _, noun, hue, style, *_ in meanings]
     logits = model(
-        input_ids=text_to_image.tokenize(tokenizer, [meaning.text() for meaning in meanings]),
+        input_ids=text_to_image.tokenize(tokenizer, texts).to(unseen.images.device),
         pixel_values=contrast.pixels(unseen.images[chosen]),
     ).logits_per_image
-    own = torch.tensor([meanings.index(parse(unseen.captions[index])) for index in chosen])
-    return float((logits.argmax(dim=1) == own).float().mean())
+    nearest = [meanings[index] for index in logits.argmax(dim=1).tolist()]
+    return sum(found == own[index] for found, index in zip(nearest, chosen, strict=True)) / len(chosen)

@@ -71,7 +71,7 @@ def quarters(shown: Tensor) -> Tensor:
 
 def pixels(images: Tensor) -> Tensor:
     """uint8 (n, 3, H, W) -> normalised as ImageNet is, which is what DINOv2's processor gives."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 
@@ -83,7 +83,7 @@ def look(images: Tensor, draws: torch.Generator) -> Tensor:
     n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=draws)
+        return (low + (high - low) * torch.rand(n, *shape, generator=draws)).to(images.device)
 
     turn = torch.where(uniform(0, 1) < HUE, uniform(-math.pi, math.pi), uniform(-0.15, 0.15))
     seen = torch.einsum("nij,njhw->nihw", hue_rotation(turn), images.float()).clamp(0, 255)
@@ -115,8 +115,9 @@ def contrastive_loss(network: Contrast, looks: Tensor) -> Loss:
         shown = torch.cat([look(looks[0, batch], draws), look(looks[1, batch], draws)])  # (2b, 3, 64, 64)
         projected, colours = network(shown)  # (2b, 128), (2b, 64, 12)
         similarity = projected @ projected.T / TEMPERATURE  # (2b, 2b)
-        itself = torch.eye(2 * size, dtype=torch.bool)
-        found = F.cross_entropy(similarity.masked_fill(itself, -torch.inf), torch.arange(2 * size).roll(size))
+        itself = torch.eye(2 * size, dtype=torch.bool, device=shown.device)
+        other = torch.arange(2 * size, device=shown.device).roll(size)
+        found = F.cross_entropy(similarity.masked_fill(itself, -torch.inf), other)
         return found + F.mse_loss(colours, quarters(shown))
 
     return loss

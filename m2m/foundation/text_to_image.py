@@ -91,20 +91,21 @@ def text_to_image_loss(
     Weights of v by min-SNR would leave next to nothing of the steps that decide a picture's layout.
 
     Args:
-        latents: scaled posterior means (n, 4, 8, 8).
+        latents: scaled posterior means (n, 4, 8, 8); they, and all that comes with them, are where the networks are.
         spread: scaled posterior standard deviations, likewise; a fresh sample is drawn at each use.
         tokens: (n, length), the captions.
         empty: (1, length), the empty caption, which replaces a tenth of the others for classifier-free guidance.
     """
-    products: Tensor = scheduler(prediction_type).alphas_cumprod
+    device = latents.device
+    products: Tensor = scheduler(prediction_type).alphas_cumprod.to(device)
     gamma = MIN_SNR if prediction_type == "epsilon" else 0.0
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
         size = (len(batch), 4, *latents.shape[2:])
-        clean = latents[batch] + spread[batch] * torch.randn(size, generator=draws)
-        noise = torch.randn(size, generator=draws)
-        timesteps = torch.randint(len(products), (len(batch),), generator=draws)
-        dropped = torch.rand(len(batch), 1, generator=draws) < CAPTION_DROPOUT
+        clean = latents[batch] + spread[batch] * torch.randn(size, generator=draws).to(device)
+        noise = torch.randn(size, generator=draws).to(device)
+        timesteps = torch.randint(len(products), (len(batch),), generator=draws).to(device)
+        dropped = (torch.rand(len(batch), 1, generator=draws) < CAPTION_DROPOUT).to(device)
         text = networks.text_encoder(torch.where(dropped, empty, tokens[batch])).last_hidden_state
         predicted = networks.unet(add_noise(clean, noise, timesteps, products), timesteps, text).sample
         wanted = target(clean, noise, timesteps, products, prediction_type)

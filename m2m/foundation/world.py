@@ -30,30 +30,35 @@ class Lessons:
     images: Tensor  # uint8 (n, 3, 64, 64)
     captions: list[str]
     labels: dict[str, Tensor]  # head -> (n,) class indices
+    shown: Tensor  # (n, traits): what the pictures show
+    said: Tensor  # (n, traits): what of it the captions name
     geometry: Tensor  # (n, 5) float32
     placed: Tensor  # (n,) bool: has a geometry
 
     @classmethod
-    def of(cls, corpus: Corpus) -> Lessons:
+    def of(cls, corpus: Corpus, device: str = "cpu") -> Lessons:
         return cls(
-            images=torch.from_numpy(corpus.images).permute(0, 3, 1, 2).contiguous(),
+            images=torch.from_numpy(corpus.images).to(device).permute(0, 3, 1, 2).contiguous(),
             captions=corpus.captions,
-            labels={head: torch.from_numpy(getattr(corpus, head)) for head in classify.CLASSES},
-            geometry=torch.from_numpy(corpus.geometry),
-            placed=torch.from_numpy(corpus.has_geometry),
+            labels={head: torch.from_numpy(getattr(corpus, head)).to(device) for head in classify.CLASSES},
+            shown=torch.from_numpy(corpus.shown).to(device),
+            said=torch.from_numpy(corpus.said).to(device),
+            geometry=torch.from_numpy(corpus.geometry).to(device),
+            placed=torch.from_numpy(corpus.has_geometry).to(device),
         )
 
 
 class School:
     """Trains each network on the same lessons; finished ones stay in ``work``: a killed run goes on where it was."""
 
-    def __init__(self, params: WorldFoundation, work: Path) -> None:
-        self.params, self.work = params, work
+    def __init__(self, params: WorldFoundation, work: Path, *, device: str, processes: int) -> None:
+        self.params, self.work, self.device, self.processes = params, work, device, processes
         print("drawing the corpus", flush=True)
         self.counts = {"pictures": params.pictures, "views": params.views, "steps": params.steps}
-        self.lessons = Lessons.of(make_corpus(**self.counts, seed=params.seed, held_out=False))
+        corpus = make_corpus(**self.counts, seed=params.seed, split="train", processes=processes)
+        self.lessons = Lessons.of(corpus, device)
         self.tokenizer: CLIPTokenizer = learn_tokenizer(self.lessons.captions)
-        self.tokens = text_to_image.tokenize(self.tokenizer, self.lessons.captions)
+        self.tokens = text_to_image.tokenize(self.tokenizer, self.lessons.captions).to(device)
 
     def teach(
         self, name: str, network: nn.Module, loss: Loss, lessons: Fit, pictures: int, matrices: Sequence[str] = ()
@@ -77,7 +82,7 @@ class School:
         """The autoencoder, its scaling factor set so that scaled latents have unit variance over the lessons."""
         self.begin("vae")
         network: Any = vae.build(self.params.vae)
-        network.to(memory_format=torch.channels_last)
+        network.to(self.device, memory_format=torch.channels_last)
         self.teach(
             "vae", network, vae.reconstruction_loss(network, self.lessons.images), self.params.vae, len(self.tokens)
         )
@@ -88,9 +93,9 @@ class School:
     def text_to_image(self, network: Any) -> text_to_image.TextToImage:
         """The U-Net and its text encoder, trained on the autoencoder's latents."""
         self.begin("text_to_image")
-        networks = text_to_image.TextToImage(self.params.unet, self.tokenizer)
+        networks = text_to_image.TextToImage(self.params.unet, self.tokenizer).to(self.device)
         mean, spread = (part * network.config.scaling_factor for part in vae.encode(network, self.lessons.images))
-        empty = text_to_image.tokenize(self.tokenizer, [""])
+        empty = text_to_image.tokenize(self.tokenizer, [""]).to(self.device)
         loss = text_to_image.text_to_image_loss(
             networks, mean, spread, self.tokens, empty, self.params.unet.prediction_type
         )
@@ -104,7 +109,7 @@ class School:
         # Every kind of picture lies in a stretch of its own: a stride takes its share of each.
         chosen = torch.arange(0, count, max(1, count // RESTORED_PICTURES))
         restored = torch.cat(list(vae.decode(network, vae.encode(network, lessons.images[chosen])[0])))
-        classifier = WorldClassifier(classify.CLASSES)
+        classifier = WorldClassifier(classify.CLASSES).to(self.device)
         loss = classify.naming_loss(
             classifier,
             torch.cat([lessons.images, restored]),
@@ -118,17 +123,20 @@ class School:
     def clip(self) -> CLIPModel:
         """The model of pictures and captions in one space."""
         self.begin("clip")
-        model = contrast.build(self.params.clip, self.tokenizer)
-        loss = contrast.contrastive_loss(model, self.lessons.images, self.tokens)
+        model: Any = contrast.build(self.params.clip, self.tokenizer)
+        model.to(self.device)
+        lessons = self.lessons
+        loss = contrast.contrastive_loss(model, lessons.images, self.tokens, lessons.shown, lessons.said)
         self.teach("clip", model, loss, self.params.clip, len(self.tokens))
         return model
 
     def dino(self) -> Dinov2Model:
         """The encoder trained without labels, on two looks at each of as many scenes."""
         print("looking twice at each scene", flush=True)
-        looks = torch.from_numpy(make_looks(**self.counts, seed=self.params.seed)).permute(0, 1, 4, 2, 3)
+        looked = make_looks(**self.counts, seed=self.params.seed, processes=self.processes)
+        looks = torch.from_numpy(looked).to(self.device).permute(0, 1, 4, 2, 3)
         self.begin("dino")
-        network = self_supervise.Contrast(self.params.dino)
+        network = self_supervise.Contrast(self.params.dino).to(self.device)
         self.teach(
             "dino",
             network,
@@ -140,9 +148,13 @@ class School:
         return network.encoder
 
 
-def train(params: WorldFoundation, *, out: Path, work: Path) -> None:
-    """Train all networks and write their folders: ``stable-diffusion``, ``dino``, ``clip``, ``inception``."""
-    school = School(params, work)
+def train(params: WorldFoundation, *, out: Path, work: Path, device: str, processes: int) -> None:
+    """Train all networks and write their folders: ``stable-diffusion``, ``dino``, ``clip``, ``inception``.
+
+    Args:
+        processes: how many draw pictures at the same time.
+    """
+    school = School(params, work, device=device, processes=processes)
     autoencoder = school.vae()
     text_to_image.save_pipeline(
         out / "stable-diffusion",

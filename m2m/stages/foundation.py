@@ -13,7 +13,9 @@ from m2m.params import HubFoundation, WorldFoundation
 from m2m.training.folders import new_folder
 
 
-def run(params: WorldFoundation | HubFoundation, *, out: Path, work: Path) -> None:
+def run(
+    params: WorldFoundation | HubFoundation, *, out: Path, work: Path, device: str = "cpu", processes: int = 1
+) -> None:
     """Makes ``out``: the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``, all of them or none.
 
     Of trained networks ``quality.json`` tells how good they are on pictures that they never saw.
@@ -26,8 +28,9 @@ def run(params: WorldFoundation | HubFoundation, *, out: Path, work: Path) -> No
         if isinstance(params, WorldFoundation):
             # What other parameters made must not be taken for these parameters' own.
             digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()
-            world.train(params, out=draft, work=work / "foundation" / digest[:16])
-            figures = quality.measure(draft, seed=params.seed)
+            unfinished = work / "foundation" / digest[:16]
+            world.train(params, out=draft, work=unfinished, device=device, processes=processes)
+            figures = quality.measure(draft, seed=params.seed, device=device)
             (draft / "quality.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
         else:
             hub.fetch(params, out=draft, work=work / "hub", architecture=ARCHITECTURE)

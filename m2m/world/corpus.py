@@ -1,18 +1,27 @@
 """Captioned pictures with all their labels, in memory: what the foundation is trained on."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2m.manifest import Split
+from m2m.processes import process_pool
 from m2m.world.canvas import SIDE
-from m2m.world.grammar import Caption, picture_captions, procedure_captions, view_captions
+from m2m.world.grammar import KINDS, Caption, picture_captions, procedure_captions, view_captions
 from m2m.world.pictures import paint
 from m2m.world.procedures import paint_step
 from m2m.world.variation import Variation
 from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
+
+OPEN = -1
+"""In place of a trait that a caption does not name."""
+SCENES_AT_ONCE = 64
+"""That a process is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +31,7 @@ class Corpus:
     images: NDArray[np.uint8]
     """(n, 64, 64, 3)"""
     captions: list[str]
+    """Of shapes each of the seven kinds alike: what a caption leaves open, its picture shows as it happens to."""
     noun: NDArray[np.int64]
     """(n,), indices into `NOUNS`; of a view, the main solid's."""
     colour: NDArray[np.int64]
@@ -30,6 +40,10 @@ class Corpus:
     """(n,), indices into `ALL_STYLES`"""
     step: NDArray[np.int64]
     """(n,), from 1; 0 where there is no procedure."""
+    shown: NDArray[np.int64]
+    """(n, 7): all that a picture shows and a caption may name, as numbers"""
+    said: NDArray[np.int64]
+    """(n, 7): what of it the caption names; `OPEN` elsewhere"""
     geometry: NDArray[np.float32]
     """(n, 5): x, y, size (fractions of the picture), sine and cosine of the angle; zeros where there is none."""
     has_geometry: NDArray[np.bool_]
@@ -47,26 +61,22 @@ class _Look:
 
 @dataclass(frozen=True)
 class _Scene:
-    """Something to look at, each time as it happens to be."""
+    """Something that was looked at, each time as it happened to be."""
 
-    caption: Caption
-    look: Callable[[], _Look]
-    rng: np.random.Generator
-
-    def text(self) -> str:
-        """The caption in one of its wordings."""
-        return self.caption.text(int(self.rng.integers(self.caption.templates)))
+    shown: Caption
+    said: Caption
+    text: str
+    looks: tuple[_Look, ...]
 
 
-def make_corpus(*, pictures: int, views: int, steps: int, seed: int, held_out: bool) -> Corpus:
+def make_corpus(*, pictures: int, views: int, steps: int, seed: int, split: Split, processes: int = 1) -> Corpus:
     """A corpus of so many pictures of shapes, rendered views and steps of procedures.
 
-    All of its captions are held out of training, or (`held_out=False`) none is. The same arguments give the same
-    bytes; a larger number of one kind leaves the other kinds, and the first ones of its own, as they were.
+    They show combinations of one split alone. The same arguments give the same bytes, in any number of processes; a
+    larger number of one kind leaves the other kinds, and the first ones of its own, as they were.
     """
     if min(pictures, views, steps) < 0 or pictures + views + steps == 0:
         raise ValueError(f"a corpus of {pictures} pictures, {views} views and {steps} steps")
-    scenes = _scenes(pictures, views, steps, seed=seed, kinds=(0, 1, 2), held_out=held_out)
     n = pictures + views + steps
     corpus = Corpus(
         images=np.empty((n, SIDE, SIDE, 3), dtype=np.uint8),
@@ -75,86 +85,103 @@ def make_corpus(*, pictures: int, views: int, steps: int, seed: int, held_out: b
         colour=np.empty(n, dtype=np.int64),
         style=np.empty(n, dtype=np.int64),
         step=np.zeros(n, dtype=np.int64),
+        shown=np.empty((n, 7), dtype=np.int64),
+        said=np.empty((n, 7), dtype=np.int64),
         geometry=np.zeros((n, 5), dtype=np.float32),
         has_geometry=np.zeros(n, dtype=np.bool_),
     )
-    for row, scene in enumerate(scenes):
-        caption, look = scene.caption, scene.look()
+    found = _scenes((pictures, views, steps), seed=seed, split=split, looks=1, processes=processes)
+    for row, scene in enumerate(found):
+        shown, (look,) = scene.shown, scene.looks
         corpus.images[row] = look.image
-        corpus.captions.append(scene.text())
-        corpus.noun[row] = NOUNS.index(caption.noun)
-        corpus.colour[row] = COLOUR_NAMES.index(caption.colour)
-        corpus.style[row] = ALL_STYLES.index(caption.style)
-        corpus.step[row] = caption.step or 0
+        corpus.captions.append(scene.text)
+        corpus.shown[row], corpus.said[row] = _traits(shown), _traits(scene.said)
+        _, corpus.noun[row], corpus.colour[row], corpus.style[row], *_ = corpus.shown[row]
+        corpus.step[row] = shown.step or 0
         if look.geometry is not None:
             corpus.geometry[row] = look.geometry
             corpus.has_geometry[row] = True
     return corpus
 
 
-def make_looks(*, pictures: int, views: int, steps: int, seed: int) -> NDArray[np.uint8]:
-    """Two looks at each of n scenes in no caption that is held out of training: (2, n, 64, 64, 3).
+def make_looks(*, pictures: int, views: int, steps: int, seed: int, processes: int = 1) -> NDArray[np.uint8]:
+    """Two looks at each of n scenes, in combinations of training alone: (2, n, 64, 64, 3).
 
     Between them a shape has moved, turned, grown and changed its shade; a solid is seen by another camera. What is
     shown is not told: this is what a network without labels learns from.
     """
     looks = np.empty((2, pictures + views + steps, SIDE, SIDE, 3), dtype=np.uint8)
-    for row, scene in enumerate(_scenes(pictures, views, steps, seed=seed, kinds=(3, 4, 5), held_out=False)):
-        for looked in looks:
-            looked[row] = scene.look().image
+    found = _scenes((pictures, views, steps), seed=seed, split="train", looks=2, processes=processes)
+    for row, scene in enumerate(found):
+        looks[:, row] = [look.image for look in scene.looks]
     return looks
 
 
-def _scenes(
-    pictures: int, views: int, steps: int, *, seed: int, kinds: tuple[int, int, int], held_out: bool
-) -> Iterator[_Scene]:
-    """Shapes, then solids, then half-built things, each kind from a stream of its own."""
-    shapes, solids, built = (np.random.default_rng([seed, kind, int(held_out)]) for kind in kinds)
-    yield from _shapes(pictures, shapes, held_out)
-    yield from _solids(views, solids, held_out)
-    yield from _half_built(steps, built, held_out)
+def _scenes(counts: tuple[int, ...], *, seed: int, split: Split, looks: int, processes: int) -> Iterator[_Scene]:
+    """Shapes, then solids, then half-built things."""
+    with ExitStack() as stack:
+        find = partial(map)
+        if processes > 1:
+            pool = stack.enter_context(process_pool(processes))
+            find = partial(pool.map, chunksize=SCENES_AT_ONCE)
+        for kind, count in enumerate(counts):
+            yield from find(partial(_scene, kind, seed, split, looks), range(count))
 
 
-def _shapes(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
-    captions = picture_captions(held_out=held_out)
+def _scene(kind: int, seed: int, split: Split, looks: int, number: int) -> _Scene:
+    """One scene, whatever others there are."""
+    rng = np.random.default_rng([seed, kind, ("train", "validation", "test").index(split), looks, number])
+    shown, look = (_shape, _solid, _half_built)[kind](rng, split)
+    said = shown.naming(KINDS[rng.integers(len(KINDS))]) if kind == 0 else shown
+    text = said.text(int(rng.integers(said.templates)))
+    return _Scene(shown, said, text, tuple(look() for _ in range(looks)))
 
-    def look(caption: Caption) -> _Look:
+
+def _shape(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[], _Look]]:
+    captions = picture_captions(split)
+    caption = captions[rng.integers(len(captions))]
+
+    def look() -> _Look:
         variation = Variation.draw(rng)
         angle = 0.0 if caption.noun == "circle" else np.radians(variation.angle)
         geometry = (variation.x, variation.y, variation.size, np.sin(angle), np.cos(angle))
         return _Look(paint(caption, variation), geometry)
 
-    for _ in range(count):
-        caption = captions[rng.integers(len(captions))]
-        yield _Scene(caption, partial(look, caption), rng)
+    return caption, look
 
 
-def _solids(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
-    if count == 0:
-        return
+def _solid(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[], _Look]]:
     # PyVista takes a while to import, and most corpora have no views.
     from m2m.world.cameras import Camera
     from m2m.world.solids import SolidObject, render_views
 
-    captions = view_captions(held_out=held_out)
-
-    def look(solid: SolidObject) -> _Look:
-        return _Look(render_views(solid, [Camera.draw(rng)])[0])
-
-    for _ in range(count):
-        caption = captions[rng.integers(len(captions))]
-        assert caption.second is not None
-        solid = SolidObject.draw(caption.noun, caption.colour, *caption.second, rng)
-        yield _Scene(caption, partial(look, solid), rng)
+    captions = view_captions(split)
+    caption = captions[rng.integers(len(captions))]
+    assert caption.second is not None  # it is a caption of a view
+    solid = SolidObject.draw(*caption.meaning[:2], *caption.second, rng)
+    return caption, lambda: _Look(render_views(solid, [Camera.draw(rng)])[0])
 
 
-def _half_built(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
-    procedures = procedure_captions(held_out=held_out)
+def _half_built(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[], _Look]]:
+    captions = tuple(chain.from_iterable(procedure_captions(split)))
+    caption = captions[rng.integers(len(captions))]
+    noun, colour, _ = caption.meaning
+    return caption, lambda: _Look(paint_step(noun, colour, caption.step or 0, Variation.draw(rng)))
 
-    def look(caption: Caption, step: int) -> _Look:
-        return _Look(paint_step(caption.noun, caption.colour, step, Variation.draw(rng)))
 
-    for _ in range(count):
-        captions = procedures[rng.integers(len(procedures))]
-        step = int(rng.integers(1, len(captions) + 1))
-        yield _Scene(captions[step - 1], partial(look, captions[step - 1], step), rng)
+def _traits(caption: Caption) -> tuple[int, ...]:
+    """Which kind of picture it tells of, and what it names: noun, colour, style, step, noun and colour of a second."""
+    second = caption.second or (None, None)
+    return (
+        (caption.step is not None) + 2 * (caption.second is not None),
+        _index(NOUNS, caption.noun),
+        _index(COLOUR_NAMES, caption.colour),
+        _index(ALL_STYLES, caption.style),
+        caption.step or OPEN,
+        _index(NOUNS, second[0]),
+        _index(COLOUR_NAMES, second[1]),
+    )
+
+
+def _index(names: tuple[str, ...], name: str | None) -> int:
+    return OPEN if name is None else names.index(name)

@@ -15,12 +15,13 @@ def paint(caption: Caption, variation: Variation) -> NDArray[np.uint8]:
     """The picture, uint8 (64, 64, 3), of a caption of a shape in one of `STYLES`.
 
     Raises:
-        ValueError: the caption is of a solid or a procedure; `solids` and `procedures` paint those.
+        ValueError: the caption leaves something open, or is of a solid or a procedure, which others paint.
     """
-    if caption.noun not in OUTLINES:
-        raise ValueError(f"paint draws shapes, not the {caption.noun} of {caption.text()!r}")
-    outline = _placed(OUTLINES[caption.noun], variation)
-    layer = STYLE_PAINTERS[caption.style](outline, variation.shaded(COLOURS[caption.colour]))
+    noun, colour, style = caption.meaning
+    if noun not in OUTLINES:
+        raise ValueError(f"paint draws shapes, not the {noun} of {caption.text()!r}")
+    outline = _placed(OUTLINES[noun], variation)
+    layer = STYLE_PAINTERS[style](outline, variation.shaded(COLOURS[colour]))
     return to_pixels(layer)
 
 

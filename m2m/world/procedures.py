@@ -199,6 +199,73 @@ def _low_sun(pen: _Pen) -> None:
     pen.disc(SUN, 0.14, 0.16, 0.14)
 
 
+def _hulk(pen: _Pen) -> None:
+    pen.polygon(pen.colour, (0.36, 0.28), (0.64, 0.28), (0.7, 0.48), (0.67, 0.76), (0.33, 0.76), (0.3, 0.48))
+
+
+def _nose(pen: _Pen) -> None:
+    pen.polygon(INK, (0.33, 0.29), (0.5, 0.0), (0.67, 0.29))
+
+
+def _fins(pen: _Pen) -> None:
+    pen.polygon(STEEL, (0.31, 0.52), (0.1, 0.82), (0.34, 0.78))
+    pen.polygon(STEEL, (0.69, 0.52), (0.9, 0.82), (0.66, 0.78))
+
+
+def _porthole(pen: _Pen) -> None:
+    pen.disc(CREAM, 0.5, 0.48, 0.14)
+    pen.disc(INK, 0.5, 0.48, 0.08)
+
+
+def _flame(pen: _Pen) -> None:
+    pen.polygon(SUN, (0.32, 0.77), (0.68, 0.77), (0.6, 0.9), (0.5, 1.02), (0.4, 0.9))
+
+
+def _tier(pen: _Pen) -> None:
+    pen.box(pen.colour, 0.1, 0.64, 0.9, 0.88, corner=0.03)
+    pen.box(pen.colour, 0.26, 0.44, 0.74, 0.66, corner=0.03)
+
+
+def _icing(pen: _Pen) -> None:
+    pen.box(CREAM, 0.23, 0.38, 0.77, 0.5, corner=0.06)
+    for x in (0.31, 0.5, 0.69):
+        pen.disc(CREAM, x, 0.51, 0.075)
+
+
+def _plate(pen: _Pen) -> None:
+    pen.box(STEEL, 0.02, 0.86, 0.98, 0.95, corner=0.04)
+
+
+def _candles(pen: _Pen) -> None:
+    for x in (0.3, 0.46, 0.62):
+        pen.box(INK, x, 0.16, x + 0.08, 0.39)
+        pen.disc(SUN, x + 0.04, 0.1, 0.055)
+
+
+def _balloon(pen: _Pen) -> None:
+    pen.disc(LEAF, 0.88, 0.14, 0.13)
+
+
+def _chassis(pen: _Pen) -> None:
+    pen.box(pen.colour, 0.04, 0.5, 0.96, 0.76, corner=0.07)
+    pen.polygon(pen.colour, (0.2, 0.52), (0.32, 0.26), (0.68, 0.26), (0.82, 0.52))
+
+
+def _wheels(pen: _Pen) -> None:
+    for x in (0.26, 0.74):
+        pen.disc(INK, x, 0.77, 0.13)
+        pen.disc(STEEL, x, 0.77, 0.05)
+
+
+def _panes(pen: _Pen) -> None:
+    pen.polygon(CREAM, (0.28, 0.5), (0.36, 0.31), (0.48, 0.31), (0.48, 0.5))
+    pen.polygon(CREAM, (0.53, 0.5), (0.53, 0.31), (0.65, 0.31), (0.74, 0.5))
+
+
+def _road(pen: _Pen) -> None:
+    pen.floor(STEEL, GROUND_LINE)
+
+
 PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
     {
         "house": (_walls, _roof, _door, _windows, _high_sun),
@@ -206,6 +273,9 @@ PARTS: Mapping[str, tuple[Part, ...]] = MappingProxyType(
         "robot": (_body, _head, _legs, _arms, _face),
         "tree": (_crown, _trunk, _fruit, _meadow, _cloud),
         "boat": (_hull, _sea, _mast, _sail, _jib, _low_sun),
+        "rocket": (_hulk, _nose, _fins, _porthole, _flame),
+        "cake": (_tier, _icing, _plate, _candles, _balloon),
+        "car": (_chassis, _wheels, _panes, _road, _cloud),
     }
 )
 """Procedure to the painters of its steps, in the order of `STEP_TEXTS`."""

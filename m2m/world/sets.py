@@ -35,7 +35,7 @@ def draw_views(
 
     assert caption.second is not None  # it is a caption of a view
     rng = np.random.default_rng(seed)
-    solid = SolidObject.draw(caption.noun, caption.colour, *caption.second, rng)
+    solid = SolidObject.draw(*caption.meaning[:2], *caption.second, rng)
     around = orbit(on_orbit, front=solid.front, start_within=start_within, rng=rng)
     cameras = [*around, *(Camera.draw(rng) for _ in range(at_random))]
     return render_views(solid, cameras, size), {"poses": [camera.matrix().tolist() for camera in cameras]}
@@ -51,5 +51,5 @@ def draw_procedure(captions: Sequence[Caption], *, seed: int) -> tuple[NDArray[n
         pictures (n, 64, 64, 3), and as ``steps`` their captions.
     """
     variation = Variation.draw(np.random.default_rng(seed))
-    images = np.stack([paint_step(one.noun, one.colour, one.step or 0, variation) for one in captions])
+    images = np.stack([paint_step(*one.meaning[:2], one.step or 0, variation) for one in captions])
     return images, {"steps": [one.text() for one in captions]}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from m2m.manifest import Split
+
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "arrow")
 
 COLOURS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
@@ -30,6 +32,9 @@ STEP_TEXTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "robot": ("the body", "the head", "the legs", "the arms", "the face"),
         "tree": ("the crown", "the trunk", "the fruit", "the meadow", "the cloud"),
         "boat": ("the hull", "the sea", "the mast", "the sail", "the jib", "the sun"),
+        "rocket": ("the body", "the nose", "the fins", "the window", "the flame"),
+        "cake": ("the base", "the icing", "the plate", "the candles", "the balloon"),
+        "car": ("the body", "the wheels", "the windows", "the road", "the cloud"),
     }
 )
 """Procedure to the names of its steps, in order."""
@@ -45,19 +50,22 @@ COLOUR_NAMES = tuple(COLOURS)
 ALL_STYLES = (*STYLES, RENDERED, CONSTRUCTION)
 
 
-def held_out(noun: str, colour: str, style: str) -> bool:
-    """Whether this combination is kept out of all training, for the test split.
+def split_of(noun: str, colour: str, style: str) -> Split:
+    """The split whose pictures alone show this combination: 96 of 384 pictures are for the test, 48 for validation.
 
-    Shapes form a Latin square over the colours, shifted by the style: 48 of 384 combinations, and still every pair
-    (shape and colour, shape and style, colour and style) is trained in all but one of its combinations. Of solids and
-    procedures, which have one style each, one colour a noun is held out, another for each noun of a kind.
+    Shapes form a Latin square over the colours, shifted by the style, so that each value is held out equally often and
+    every pair (shape and colour, shape and style, colour and style) is trained in at least three of its combinations.
+    Of solids one colour a noun is for the test, one for validation; of procedures three and one. They have one style.
 
-    >>> held_out("circle", "red", "flat"), held_out("circle", "red", "neon")
-    (True, False)
+    >>> split_of("circle", "red", "flat"), split_of("circle", "yellow", "flat"), split_of("circle", "green", "flat")
+    ('test', 'validation', 'train')
     """
     hue = COLOUR_NAMES.index(colour)
     if style == RENDERED:
-        return hue == (3 * SOLIDS.index(noun) + 1) % len(COLOURS)
-    if style == CONSTRUCTION:
-        return hue == (3 * PROCEDURES.index(noun) + 2) % len(COLOURS)
-    return (hue + 3 * SHAPES.index(noun) + STYLES.index(style)) % len(COLOURS) == 0
+        place, test = hue - 3 * SOLIDS.index(noun) - 1, 1
+    elif style == CONSTRUCTION:
+        place, test = hue - 3 * PROCEDURES.index(noun) - 2, 3
+    else:
+        place, test = hue + 3 * SHAPES.index(noun) + STYLES.index(style), 2
+    place %= len(COLOURS)
+    return "test" if place < test else "validation" if place == test else "train"

@@ -201,7 +201,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture(scope="session")
 def lessons() -> Lessons:
     """A few pictures of shapes and of procedures, as the networks of the world get them."""
-    return Lessons.of(make_corpus(pictures=12, views=0, steps=4, seed=0, held_out=False))
+    return Lessons.of(make_corpus(pictures=12, views=0, steps=4, seed=0, split="train"))
 
 
 @pytest.fixture(scope="session")

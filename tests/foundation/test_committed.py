@@ -21,7 +21,7 @@ SEED = 20  # of pictures that served no decision
 
 @pytest.fixture(scope="module")
 def unseen() -> Lessons:
-    return Lessons.of(make_corpus(pictures=144, views=0, steps=48, seed=SEED, held_out=True))
+    return Lessons.of(make_corpus(pictures=144, views=0, steps=48, seed=SEED, split="test"))
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def test_both_tokenizers_are_the_one_that_the_words_of_the_world_give() -> None:
     captions = [
         caption.text(template)
         for caption in (
-            *picture_captions(held_out=False),
-            *view_captions(held_out=False),
-            *chain(*procedure_captions(held_out=False)),
+            *picture_captions(split="train"),
+            *view_captions(split="train"),
+            *chain(*procedure_captions(split="train")),
         )
         for template in range(caption.templates)
     ]

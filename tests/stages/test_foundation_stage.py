@@ -75,7 +75,7 @@ def test_the_folders_are_those_of_the_real_classes(made: Path) -> None:
 def test_latents_are_scaled_to_unit_variance(made: Path) -> None:
     from diffusers import AutoencoderKL
 
-    lessons = world.Lessons.of(world.make_corpus(pictures=12, views=2, steps=2, seed=0, held_out=False))
+    lessons = world.Lessons.of(world.make_corpus(pictures=12, views=2, steps=2, seed=0, split="train"))
     network = AutoencoderKL.from_pretrained(made / "foundation" / "stable-diffusion" / "vae")
     latents = world.vae.encode(network, lessons.images)[0] * network.config.scaling_factor
     assert latents.std().item() == pytest.approx(1, abs=1e-3)

@@ -23,7 +23,7 @@ def test_labels_say_what_the_captions_say(corpus: tuple[Corpus, bool]) -> None:
 
 
 def test_geometry_is_where_the_object_is() -> None:
-    made = make_corpus(pictures=300, views=0, steps=0, seed=2, held_out=False)
+    made = make_corpus(pictures=300, views=0, steps=0, seed=2, split="train")
     flat = made.style == ALL_STYLES.index("flat")
     for image, geometry in zip(made.images[flat].astype(int), made.geometry[flat], strict=True):
         rows, columns = np.nonzero(np.abs(image - image[0, 0]).sum(axis=-1) > 60)
@@ -46,15 +46,15 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(corpus: 
 
 
 def test_one_kind_does_not_change_another() -> None:
-    both = make_corpus(pictures=20, views=0, steps=10, seed=3, held_out=False)
-    fewer = make_corpus(pictures=5, views=0, steps=10, seed=3, held_out=False)
+    both = make_corpus(pictures=20, views=0, steps=10, seed=3, split="train")
+    fewer = make_corpus(pictures=5, views=0, steps=10, seed=3, split="train")
     assert fewer.captions == both.captions[:5] + both.captions[20:]
     assert np.array_equal(fewer.images[5:], both.images[20:])
 
 
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(ValueError, match="0 pictures"):
-        make_corpus(pictures=0, views=0, steps=0, seed=0, held_out=False)
+        make_corpus(pictures=0, views=0, steps=0, seed=0, split="train")
 
 
 def test_two_looks_show_one_scene_that_has_moved() -> None:

@@ -87,9 +87,9 @@ def test_there_is_no_template_beyond_the_last() -> None:
 
 
 def test_no_caption_trained_on_names_a_held_out_solid() -> None:
-    trained = view_captions(held_out=False)
+    trained = view_captions(split="train")
     mains = {(caption.noun, caption.colour) for caption in trained}
     assert mains == {caption.second for caption in trained}
     assert len(mains) == 6 * 7
-    held = {(caption.noun, caption.colour) for caption in view_captions(held_out=True)}
+    held = {(caption.noun, caption.colour) for caption in view_captions(split="test")}
     assert len(held - mains) == 6

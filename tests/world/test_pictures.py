@@ -13,7 +13,7 @@ MIDDLE = Variation(x=0.5, y=0.5, size=0.6, angle=0.0, shade=0.0)
 
 
 def test_all_combinations_are_painted_and_differ() -> None:
-    captions = picture_captions(held_out=False) + picture_captions(held_out=True)
+    captions = picture_captions(split="train") + picture_captions(split="test")
     pictures = [paint(caption, MIDDLE) for caption in captions]
     assert all(picture.shape == (64, 64, 3) and picture.dtype == np.uint8 for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == len(captions) == 384

@@ -34,7 +34,7 @@ def test_a_point_lies_where_the_pose_says() -> None:
 
 
 def test_an_orbit_goes_evenly_around_at_one_height() -> None:
-    caption = view_captions(held_out=False)[0]
+    caption = view_captions(split="train")[0]
     poses = np.array(draw_views(caption, on_orbit=5, at_random=2, start_within=180, seed=0, size=16)[1]["poses"])
     rotations, places = poses[:, :, :3], -np.einsum("nij,ni->nj", poses[:, :, :3], poses[:, :, 3])
     np.testing.assert_allclose(
