@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from m2m.devices import align
 from m2m.foundation import classify, contrast, text_to_image, vae
 from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
@@ -32,6 +33,7 @@ def measure(folder: Path, *, seed: int) -> dict[str, float]:
     ``clip/match``: the share of pictures nearer to their own caption than to any other of 48.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion")
+    align(pipeline.text_encoder, pipeline.unet, pipeline.vae)
     classifier = WorldClassifier.from_pretrained(folder / "inception")
     unseen = Lessons.of(make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, held_out=True))
     restored = torch.cat(list(vae.decode(pipeline.vae, vae.encode(pipeline.vae, unseen.images)[0])))
@@ -85,6 +87,7 @@ def drawings(pipeline: StableDiffusionPipeline, seed: int) -> tuple[Tensor, dict
 def match(folder: Path, unseen: Lessons, among: int = 48) -> float:
     """The share of pictures whose own caption is the nearest of ``among`` with different meanings."""
     model = CLIPModel.from_pretrained(folder).eval()
+    align(model)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     meanings = list(dict.fromkeys(parse(text) for text in unseen.captions[:PICTURES]))[:among]
     chosen = [index for index in range(PICTURES) if parse(unseen.captions[index]) in meanings]
