@@ -83,7 +83,7 @@ def fit(
         for key, tensor in saved.items():
             if key.startswith("optimizer/"):
                 _, slot, of = key.split("/", 2)
-                trained_by[parameters[of]].state[parameters[of]][slot] = tensor
+                trained_by[parameters[of]].state[parameters[of]][slot] = tensor.clone()  # off the mapped file
 
     module.train()
     total, counted, began, line, saved_at = torch.zeros(()), 0, time.monotonic(), time.monotonic(), time.monotonic()
