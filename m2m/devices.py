@@ -1,4 +1,8 @@
-"""Host and GPU side by side: the host never waits for the GPU to be told something, and hardly the GPU for the host."""
+"""What a device computes with, and where it lies.
+
+On a CPU, weights begin where its kernels like them. Host and GPU work side by side: the host never waits for the GPU to
+be told something, and hardly the GPU for the host.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+ALIGNMENT = 64
+"""Bytes; at a multiple of it begins all that torch itself allocates on a CPU."""
 _CAPTURING = Lock()
 """One graph at a time is captured in a process, as torch demands; a server may draw in several threads."""
 
@@ -18,6 +24,18 @@ _CAPTURING = Lock()
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """On which graphs of a device are captured: one, since libraries keep working memory for each that they saw."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def align(*networks: nn.Module | None) -> None:
+    """Brings the weights of networks that were loaded to memory that torch allocated, where they are not; in place.
+
+    Weights are mapped from a file, so they begin where its header happens to end, and that decides how a matrix times
+    a vector is rounded: the same weights would draw other bits from another file, or before they were ever saved.
+    """
+    for network in networks:
+        for tensor in (*network.parameters(), *network.buffers()) if network is not None else ():
+            if tensor.is_cpu and tensor.data_ptr() % ALIGNMENT:
+                tensor.data = tensor.data.clone()  # of the same strides; whoever shares the parameter sees it move
 
 
 def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, Dinov2Model
 
 from m2m import seeds
-from m2m.devices import Replayed
+from m2m.devices import Replayed, align
 from m2m.diffusion.guidance import guided
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
@@ -78,6 +78,7 @@ class M2MPipeline(DiffusionPipeline):
         feature_extractor: BaseImageProcessor | None = None,
     ) -> None:
         super().__init__()
+        align(vae, unet, image_encoder)
         self.register_modules(  # type: ignore[no-untyped-call]
             vae=vae,
             unet=unet,

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from m2m.devices import align
 from m2m.errors import UserError
 
 
@@ -34,6 +35,7 @@ class LatentEncoder:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise _unusable(folder, error) from error
         self._vae = vae.to(device).eval()
+        align(self._vae)
         self._device = device
 
     @torch.inference_mode()

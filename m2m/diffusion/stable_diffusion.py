@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from m2m.devices import Replayed
+from m2m.devices import Replayed, align
 from m2m.diffusion.guidance import guided
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
@@ -47,6 +47,7 @@ class StableDiffusion:
     ) -> None:
         self._pipeline = _load(folder).to(device, getattr(torch, precision))
         self._unet, self._vae = self._pipeline.unet, self._pipeline.vae
+        align(self._pipeline.text_encoder, self._unet, self._vae)
         self._solver: SolverName = solver
         self._num_inference_steps, self._guidance_scale = num_inference_steps, guidance_scale
         self._device = device

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from m2m.devices import align
 from m2m.models.classifier import Readings
 
 ARCHITECTURE = "inception-v3-compat"
@@ -215,6 +216,7 @@ class InceptionV3(nn.Module):
         with torch.device("meta"):
             model = cls()  # random weights would take seconds, only to be overwritten
         model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+        align(model)
         return model.eval().requires_grad_(False)
 
 

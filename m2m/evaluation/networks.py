@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
 
+from m2m.devices import align
 from m2m.errors import UserError
 from m2m.evaluation import inception_v3
 from m2m.evaluation.inception_v3 import InceptionV3
@@ -84,6 +85,7 @@ class Clip:
             processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except UNREADABLE as error:
             raise _incomplete(folder, error) from error
+        align(model)
         return cls(model.eval().requires_grad_(False), processor)
 
     def embed(self, images: Tensor) -> Tensor:

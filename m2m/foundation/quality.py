@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from m2m.devices import align
 from m2m.foundation import classify, contrast, text_to_image, vae
 from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
@@ -40,6 +41,7 @@ def measure(folder: Path, *, seed: int, device: str = "cpu") -> dict[str, float]
     own full caption than to any other of 48.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "stable-diffusion").to(device)
+    align(pipeline.text_encoder, pipeline.unet, pipeline.vae)
     classifier = WorldClassifier.from_pretrained(folder / "inception").to(device)
     corpus = make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, split="test")
     unseen = Lessons.of(corpus, device)

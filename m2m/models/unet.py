@@ -22,7 +22,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from m2m.devices import sent
+from m2m.devices import align, sent
 from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
 from m2m.models.pose import Viewpoints
 from m2m.seeds import generator
@@ -124,6 +124,7 @@ class ImageSetUNet(UNet2DConditionModel):
         It predicts what the Stable Diffusion U-Net predicts for the empty prompt, whatever the context.
         """
         parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+        align(parent)
         empty = empty_prompt(folder)
         return cls.from_parent(
             parent,
@@ -330,6 +331,7 @@ def empty_prompt(folder: Path) -> Tensor:
     """Stable Diffusion's embedding of the empty prompt, the mean of its tokens: (cross_attention_dim)."""
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
+    align(encoder)
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
     with torch.no_grad():
         return encoder(tokens.input_ids).last_hidden_state.mean(dim=(0, 1))  # type: ignore[no-any-return]

@@ -62,7 +62,8 @@ class TrainState:
         parameters = dict(self.network.named_parameters())
         for key, tensor in _under(OPTIMIZER, tensors).items():
             slot, name = key.split("/", 1)
-            self.optimizer.state[parameters[name]][slot] = tensor.to(parameters[name].device)
+            # A copy: what is mapped from a file does not begin where torch would have it begin.
+            self.optimizer.state[parameters[name]][slot] = tensor.to(parameters[name].device, copy=True)
         self.curve = Curve(
             points=[Point(**point) for point in counters["points"]],
             since=[(loss, norm) for loss, norm in counters["steps_since"]],
