@@ -2,6 +2,7 @@
 
 Read `networks` (who judges), `scores` (the paper's metrics), `agreement` and `diversity` (what those do not see),
 `measure` (all of it for one lot of pictures), `sampling` and `lots` (where the pictures come from), `comparison` (what
-the numbers say beside each other), `table` (how they are written). Apart from all that, `efficiency` measures what an
-image costs, by `timing` and `operations`.
+the numbers say beside each other), `table` (how they are written). `pattern` scores who tells what a set shares from
+what it varies in: by `misses` (what does not count), beside `ideal_reader` (what can be known), with intervals by
+`resampling`. Apart from all that, `efficiency` measures what an image costs, by `timing` and `operations`.
 """

@@ -1,0 +1,134 @@
+"""What the ideal reader makes of given pictures, beside what Bayes' rule gives by hand."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from m2m.evaluation.ideal_reader import EQUAL, HYPOTHESES, IdealReader
+
+NOUN, HUE, STYLE = np.indices((8, 8, 6))
+SEEN = ~np.isin((HUE + 3 * NOUN + STYLE) % 8, (0, 1, 2))
+ALL = np.ones((2, 2, 2), bool)
+NOUN_ALONE, COLOUR_ALONE, STYLE_ALONE, NOT_STYLE, NOT_COLOUR, NOT_NOUN, WHOLE = HYPOTHESES
+
+
+def _of(posterior: np.ndarray) -> dict[tuple[bool, bool, bool], float]:
+    return dict(zip(HYPOTHESES, posterior[0].tolist(), strict=True))
+
+
+def test_one_picture_tells_little() -> None:
+    """P(h) ∝ P(m | h) / completions(m): 1/8 · 1/30, 1/48 · 1/5, 1/64 · 1/completions; 1/240 for a whole triple."""
+    triple = (0, 3, 0)
+    assert SEEN[triple]
+    likelihood = {
+        NOUN_ALONE: 1 / 8 / 30,
+        COLOUR_ALONE: 1 / 8 / 30,
+        STYLE_ALONE: 1 / 6 / 40,
+        NOT_STYLE: 1 / 64 / SEEN[0, 3].sum(),
+        NOT_COLOUR: 1 / 48 / 5,
+        NOT_NOUN: 1 / 48 / 5,
+        WHOLE: 1 / 240,
+    }
+    expected = {one: value / sum(likelihood.values()) for one, value in likelihood.items()}
+    reader = IdealReader(SEEN, epsilon=1e-9)
+    assert _of(reader.posterior(np.array([[triple]]))) == pytest.approx(expected, abs=1e-6)
+    assert reader.shared(np.array([[triple]]))[0] == pytest.approx(
+        [sum(odds for one, odds in expected.items() if one[axis]) for axis in range(3)], abs=1e-6
+    )
+
+
+def test_a_triple_that_training_never_shows_counts_like_its_neighbours() -> None:
+    reader = IdealReader(SEEN, epsilon=1e-9)
+    unseen, seen = (0, 2, 0), (0, 2, 1)
+    assert SEEN[seen]
+    assert not SEEN[unseen]
+    ours, theirs = (reader.posterior(np.array([[one]])) for one in (unseen, seen))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_contradiction_by_hand() -> None:
+    """A B B B B in the noun alone, of two by two by two classes: shared but misread, or not shared."""
+    epsilon = 0.1
+    given = np.array([[[0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]])
+    all_five = ((1 - epsilon) ** 5 + epsilon**5) / 2  # what a named value that five pictures show alike is worth
+    four = ((1 - epsilon) ** 4 * epsilon + epsilon**4 * (1 - epsilon)) / 2  # one of them another
+    free = 1 / 2**5
+    likelihood = {
+        NOUN_ALONE: four * free**2,
+        COLOUR_ALONE: all_five * free**2,
+        STYLE_ALONE: all_five * free**2,
+        NOT_STYLE: four * all_five * free,
+        NOT_COLOUR: four * all_five * free,
+        NOT_NOUN: all_five**2 * free,
+        WHOLE: four * all_five**2,
+    }
+    reader = IdealReader(ALL, epsilon=epsilon)
+    expected = {one: value / sum(likelihood.values()) for one, value in likelihood.items()}
+    assert _of(reader.posterior(given)) == pytest.approx(expected)
+    shared = reader.shared(given)[0, 0]
+    assert shared == pytest.approx(expected[NOUN_ALONE] + expected[NOT_STYLE] + expected[NOT_COLOUR] + expected[WHOLE])
+    odd = reader.keeps(given, np.array([[0, 1, 1]]))[0, 0]
+    assert odd == pytest.approx(shared * epsilon**4 * (1 - epsilon) / (2 * four))
+    # A free noun shows it every other time.
+    assert reader.shows(given, np.array([[0, 1, 1]]))[0, 0] == pytest.approx(odd + (1 - shared) / 2)
+
+
+def test_the_odd_one_is_not_kept_wherever_it_stands() -> None:
+    odd, others = (1, 5, 2), (4, 2, 3)
+    lots = np.array([[odd if letter == "A" else others for letter in order] for order in set(permutations("ABBBB"))])
+    reader = IdealReader(SEEN, epsilon=0.01)
+    kept = reader.keeps(lots, np.array([odd] * len(lots)))
+    np.testing.assert_allclose(kept, kept[:1].repeat(len(lots), axis=0), rtol=1e-9)
+    assert (kept < 1e-4).all()
+    assert (reader.keeps(lots, np.array([others] * len(lots))) > 0.1).all()
+
+
+def test_repeated_values_are_shared_and_differing_ones_are_not() -> None:
+    given = np.array([[[2, 1, 3], [2, 4, 3], [2, 5, 3], [2, 6, 3]]])
+    noun, colour, style = IdealReader(SEEN, epsilon=0.01).shared(given)[0]
+    assert noun > 0.98
+    assert style > 0.98
+    assert colour < 0.02
+
+
+def test_the_prior_counts() -> None:
+    given = np.array([[[0, 3, 0]]])
+    likely = IdealReader(SEEN, epsilon=0.01, prior={**EQUAL, WHOLE: 10}).posterior(given)
+    assert likely[0, -1] > 0.9
+    never = IdealReader(SEEN, epsilon=0.01, prior={NOUN_ALONE: 1, NOT_NOUN: 1}).posterior(given)
+    assert (never[0] > 0).tolist() == [True, False, False, False, False, True, False]
+
+
+def test_what_it_draws_is_shared_within_a_set_and_comes_from_training() -> None:
+    reader, random = IdealReader(SEEN, epsilon=0.01), np.random.default_rng(0)
+    given = np.array([[[2, 1, 3], [2, 4, 3], [2, 5, 3], [2, 6, 3]], [[0, 2, 0]] * 4])
+    drawn = reader.draw(given, 6, random, repeats=200)
+    assert drawn.shape == (200, 2, 6, 3)
+    assert (drawn[:, 0, :, 0] == 2).mean() > 0.97
+    colours = drawn[:, 0][(drawn[:, 0, :, (0, 2)] == [[[2]], [[3]]]).all(axis=0)][:, 1]
+    allowed = np.flatnonzero(SEEN[2, :, 3])
+    np.testing.assert_allclose(np.bincount(colours, minlength=8)[allowed] / len(colours), 1 / 5, atol=0.04)
+    assert (drawn[:, 1] == (0, 2, 0)).all(axis=-1).mean() > 0.9  # a whole triple is kept though training lacks it
+
+
+def test_it_draws_by_its_own_odds() -> None:
+    reader, random = IdealReader(SEEN, epsilon=0.01), np.random.default_rng(0)
+    given = np.array([[[2, 1, 3], [2, 4, 3]]])
+    drawn = reader.draw(given, 1, random, repeats=20_000)[:, 0, 0]
+    for triple in ((2, 1, 3), (2, 0, 0)):
+        expected = reader.shows(given, np.array([triple]))[0]
+        np.testing.assert_allclose((drawn == triple).mean(axis=0), expected, atol=0.012)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+def test_a_reader_that_never_or_always_errs_is_refused(epsilon: float) -> None:
+    with pytest.raises(ValueError, match="epsilon"):
+        IdealReader(SEEN, epsilon=epsilon)
+
+
+def test_a_prior_without_hypotheses_is_refused() -> None:
+    with pytest.raises(ValueError, match="prior"):
+        IdealReader(SEEN, epsilon=0.01, prior={(False, False, False): 1})

@@ -1,0 +1,74 @@
+"""Intervals over captions."""
+
+import numpy as np
+import pytest
+
+from m2m.evaluation.resampling import by_caption, caption_weights, difference, interval, share, spread
+
+
+def test_weights_are_a_function_of_their_seed_and_draw_as_many_captions_as_there_are() -> None:
+    weights = caption_weights(7, resamples=20, seed=1)
+    assert weights.shape == (20, 7)
+    assert (weights.sum(axis=1) == 7).all()
+    np.testing.assert_array_equal(weights, caption_weights(7, resamples=20, seed=1))
+    assert (weights != caption_weights(7, resamples=20, seed=2)).any()
+
+
+def test_sets_of_one_caption_are_summed() -> None:
+    sums = by_caption(np.array([[1, 2], [3, 4], [5, 6]]), np.array([1, 0, 1]))
+    assert sums.tolist() == [[3, 4], [6, 8]]
+
+
+def test_a_share_is_that_of_sums_not_the_mean_of_shares() -> None:
+    statistic = share(np.array([[1.0, 0.0], [1.0, 3.0]]), np.array([1.0, 3.0]))
+    np.testing.assert_allclose(statistic(np.array([[1.0, 1.0], [2.0, 0.0]])), [[0.5, 0.75], [1, 0]])
+
+
+def test_sets_of_one_caption_are_no_independent_witnesses() -> None:
+    """Ten sets that always agree tell no more than one: the interval covers, though it is wide."""
+    covered, widths = 0, []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        hits = np.repeat(random.random(50) < 0.4, 10)
+        statistic = share(by_caption(hits, np.repeat(np.arange(50), 10)), np.full(50, 10.0))
+        estimate = interval(statistic, caption_weights(50, resamples=300, seed=seed))
+        covered += bool(estimate.low <= 0.4 <= estimate.high)
+        widths.append(estimate.high - estimate.low)
+    assert covered >= 180
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(0.4 * 0.6 / 50), rel=0.1)
+
+
+def test_differences_are_paired() -> None:
+    hard = np.random.default_rng(0).random(200)  # what captions have in common cancels
+    tries = np.ones(200)
+    weights = caption_weights(200, resamples=500, seed=0)
+    estimate = difference(share(hard + 0.1, tries), share(hard, tries), weights)
+    np.testing.assert_allclose([estimate.low, estimate.value, estimate.high], 0.1)
+
+
+def test_resamples_that_do_not_tell_are_left_out() -> None:
+    one_of_many = share(np.array([1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
+    estimate = interval(one_of_many, caption_weights(3, resamples=50, seed=0))
+    assert (estimate.low, estimate.value, estimate.high) == (1, 1, 1)
+    nothing = interval(share(np.zeros(3), np.zeros(3)), caption_weights(3, resamples=5, seed=0))
+    assert np.isnan([nothing.low, nothing.value, nothing.high]).all()
+
+
+def test_the_spread_of_places_that_are_alike_has_zero_in_its_interval_mostly() -> None:
+    """Percentiles of the resampled spread itself would lie above zero always."""
+    holds, tries = 0, np.full(100, 4.0)
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        places = [share(random.binomial(4, 0.5, 100).astype(np.float64), tries) for _ in range(5)]
+        estimate = spread(places, caption_weights(100, resamples=300, seed=seed))
+        assert estimate.value > 0
+        holds += bool(estimate.low == 0)
+    assert holds >= 88
+
+
+def test_the_spread_of_places_that_differ_is_found() -> None:
+    random, tries = np.random.default_rng(0), np.full(200, 4.0)
+    places = [share(random.binomial(4, chance, 200).astype(np.float64), tries) for chance in (0.3, 0.5, 0.6)]
+    estimate = spread(places, caption_weights(200, resamples=500, seed=0))
+    assert 0.15 < estimate.low < estimate.high < 0.4
+    assert estimate.value == pytest.approx((estimate.low + estimate.high) / 2)
