@@ -86,7 +86,7 @@ class TrainVariant(Section):
     sets_per_step: PositiveInt = Field(description="sets in one optimizer step, over all ranks")
     learning_rate: LearningRate
     context_learning_rate: LearningRate = Field(
-        description="peak for what reads the context images: keys, values, null token, slots, DINOv2's projection"
+        description="peak for what reads the context images: keys, values, slots, DINOv2's projection"
     )
 
 

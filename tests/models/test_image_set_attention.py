@@ -12,24 +12,32 @@ from torch import Tensor
 from m2m.models.image_set_attention import ContextCache, ImageSetAttention, TeacherForcing, Window
 
 SETS, POSITIONS, LENGTH, DIM, TOKEN_DIM, INNER, HEADS = 2, 6, 5, 12, 10, 16, 4
+NULL = 3
 
 
 def attention(*, max_context: int, token_dim: int = TOKEN_DIM) -> ImageSetAttention:
     torch.manual_seed(0)
     module = ImageSetAttention(
-        dim=DIM, inner_dim=INNER, heads=HEADS, token_dim=token_dim, max_context=max_context, value_bias=False
+        dim=DIM,
+        inner_dim=INNER,
+        heads=HEADS,
+        token_dim=token_dim,
+        max_context=max_context,
+        null_tokens=NULL,
+        value_bias=False,
     )
     with torch.no_grad():
-        module.null_token.normal_()
+        module.null_keys.normal_()
+        module.null_values.normal_()
         module.slot_embedding.normal_()
     return module
 
 
 def attend_to(module: ImageSetAttention, queries: Tensor, images: list[Tensor]) -> Tensor:
-    """One set: queries (T, DIM) attend to the null token and to the window's images (L, token_dim), head by head."""
-    tokens = torch.cat([module.null_token[None], *images])
-    slots = [torch.zeros(1, INNER), *(module.slot_embedding[s].expand(len(i), -1) for s, i in enumerate(images))]
-    q, k, v = module.to_q(queries), module.to_k(tokens) + torch.cat(slots), module.to_v(tokens)
+    """One set: queries (T, DIM) attend to the null rows and to the window's images (L, token_dim), head by head."""
+    q = module.to_q(queries)
+    k = torch.cat([module.null_keys, *(module.to_k(i) + module.slot_embedding[s] for s, i in enumerate(images))])
+    v = torch.cat([module.null_values, *map(module.to_v, images)])
     heads = []
     for part in torch.arange(INNER).chunk(HEADS):
         scores = q[:, part] @ k[:, part].T / len(part) ** 0.5
@@ -106,7 +114,7 @@ def test_the_cache_reads_the_same_window_and_keeps_no_more(max_context: int) -> 
         torch.testing.assert_close(guided[0], attend_to(module, hidden[0], []))
         module.record(tokens[n], cache)
     keys, values = cache.read(module, SETS)
-    assert keys.shape == values.shape == (SETS, 1 + min(max_context, POSITIONS) * LENGTH, INNER)
+    assert keys.shape == values.shape == (SETS, NULL + min(max_context, POSITIONS) * LENGTH, INNER)
 
 
 def test_an_image_reads_before_it_is_recorded() -> None:
@@ -135,7 +143,7 @@ def test_one_unmasked_call_a_position_on_views_of_the_same_keys(monkeypatch: pyt
     monkeypatch.setattr(F, "scaled_dot_product_attention", calls)
     hidden = torch.randn((2 * POSITIONS - 1) * SETS, LENGTH, DIM)
     module(hidden, TeacherForcing(counts=(SETS,) * POSITIONS, tokens=None, dropped=None))
-    assert [keys.shape[2] for keys in calls.keys] == [1 + n * LENGTH for n in range(1, POSITIONS)]
+    assert [keys.shape[2] for keys in calls.keys] == [NULL + n * LENGTH for n in range(POSITIONS)]
     assert len({keys.data_ptr() for keys in calls.keys}) == 1
 
 
@@ -151,11 +159,13 @@ def test_keys_are_put_together_once_an_image(monkeypatch: pytest.MonkeyPatch) ->
 def test_tokens_that_are_alike_read_the_same_pooled() -> None:
     torch.manual_seed(0)
     block, pooled = (
-        ImageSetAttention(dim=8, inner_dim=8, heads=2, token_dim=8, max_context=3, value_bias=True, pool=pool)
+        ImageSetAttention(
+            dim=8, inner_dim=8, heads=2, token_dim=8, max_context=3, null_tokens=NULL, value_bias=True, pool=pool
+        )
         for pool in (1, 2)
     )
     with torch.no_grad():
-        block.null_token.fill_(-1e4)  # a key far away: what is read are the context's tokens alone
+        block.null_keys.fill_(-1e4)  # far away: what is read are the context's tokens alone
         block.to_q.weight.copy_(torch.eye(8))
         block.to_k.weight.copy_(torch.eye(8))
         pooled.load_state_dict(block.state_dict())
