@@ -12,6 +12,7 @@ in the image drawn.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -40,27 +41,36 @@ class TeacherForcing:
     dropped: Tensor | None  # (rows to draw) bool: from the empty set
     seen_from: Viewpoints | None = None  # the images to draw, then the context images
     first: int = 0  # the position of the first image to draw; those before it are context alone
+    given: int = 1  # images that stay in every window
 
 
 class ContextCache:
     """The windows of S sets at every block: keys and values, computed once, read by all later steps and images.
 
-    A window is the first image and the newest `max_context - 1` others, so memory is bounded however many are drawn.
-    An image's place in it, oldest first, is its slot.
+    A window is the given images, which come first, and the newest drawn ones in what is left of `max_context`: memory
+    is bounded however many are drawn. An image's place in it, oldest first, is its slot. (The paper says nothing of
+    more images than a window holds.)
+
+    Args:
+        given: how many of the first images stay. Of more than fit, the newest do, and no drawn one is read.
     """
 
-    def __init__(self, max_context: int) -> None:
+    def __init__(self, max_context: int, *, given: int = 1) -> None:
         self.max_context = max_context
+        self.given = given
+        self._appended: Counter[ImageSetAttention] = Counter()
         self._images: dict[ImageSetAttention, list[tuple[Tensor, Tensor]]] = {}
         self._windows: dict[ImageSetAttention, tuple[Tensor, Tensor]] = {}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def append(self, block: ImageSetAttention, keys: Tensor, values: Tensor) -> None:
-        """Adds an image, keys and values (S, L, inner_dim); where the window is full the second oldest leaves it."""
+        """Adds an image, keys and values (S, L, inner_dim); where the window is full the oldest drawn one leaves it."""
         images = self._images.setdefault(block, [])
         images.append((keys, values))
+        self._appended[block] += 1
         if len(images) > self.max_context:
-            del images[1]
+            only_given = self._appended[block] <= self.given
+            del images[0 if only_given else min(self.given, self.max_context)]
         self._windows.pop(block, None)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -158,7 +168,7 @@ class ImageSetAttention(nn.Module):
         queries = self._queries(_first(hidden, sum(reading)), batch.seen_from)  # (rows, T, inner_dim)
         streams_of = self._split_heads(queries).split(reading)  # type: ignore[no-untyped-call]
         images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, heads, T, d)
-        spans = [self._window(n, length) for n in range(positions)]
+        spans = [self._window(n, length, batch.given) for n in range(positions)]
         full = self.max_context + 1  # windows from here on have slid: other images are in the slots
         slid = [window + slots for window in _windows(keys, spans[full:])]
         window_keys = [*_windows(slotted, spans[:full]), *slid]  # of (B, heads, n, d)
@@ -168,7 +178,7 @@ class ImageSetAttention(nn.Module):
             # Image n and context image n read the same keys.
             image = images[n - batch.first : n - batch.first + 1] if n >= batch.first else ()
             streams = (*image, *contexts[n : n + 1])
-            attended = self._attend_streams(streams, window_keys[n], window_values[n])
+            attended = self._attend_streams(streams, window_keys[n], window_values[n]) if streams else []
             drawn.extend(attended[: len(image)])
             context.extend(attended[len(image) :])
         rows_drawn = torch.cat(drawn)  # (rows to draw, T, heads, d)
@@ -235,13 +245,14 @@ class ImageSetAttention(nn.Module):
         """What is added to the keys of a window, and nothing to the null rows': (L0 + images·L, inner_dim)."""
         return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, len(self.null_keys), 0))
 
-    def _window(self, images: int, length: int) -> Spans:
+    def _window(self, images: int, length: int, given: int) -> Spans:
         """Which of the rows (B, L0 + (N-1)·L, …), the null rows first, the image after so many others reads."""
         null = len(self.null_keys)
         if images <= self.max_context:
             return ((0, null + images * length),)
-        newest = images - self.max_context + 1
-        return (0, null + length), (null + newest * length, null + images * length)
+        kept = min(given, self.max_context)
+        newest = images - self.max_context + kept
+        return (0, null + kept * length), (null + newest * length, null + images * length)
 
     def _attend_streams(self, streams: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> list[Tensor]:
         """Each stream (its first sets, heads, T, d) to keys and values (B, heads, n, d): (its sets, T, heads, d)."""

@@ -48,6 +48,7 @@ class ContextImages:
     lengths: tuple[int, ...] | None = None  # images of each set, 2 at least; None: all have N
     poses: Tensor | None = None  # (B, N, pose_dim), of all images
     predict_first: bool = True  # False: the first image of each set is context alone
+    given: int = 1  # the first images of each set that stay in the window where it slides
 
 
 def _with_the_arguments_of_the_parent(init: Callable[..., None]) -> Callable[..., None]:
@@ -64,7 +65,7 @@ class ImageSetUNet(UNet2DConditionModel):
 
     Args:
         variant: who reads the context images, the U-Net itself or DINOv2.
-        max_context: images of the window that an image reads: the first and the newest others.
+        max_context: images of the window that an image reads: the given ones and the newest others.
         null_tokens: rows of keys and values that are the empty set, as many as the empty prompt has tokens.
         context_dim: width of DINOv2's patch tokens; 0 for "self".
         context_pool: for "self", how many neighbouring tokens of a context image are read as one at the finest level,
@@ -130,10 +131,10 @@ class ImageSetUNet(UNet2DConditionModel):
     ) -> Self:
         """The start of training from a `StableDiffusionPipeline` folder: a pure function of the folder.
 
-        For the empty set it predicts what the Stable Diffusion U-Net predicts for the empty prompt. After images it does
-        not quite, as they take a share of each attention: on the embedded world's foundation, the difference has 32 %
-        to 37 % of the prediction's root mean square for "self", and 16 % (after one image) to 27 % (after five) for
-        "dino". For "self" a constant that is fitted to what the parent reads would come no nearer.
+        For the empty set it predicts what the Stable Diffusion U-Net predicts for the empty prompt. After images not
+        quite, as they take a share of each attention: on the embedded world's foundation the difference is 32 % to 37 %
+        of the prediction (root mean squares) for "self", and 16 % after one image to 27 % after five for "dino". For
+        "self" constants that are fitted to what the parent reads come no nearer.
         """
         parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
         empty = empty_prompt(folder)
@@ -291,7 +292,9 @@ class ImageSetUNet(UNet2DConditionModel):
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[drawn]  # (rows)
         seen_from = None if poses is None else Viewpoints(poses, noisy.dtype)
-        batch = TeacherForcing(counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from, first=first)
+        batch = TeacherForcing(
+            counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from, first=first, given=context.given
+        )
         own = None if poses is None else poses[: len(rows)]
         output = self._denoise(rows, times, batch, own)[:to_draw]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)

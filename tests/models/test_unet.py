@@ -20,6 +20,7 @@ from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
 SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
 WINDOWS = pytest.mark.parametrize("max_context", [1, 2, 8])
+GIVEN = pytest.mark.parametrize(("max_context", "given"), [(1, 1), (2, 1), (3, 2), (8, 2)])
 SD_21_BASE: dict[str, Any] = {  # unet/config.json of stable-diffusion-2-1-base
     "act_fn": "silu",
     "attention_head_dim": [5, 10, 20, 20],
@@ -179,20 +180,22 @@ def test_saving_and_loading_changes_no_bit(
 
 
 @VARIANTS
-@WINDOWS
+@GIVEN
 @pytest.mark.parametrize("other", [2.0, float("nan"), float("inf")])
 def test_a_context_image_changes_later_predictions_only(
-    tiny_stable_diffusion: Path, variant: Variant, max_context: int, other: float
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int, given: int, other: float
 ) -> None:
     unet = network(tiny_stable_diffusion, variant, max_context=max_context)
     noisy, timesteps, context = batch(variant)
+    context = replace(context, given=given)
     before = predict(unet, noisy, timesteps, context)
     for k in range(POSITIONS):
         images = context.images.clone()
         images[:, k] *= other
-        after = predict(unet, noisy, timesteps, ContextImages(images, context.timesteps))
+        after = predict(unet, noisy, timesteps, replace(context, images=images))
         assert torch.equal(after[:, : k + 1], before[:, : k + 1])
-        last = POSITIONS if k == 0 or max_context == 8 else min(k + max_context, POSITIONS)
+        room = max_context - given  # for images that leave the window again
+        last = POSITIONS if k < given or max_context == 8 else min(k + 1 + room, POSITIONS)
         for n in range(k + 1, last):
             assert not torch.equal(after[:, n], before[:, n])
 
@@ -224,6 +227,16 @@ def test_an_image_reads_nothing_outside_its_window(tiny_stable_diffusion: Path) 
     )
     assert torch.equal(after[:, 4], before[:, 4])  # reads images 0 and 3
     assert after[:, 3].isnan().all()  # reads images 0 and 2
+
+
+def test_given_images_stay_in_the_window(tiny_stable_diffusion: Path) -> None:
+    unet = network(tiny_stable_diffusion, "dino", max_context=3)
+    noisy, timesteps, context = batch("dino")
+    context = replace(context, given=2)
+    for k, is_read in enumerate([True, True, False, True]):  # by the image in place 4
+        images = context.images.clone()
+        images[:, k] = float("nan")
+        assert predict(unet, noisy, timesteps, replace(context, images=images))[:, 4].isnan().all() == is_read
 
 
 @VARIANTS
@@ -278,15 +291,15 @@ def record(unet: ImageSetUNet, image: Tensor, levels: Tensor, cache: ContextCach
 
 
 @VARIANTS
-@WINDOWS
+@GIVEN
 @torch.no_grad()
 def test_sampling_predicts_what_training_predicts(
-    tiny_stable_diffusion: Path, variant: Variant, max_context: int
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int, given: int
 ) -> None:
     unet = network(tiny_stable_diffusion, variant, max_context=max_context)
     noisy, timesteps, context = batch(variant)
-    trained = predict(unet, noisy, timesteps, context)
-    cache = ContextCache(max_context)
+    trained = predict(unet, noisy, timesteps, replace(context, given=given))
+    cache = ContextCache(max_context, given=given)
     for n in range(POSITIONS):
         sampled = unet(noisy[:, n], timesteps[:, n], Window(cache)).sample
         torch.testing.assert_close(sampled, trained[:, n], rtol=1e-4, atol=1e-5)
