@@ -137,7 +137,6 @@ class Draws:
             generator=draws,
         )
         swapped = torch.rand(count - 1, generator=draws) < common.context_swap
-        swapped[0] = False  # the first image is always a given one
         context_images = self._context(image_set, images)
         if stranger is not None:
             context_images = torch.where(swapped[:, None, None, None], self._context(*stranger), context_images)
