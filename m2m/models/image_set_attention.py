@@ -222,7 +222,7 @@ class ImageSetAttention(nn.Module):
             return queries
         rays = self.query_rays(seen_from.rays(hidden.shape[1])[: len(hidden)])
         # Both halves of guidance draw the same view.
-        return queries + (rays if len(rays) == len(hidden) else torch.cat([rays, rays]))  # type: ignore[no-any-return]
+        return queries + (rays if len(rays) == len(hidden) else torch.cat([rays, rays]))
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """The tokens that are read: (images, L·pool, token_dim) -> (images, L, token_dim)."""
