@@ -42,7 +42,7 @@ def image_set_unet(variant: Variant, pool: int = 1, plain: bool = False) -> Imag
     with META:
         unet = ImageSetUNet.from_parent(
             text_unet(),
-            empty_prompt=torch.zeros(SD_21_UNET["cross_attention_dim"]),
+            empty_prompt=torch.zeros(WORDS, SD_21_UNET["cross_attention_dim"]),
             variant=variant,
             max_context=max(GIVEN),
             context_dim=DINO_LARGE["hidden_size"] if variant == "dino" else 0,

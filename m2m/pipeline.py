@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ StepCallback: TypeAlias = Callable[["M2MPipeline", int, Tensor, dict[str, Any]],
 OutputType = Literal["pil", "np", "pt", "latent"]
 OFFLOADING = ("_hf_hook", "_diffusers_hook")
 """What a network has whose weights come and go, by accelerate or by diffusers: a graph would read where they were."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,8 @@ class M2MPipeline(DiffusionPipeline):
 
         Args:
             images: one set of given images, or a list of such sets, of any sizes; `m2m.photos.square` says what an
-                image may be. After an empty set, images are drawn from nothing.
+                image may be. After an empty set, images are drawn from nothing. Of more than the window holds, the
+                newest are read, and a warning is logged; all that are read stay in it, whatever is drawn.
             guidance_scale: classifier-free guidance, u + s·(c - u) of predictions without context u and with it c; at
                 1 there is none.
             context_timestep: the noise that context images are given, as a training timestep; 0: none.
@@ -154,6 +158,7 @@ class M2MPipeline(DiffusionPipeline):
             if latents.shape != (wanted := (len(sets), num_images, *self.latent_shape)):
                 raise ValueError(f"latents for {len(sets)} sets are {wanted}, not {tuple(latents.shape)}")
         cameras = self._poses(poses, sets, num_images, nested)
+        sets = self._read(sets)
 
         groups = [
             [s for s, given in enumerate(sets) if len(given) == n] for n in sorted({len(given) for given in sets})
@@ -187,6 +192,16 @@ class M2MPipeline(DiffusionPipeline):
             output = np.stack(results) if output_type == "np" else torch.stack(results)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
+    def _read(self, sets: Sequence[Sequence[Photo]]) -> list[Sequence[Photo]]:
+        """The given images that fit into the window, the newest."""
+        window, most = self.unet.max_context, max(map(len, sets), default=0)
+        if most > window:
+            _log.warning(
+                "%d images are given, the model's window holds %d: it reads the last %d of them, not the first %d",
+                *(most, window, window, most - window),
+            )
+        return [images[-window:] for images in sets]
+
     def _poses(
         self,
         cameras: Cameras | Sequence[Cameras] | None,
@@ -207,7 +222,8 @@ class M2MPipeline(DiffusionPipeline):
         wanted = [(len(given) + num_images, 3, 4) for given in sets]
         if (found := [tuple(one.shape) for one in of_sets]) != wanted:
             raise ValueError(f"poses of the given and the wanted images are {wanted}, not {found}")
-        return [relative_poses(one) for one in of_sets]
+        unread = [max(len(given) - self.unet.max_context, 0) for given in sets]
+        return [relative_poses(one[first:]) for one, first in zip(of_sets, unread, strict=True)]
 
     def _draw(
         self,
@@ -228,6 +244,7 @@ class M2MPipeline(DiffusionPipeline):
             timestep=options.context_timestep,
             device=device,
             use_cache=options.use_cache,
+            given=len(given[0]),
         )
         moved = None if poses is None else poses.to(device)  # (S, n, pose_dim), float32
 

@@ -30,7 +30,7 @@ from m2m import seeds
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
+from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
 
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
@@ -76,24 +76,23 @@ def latents(pipeline: M2MPipeline, images: Any, num_images: int, **options: Any)
     return pipeline(images, num_images, **settings).images
 
 
+@VARIANTS
 def test_untrained_and_without_images_it_is_stable_diffusion(
-    make_pipeline: MakePipeline, tiny_stable_diffusion: Path
+    make_pipeline: MakePipeline, tiny_stable_diffusion: Path, variant: Variant
 ) -> None:
-    pipeline = make_pipeline("self", trained=False)
+    pipeline = make_pipeline(variant, trained=False)
     parent = StableDiffusionPipeline.from_pretrained(
         tiny_stable_diffusion, scheduler=pipeline.scheduler, safety_checker=None
     )
     parent.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = empty_prompt(tiny_stable_diffusion)[None, None]
     options = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "np", "latents": noise}
-    expected = parent(prompt_embeds=text, **options).images
-    np.testing.assert_allclose(pipeline([], **options).images, expected, atol=1e-3)
-    np.testing.assert_allclose(pipeline(photos(1), **options).images, expected, atol=1e-3)
+    expected = parent("", **options).images
+    np.testing.assert_allclose(pipeline([], **options).images, expected, atol=1e-4)
 
 
 @VARIANTS
-@pytest.mark.parametrize(("max_context", "context_timestep"), [(8, 0), (2, 0), (2, 300)])
+@pytest.mark.parametrize(("max_context", "context_timestep"), [(8, 0), (3, 0), (3, 300), (2, 0)])
 def test_each_step_predicts_what_the_training_pass_predicts(
     make_pipeline: MakePipeline, variant: Variant, max_context: int, context_timestep: int
 ) -> None:
@@ -129,7 +128,7 @@ def test_each_step_predicts_what_the_training_pass_predicts(
             position = len(given) + call // 2
             noisy = torch.zeros(1, position + 1, 4, 8, 8)
             noisy[:, position] = sample
-            sets = ContextImages(context[None, :position], levels[None, :position])
+            sets = ContextImages(context[None, :position], levels[None, :position], given=len(given))
             trained = pipeline.unet.forward_sets(noisy, timestep.expand(1, position + 1), sets)
             torch.testing.assert_close(prediction, trained[:, position], rtol=1e-3, atol=1e-4)
 
@@ -139,9 +138,9 @@ def test_each_step_predicts_what_the_training_pass_predicts(
 def test_the_cache_changes_nothing_but_rounding(
     make_pipeline: MakePipeline, variant: Variant, context_timestep: int
 ) -> None:
-    pipeline = make_pipeline(variant, max_context=2)
+    pipeline = make_pipeline(variant, max_context=3)
     cached, anew = (
-        latents(pipeline, photos(2), 3, context_timestep=context_timestep, use_cache=use_cache)
+        latents(pipeline, photos(2), 4, context_timestep=context_timestep, use_cache=use_cache)
         for use_cache in (True, False)
     )
     torch.testing.assert_close(cached, anew, rtol=1e-4, atol=1e-5)
@@ -154,6 +153,47 @@ def test_an_image_goes_through_the_network_once_for_the_cache(make_pipeline: Mak
         latents(pipeline, photos(2), 3, num_inference_steps=4)
     assert sum(passes) == 2 + 2  # two given ones, and all drawn ones but the last, which none follows
     assert len(passes) - sum(passes) == 3 * 4
+
+
+@VARIANTS
+def test_given_images_stay_and_drawn_ones_leave(make_pipeline: MakePipeline, variant: Variant) -> None:
+    pipeline, given = make_pipeline(variant, max_context=3), photos(3)
+    alone = torch.cat([latents(pipeline, given, 3, latents=noise) for noise in torch.zeros(2, 3, 4, 8, 8)])
+    assert torch.equal(alone[1], alone[0]), "three given ones fill the window: no drawn one is read"
+    two = latents(pipeline, given[1:], 3, latents=torch.zeros(3, 4, 8, 8))
+    assert not torch.allclose(two[1], two[0], atol=1e-4)
+
+
+@VARIANTS
+def test_of_more_given_images_than_fit_the_newest_are_read_and_one_is_told(
+    make_pipeline: MakePipeline, variant: Variant, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline, given = make_pipeline(variant, max_context=3), photos(5)
+    expected = latents(pipeline, given[2:], 2)
+    assert not caplog.records
+    assert torch.equal(latents(pipeline, given, 2), expected)
+    (record,) = caplog.records
+    assert record.name.startswith("m2m.")
+    assert record.levelname == "WARNING"
+    words = "5 images are given, the model's window holds 3: it reads the last 3 of them, not the first 2"
+    assert record.getMessage() == words
+    nested = latents(pipeline, [given, given[:1]], 2, generator=[7, 8])
+    torch.testing.assert_close(nested[0], expected, rtol=1e-3, atol=1e-4 if variant == "self" else 5e-3)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_to_dino_without_slots_the_order_of_given_images_is_nothing(make_pipeline: MakePipeline, count: int) -> None:
+    """What a set without an order teaches: slots are not learnt there (`freeze_slots`)."""
+    pipeline, given = make_pipeline("dino", max_context=4), photos(count)
+    for attention in pipeline.unet.attentions().values():
+        torch.nn.init.zeros_(attention.slot_embedding)
+    drawn = latents(pipeline, given, 3, generator=1)
+    for order in ([2, 0, 1, 3], [1, 0, 2, 3], [2, 1, 0, 3]):
+        # DINOv2 reads drawn pictures in 8 bits: what differs in the last bit may round to the next of 256 values.
+        again = latents(pipeline, [given[place] for place in order[:count]], 3, generator=1)
+        torch.testing.assert_close(again[0], drawn[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(again, drawn, rtol=1e-3, atol=5e-3)
+    assert not torch.allclose(latents(pipeline, given[:2], 3, generator=1), drawn, atol=1e-2)
 
 
 @VARIANTS

@@ -78,14 +78,14 @@ def turned(cameras: np.ndarray, degrees: float) -> np.ndarray:
 
 @VARIANTS
 def test_the_cache_changes_nothing_but_rounding(make_pipeline: MakePipeline, variant: Variant) -> None:
-    pipeline = make_pipeline(variant, max_context=2)
+    pipeline = make_pipeline(variant, max_context=3)
     options = {"poses": CAMERAS, "guidance_scale": 2.0, "context_timestep": 100}
     cached, anew = (latents(pipeline, photos(2), 3, use_cache=use_cache, **options) for use_cache in (True, False))
     torch.testing.assert_close(cached, anew, rtol=1e-4, atol=1e-5)
 
 
 @VARIANTS
-@pytest.mark.parametrize("max_context", [8, 2])
+@pytest.mark.parametrize("max_context", [8, 3])
 @torch.no_grad()
 def test_each_step_predicts_what_the_training_pass_predicts(
     make_pipeline: MakePipeline, variant: Variant, max_context: int
@@ -117,7 +117,7 @@ def test_each_step_predicts_what_the_training_pass_predicts(
         noisy = torch.zeros(1, position + 1, 4, 8, 8)
         noisy[:, position] = sample
         levels = torch.zeros(1, position, dtype=torch.long)
-        sets = ContextImages(context[None, :position], levels, poses=poses[:, : position + 1])
+        sets = ContextImages(context[None, :position], levels, poses=poses[:, : position + 1], given=len(given))
         trained = pipeline.unet.forward_sets(noisy, timestep.expand(1, position + 1), sets)
         torch.testing.assert_close(prediction, trained[:, position], rtol=1e-3, atol=1e-4)
 
@@ -135,6 +135,14 @@ def test_only_where_cameras_stand_to_each_other_counts(make_pipeline: MakePipeli
     assert torch.equal(other[0], drawn[0])
     assert not torch.allclose(other[1], drawn[1], atol=1e-3)
     assert not torch.allclose(other[2], drawn[2], atol=1e-4), "it looks at the one before it"
+
+
+@VARIANTS
+def test_images_that_are_not_read_take_their_poses_with_them(make_pipeline: MakePipeline, variant: Variant) -> None:
+    pipeline, given = make_pipeline(variant, max_context=3), photos(4)
+    cameras = np.concatenate([CAMERAS, CAMERAS[:1]])
+    drawn, expected = latents(pipeline, given, 2, poses=cameras), latents(pipeline, given[1:], 2, poses=cameras[1:])
+    assert torch.equal(drawn, expected)
 
 
 def test_a_batch_of_sets_is_each_set_alone(make_pipeline: MakePipeline) -> None:

@@ -13,9 +13,8 @@ from m2m.devices import sent
 
 
 class Preprocessing(Protocol):
-    """What DINOv2's `BitImageProcessor` holds: resize, crop to the centre, scale, normalise."""
+    """What is used of DINOv2's `BitImageProcessor`: the size of the input, scale, normalise."""
 
-    size: dict[str, int]
     crop_size: dict[str, int]
     rescale_factor: float
     image_mean: list[float]
@@ -23,7 +22,11 @@ class Preprocessing(Protocol):
 
 
 def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
-    """What `processor` makes of pictures, but on their device. Resizing is bicubic with anti-aliasing, as Pillow's.
+    """The network's input from whole pictures, on their device. Resizing is bicubic with anti-aliasing, as Pillow's.
+
+    The published processor resizes to more and crops: of 256 pixels it shows the middle 224, 77 % of the area. A token
+    is told the ray of its place in the whole picture, which has to be what it sees, and what stands at the edge of a
+    given picture should be seen as well.
 
     Args:
         images: uint8 RGB (n, 3, H, W).
@@ -32,14 +35,9 @@ def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
         float32 (n, 3, h, w), where h and w are the processor's crop size.
     """
     pixels = images.float()  # (n, 3, H, W), 0 to 255
-    height, width = images.shape[-2:]
-    shortest = processor.size["shortest_edge"]
-    if min(height, width) != shortest:
-        size = [side * shortest // min(height, width) for side in (height, width)]
-        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)
-    height, width = processor.crop_size["height"], processor.crop_size["width"]
-    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
-    pixels = pixels[..., top : top + height, left : left + width]  # (n, 3, h, w)
+    size = processor.crop_size["height"], processor.crop_size["width"]
+    if images.shape[-2:] != size:
+        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)  # (n, 3, h, w)
     channels = sent([processor.image_mean, processor.image_std], pixels.device)  # (2, 3)
     mean, std = channels[:, :, None, None]
     normalised: Tensor = (pixels * processor.rescale_factor - mean) / std

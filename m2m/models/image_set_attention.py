@@ -1,15 +1,18 @@
 """Image-Set Attention (paper, section 3): the tokens of an image attend to those of the images before it.
 
 It stands in the place of Stable Diffusion's text cross-attention. Keys and values come from the context images, never
-from the image itself, and always from a learned null token as well, which is the empty set: for the first image, and
-for the unconditional half of guidance. There is no mask, through which a NaN would leak: an image is given a prefix of
-the keys, and what it must not see is not in it.
+from the image itself, and always from learned null rows as well, which alone are the empty set: for the first image,
+and for the unconditional half of guidance. They start as the parent's keys and values of the empty prompt, so that the
+empty set begins as the empty prompt, to rounding; the paper names no such start. There is no mask, through which a NaN
+would leak: an image is given a prefix of the keys, and what it must not see is not in it.
 
-Shapes: B or S sets, N positions in a set, n context images in a window, L tokens in one of them, T in the image drawn.
+Shapes: B or S sets, N positions in a set, n context images in a window, L tokens in one of them, L0 null rows, T tokens
+in the image drawn.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,32 +41,41 @@ class TeacherForcing:
     dropped: Tensor | None  # (rows to draw) bool: from the empty set
     seen_from: Viewpoints | None = None  # the images to draw, then the context images
     first: int = 0  # the position of the first image to draw; those before it are context alone
+    given: int = 1  # images that stay in every window
 
 
 class ContextCache:
     """The windows of S sets at every block: keys and values, computed once, read by all later steps and images.
 
-    A window is the first image and the newest `max_context - 1` others, so memory is bounded however many are drawn.
-    An image's place in it, oldest first, is its slot.
+    A window is the given images, which come first, and the newest drawn ones in what is left of `max_context`: memory
+    is bounded however many are drawn. An image's place in it, oldest first, is its slot. (The paper says nothing of
+    more images than a window holds.)
+
+    Args:
+        given: how many of the first images stay. Of more than fit, the newest do, and no drawn one is read.
     """
 
-    def __init__(self, max_context: int) -> None:
+    def __init__(self, max_context: int, *, given: int = 1) -> None:
         self.max_context = max_context
+        self.given = given
+        self._appended: Counter[ImageSetAttention] = Counter()
         self._images: dict[ImageSetAttention, list[tuple[Tensor, Tensor]]] = {}
         self._windows: dict[ImageSetAttention, tuple[Tensor, Tensor]] = {}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def append(self, block: ImageSetAttention, keys: Tensor, values: Tensor) -> None:
-        """Adds an image, keys and values (S, L, inner_dim); where the window is full the second oldest leaves it."""
+        """Adds an image, keys and values (S, L, inner_dim); where the window is full the oldest drawn one leaves it."""
         images = self._images.setdefault(block, [])
         images.append((keys, values))
+        self._appended[block] += 1
         if len(images) > self.max_context:
-            del images[1]
+            only_given = self._appended[block] <= self.given
+            del images[0 if only_given else min(self.given, self.max_context)]
         self._windows.pop(block, None)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def read(self, block: ImageSetAttention, sets: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the window, null token first, (S, 1 + n·L, inner_dim): put together once an image."""
+        """Keys and values of the window, null rows first, (S, L0 + n·L, inner_dim): put together once an image."""
         if block not in self._windows:
             self._windows[block] = block.assemble(self._images.get(block, []), sets)
         return self._windows[block]
@@ -87,7 +99,8 @@ class ImageSetAttention(nn.Module):
         inner_dim: width of queries, keys and values over all heads.
         token_dim: width of context tokens: `dim` for M2M-Self, the cross-attention width for M2M-DINO.
         max_context: slots of the window.
-        value_bias: values have a bias (M2M-Self: what the parent's values gave for the empty prompt).
+        null_tokens: rows of keys and values that are the empty set (L0), those of an empty prompt.
+        value_bias: values have a bias (M2M-Self: what is read of an image before anything is learnt of it).
         with_rays: queries and keys are told the rays of their tokens.
         pool: neighbouring context tokens of a row of the image that are read as one, their mean.
         last: no block comes after this one, so that what a context image would read here, nobody reads of it.
@@ -101,6 +114,7 @@ class ImageSetAttention(nn.Module):
         heads: int,
         token_dim: int,
         max_context: int,
+        null_tokens: int,
         value_bias: bool,
         with_rays: bool = False,
         pool: int = 1,
@@ -116,7 +130,8 @@ class ImageSetAttention(nn.Module):
         self.to_k = nn.Linear(token_dim, inner_dim, bias=False)
         self.to_v = nn.Linear(token_dim, inner_dim, bias=value_bias)
         self.to_out = nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
-        self.null_token = nn.Parameter(torch.zeros(token_dim))
+        self.null_keys = nn.Parameter(torch.zeros(null_tokens, inner_dim))
+        self.null_values = nn.Parameter(torch.zeros(null_tokens, inner_dim))
         self.slot_embedding = nn.Parameter(torch.zeros(max_context, inner_dim))
         self.query_rays = nn.Linear(RAY_DIM, inner_dim, bias=False) if with_rays else None
         self.key_rays = nn.Linear(RAY_DIM, inner_dim, bias=False) if with_rays else None
@@ -138,41 +153,39 @@ class ImageSetAttention(nn.Module):
         read = hidden[sum(to_draw) :] if batch.tokens is None else batch.tokens  # (context rows, L·pool, token_dim)
         rows = self._pooled(read)  # (context rows, L, token_dim)
         length = rows.shape[1]
-        null = self.null_token.expand(sets, 1, -1)
-        tokens = torch.cat([null, *_of_positions(rows, counts)], dim=1)  # (B, 1 + (N-1)·L, token_dim)
-        keys, values = self.to_k(tokens), self.to_v(tokens)  # (B, 1 + (N-1)·L, inner_dim)
+        image_keys, image_values = self.to_k(rows), self.to_v(rows)  # (context rows, L, inner_dim)
         if self.key_rays is not None and batch.seen_from is not None:
             rays = self._pooled(batch.seen_from.rays(read.shape[1])[sum(to_draw) :])  # (context rows, L, RAY_DIM)
-            seen = torch.cat(_of_positions(self.key_rays(rays), counts), dim=1)  # (B, (N-1)·L, inner_dim)
-            keys = keys + F.pad(seen, (0, 0, 1, 0))  # the null token has none
+            image_keys = image_keys + self.key_rays(rays)
+        null_keys, null_values = self._null(sets, image_keys.dtype)  # (B, L0, inner_dim)
+        keys = torch.cat([null_keys, *_of_positions(image_keys, counts)], dim=1)  # (B, L0 + (N-1)·L, inner_dim)
+        values = torch.cat([null_values, *_of_positions(image_values, counts)], dim=1)
         slots = self._slots(min(positions - 1, self.max_context), length).to(keys.dtype)
         keys, values, slots = map(self._split_heads, (keys, values, slots))  # of (…, heads, n, d)
-        slotted = _first(keys, slots.shape[1], dim=2) + slots  # (B, heads, 1 + min(N-1, max_context)·L, d)
+        slotted = _first(keys, slots.shape[1], dim=2) + slots  # (B, heads, L0 + min(N-1, max_context)·L, d)
 
         reading = to_draw if self.last or batch.tokens is not None else (*to_draw, *counts[1:])  # rows of each stream
         queries = self._queries(_first(hidden, sum(reading)), batch.seen_from)  # (rows, T, inner_dim)
         streams_of = self._split_heads(queries).split(reading)  # type: ignore[no-untyped-call]
         images, contexts = streams_of[: len(to_draw)], streams_of[len(to_draw) :]  # of (sets, heads, T, d)
-        spans = [self._window(n, length) for n in range(positions)]
+        spans = [self._window(n, length, batch.given) for n in range(positions)]
         full = self.max_context + 1  # windows from here on have slid: other images are in the slots
         slid = [window + slots for window in _windows(keys, spans[full:])]
         window_keys = [*_windows(slotted, spans[:full]), *slid]  # of (B, heads, n, d)
         window_values = _windows(values, spans)
-        empty = window_values[0].transpose(1, 2)  # (B, 1, heads, d)
         drawn, context = [], []
         for n in range(positions):
             # Image n and context image n read the same keys.
             image = images[n - batch.first : n - batch.first + 1] if n >= batch.first else ()
             streams = (*image, *contexts[n : n + 1])
-            if n == 0:
-                attended = [_first(empty, len(q)).expand(-1, q.shape[2], -1, -1) for q in streams]  # softmax of one: 1
-            else:
-                attended = self._attend_streams(streams, window_keys[n], window_values[n])
+            attended = self._attend_streams(streams, window_keys[n], window_values[n]) if streams else []
             drawn.extend(attended[: len(image)])
             context.extend(attended[len(image) :])
         rows_drawn = torch.cat(drawn)  # (rows to draw, T, heads, d)
         if batch.dropped is not None:
-            empties = torch.cat([_first(empty, count) for count in to_draw])  # (rows to draw, 1, heads, d)
+            # All of them read the empty set, too: which ones are to, only the device knows.
+            empty = [self._split_heads(x) for x in self._null(sum(to_draw), keys.dtype)]  # of (rows, heads, L0, d)
+            empties = _attend(torch.cat(images), *empty)  # (rows to draw, T, heads, d)
             rows_drawn = torch.where(batch.dropped[:, None, None, None], empties, rows_drawn)
         output = self._out(torch.cat([rows_drawn, *context]) if context else rows_drawn)
         unread = len(hidden) - len(output)
@@ -183,15 +196,16 @@ class ImageSetAttention(nn.Module):
         if window.record and self.last:
             self.record(conditional, window.cache, window.seen_from)
             return torch.zeros_like(hidden)
-        keys, values = window.cache.read(self, sets=len(conditional))  # (S, 1 + n·L, inner_dim)
-        queries = self._queries(conditional, window.seen_from)  # (S, T, inner_dim)
-        attended = self._out(_attend(*map(self._split_heads, (queries, keys, values))))  # (S, T, dim)
+        read = window.cache.read(self, sets=len(conditional))  # (S, L0 + n·L, inner_dim)
+        keys, values = map(self._split_heads, read)  # (S, heads, L0 + n·L, d)
+        queries = self._split_heads(self._queries(hidden, window.seen_from))  # (rows, heads, T, d)
+        attended = _attend(queries[window.unconditional :], keys, values)  # (S, T, heads, d)
         if window.record:
             self.record(conditional, window.cache, window.seen_from)
         if window.unconditional:
-            empty = self.to_out(self.to_v(self.null_token))  # (dim): the same for every query
-            attended = torch.cat([empty.expand(window.unconditional, *attended.shape[1:]), attended])
-        return attended  # (rows, T, dim)
+            empty = (_first(x, len(self.null_keys), dim=2) for x in (keys, values))  # of (S, heads, L0, d)
+            attended = torch.cat([_attend(queries[: window.unconditional], *empty), attended])
+        return self._out(attended)  # (rows, T, dim)
 
     def record(self, tokens: Tensor, cache: ContextCache, seen_from: Viewpoints | None = None) -> None:
         """Adds the keys and values of a context image a set, tokens (S, L·pool, token_dim), to the cache."""
@@ -206,29 +220,39 @@ class ImageSetAttention(nn.Module):
         queries: Tensor = self.to_q(hidden)
         if self.query_rays is None or seen_from is None:
             return queries
-        return queries + self.query_rays(seen_from.rays(hidden.shape[1])[: len(hidden)])  # type: ignore[no-any-return]
+        rays = self.query_rays(seen_from.rays(hidden.shape[1])[: len(hidden)])
+        # Both halves of guidance draw the same view.
+        return queries + (rays if len(rays) == len(hidden) else torch.cat([rays, rays]))
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """The tokens that are read: (images, L·pool, token_dim) -> (images, L, token_dim)."""
         return tokens if self.pool == 1 else tokens.reshape(len(tokens), -1, self.pool, tokens.shape[-1]).mean(dim=2)
 
     def assemble(self, images: list[tuple[Tensor, Tensor]], sets: int) -> tuple[Tensor, Tensor]:
-        """One tensor of keys, one of values (S, 1 + n·L, inner_dim), from those of a window's images in slot order."""
-        null_key, null_value = (of(self.null_token).expand(sets, 1, -1) for of in (self.to_k, self.to_v))
-        slots = self.slot_embedding.to(null_key.dtype)
+        """One tensor of keys, one of values (S, L0 + n·L, inner_dim), from those of a window's images in slot order."""
+        dtype = images[0][0].dtype if images else self.null_keys.dtype
+        null_keys, null_values = self._null(sets, dtype)  # (S, L0, inner_dim)
+        slots = self.slot_embedding.to(dtype)
         keys = [image_keys + slots[slot] for slot, (image_keys, _) in enumerate(images)]  # n of (S, L, inner_dim)
-        return torch.cat([null_key, *keys], dim=1), torch.cat([null_value, *(values for _, values in images)], dim=1)
+        return torch.cat([null_keys, *keys], dim=1), torch.cat([null_values, *(values for _, values in images)], dim=1)
+
+    def _null(self, sets: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the empty set, once and seen by all sets: (sets, L0, inner_dim)."""
+        keys, values = (rows.to(dtype).expand(sets, -1, -1) for rows in (self.null_keys, self.null_values))
+        return keys, values
 
     def _slots(self, images: int, length: int) -> Tensor:
-        """What is added to the keys of a window, and nothing to the null token's: (1 + images·L, inner_dim)."""
-        return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, 1, 0))
+        """What is added to the keys of a window, and nothing to the null rows': (L0 + images·L, inner_dim)."""
+        return F.pad(self.slot_embedding[:images].repeat_interleave(length, dim=0), (0, 0, len(self.null_keys), 0))
 
-    def _window(self, images: int, length: int) -> Spans:
-        """Which of the rows (B, 1 + (N-1)·L, …), the null token's first, the image after so many others reads."""
+    def _window(self, images: int, length: int, given: int) -> Spans:
+        """Which of the rows (B, L0 + (N-1)·L, …), the null rows first, the image after so many others reads."""
+        null = len(self.null_keys)
         if images <= self.max_context:
-            return ((0, 1 + images * length),)
-        newest = images - self.max_context + 1
-        return (0, 1 + length), (1 + newest * length, 1 + images * length)
+            return ((0, null + images * length),)
+        kept = min(given, self.max_context)
+        newest = images - self.max_context + kept
+        return (0, null + kept * length), (null + newest * length, null + images * length)
 
     def _attend_streams(self, streams: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> list[Tensor]:
         """Each stream (its first sets, heads, T, d) to keys and values (B, heads, n, d): (its sets, T, heads, d)."""

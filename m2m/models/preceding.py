@@ -17,14 +17,26 @@ class PrecedingImages:
         timestep: the noise on all of them; 0: none.
         use_cache: keep keys and values, not images; else they are computed from all images anew for each window, which
             is the slow path that the fast one is held against.
+        given: how many of the first ones stay in the window. At least one does: where none is given, the first drawn
+            one is what those after it go with, as in training.
     """
 
-    def __init__(self, unet: ImageSetUNet, *, sets: int, timestep: int, device: torch.device, use_cache: bool) -> None:
+    def __init__(
+        self,
+        unet: ImageSetUNet,
+        *,
+        sets: int,
+        timestep: int,
+        device: torch.device,
+        use_cache: bool,
+        given: int = 1,
+    ) -> None:
         self.unet = unet
+        self.given = max(given, 1)
         self.timesteps = torch.full((sets,), timestep, device=device)  # (S)
         self.use_cache = use_cache
         self.count = 0
-        self._cache = ContextCache(unet.max_context)
+        self._cache = ContextCache(unet.max_context, given=self.given)
         self._images: list[tuple[Tensor, Viewpoints | None]] = []
 
     def append(self, image: Tensor, seen_from: Viewpoints | None = None) -> None:
@@ -44,7 +56,7 @@ class PrecedingImages:
         """
         cache = self._cache
         if not self.use_cache:
-            cache = ContextCache(self.unet.max_context)
+            cache = ContextCache(self.unet.max_context, given=self.given)
             for image, its_viewpoints in self._images:
                 self._record(image, its_viewpoints, cache)
         return Window(cache, unconditional=len(self.timesteps) if guided else 0, seen_from=seen_from)

@@ -47,7 +47,7 @@ class LearningParams(Section):
     guidance_dropout: Probability = Field(description="share of noisy positions that see the empty context")
     context_noise: ContextNoise
     context_swap: Probability = Field(
-        description="share of context images, the first excepted, that are another set's: what was drawn may be wrong"
+        description="share of context images, at any place, that are another set's: what was drawn may be wrong"
     )
     ema: Ema
     weight_decay: Annotated[float, Field(ge=0)]
@@ -72,7 +72,7 @@ class TrainCommon(LearningParams):
     """What both variants share."""
 
     set_size: SetSize
-    max_context: PositiveInt = Field(description="context images in the window: the first and the newest others")
+    max_context: PositiveInt = Field(description="context images in the window: the given and the newest others")
     context_pool: PositiveInt = Field(
         description="M2M-Self: neighbouring tokens of a context image that are read as one at the finest level; 1: each"
     )
@@ -86,7 +86,7 @@ class TrainVariant(Section):
     sets_per_step: PositiveInt = Field(description="sets in one optimizer step, over all ranks")
     learning_rate: LearningRate
     context_learning_rate: LearningRate = Field(
-        description="peak for what reads the context images: keys, values, null token, slots, DINOv2's projection"
+        description="peak for what reads the context images: keys, values, slots, DINOv2's projection"
     )
 
 

@@ -38,23 +38,22 @@ FLAT = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What n images are to DINOv2, and what the parent's blocks read from their captions and from the empty prompt."""
+    """What n images are to DINOv2, and what the parent's blocks read from their captions."""
 
     tokens: Tensor  # (n, context_dim), averages over an image
     covariance: Tensor  # (context_dim, context_dim), of single tokens
     captions: Mapping[str, Tensor]  # block -> (n, inner_dim), averages over a set
-    empty: Mapping[str, Tensor]  # block -> (inner_dim)
 
 
 def start_from_captions(
     pipeline: M2MPipeline, stable_diffusion: Path, sets: ImageSets, *, count: int, seed: int
 ) -> None:
-    """Sets the projection of DINOv2's tokens and each block's keys, values and null token, in place.
+    """Sets the projection of DINOv2's tokens and each block's keys and values, in place.
 
     Projected tokens are decorrelated and of unit variance, so that no trait drowns another; their last channel is one,
-    to carry the values' mean. Keys are zero: at first all tokens are read alike. The null token reads as the empty
-    prompt by a channel of its own, and is as large as other tokens: a larger one would drown them in the softmax, at
-    the first steps of the keys.
+    to carry the values' mean. Keys are zero: at first all tokens are read alike. The null rows stay as they are, the
+    empty prompt. On the embedded world they take a quarter of an attention after one image and a tenth after five;
+    values that make up for it, or keys as large as theirs, begin with a higher loss.
 
     Args:
         stable_diffusion: the parent's folder.
@@ -67,7 +66,7 @@ def start_from_captions(
     unet: ImageSetUNet = pipeline.unet
     reading = _read(pipeline, stable_diffusion, sets, count=min(count, len(sets)), seed=seed)
     variances, directions = torch.linalg.eigh(reading.covariance)  # ascending
-    kept = slice(-(unet.context_proj.out_features - 2), None)  # two channels are for the null token and the constant
+    kept = slice(-(unet.context_proj.out_features - 1), None)  # one channel is for the constant
     spread = variances[kept].clamp(min=FLAT * float(variances[-1])).sqrt()
     whiten = (directions[:, kept] / spread).T  # (channels, context_dim)
     centre = reading.tokens.mean(dim=0)
@@ -85,8 +84,6 @@ def start_from_captions(
             attention.to_k.weight.zero_()
             attention.to_v.weight.zero_()[:, :channels] = weight
             attention.to_v.weight[:, -1] = mean
-            attention.to_v.weight[:, -2] = reading.empty[name] - mean
-            attention.null_token.zero_()[-2:] = 1
 
 
 @torch.no_grad()
@@ -97,7 +94,7 @@ def _read(pipeline: M2MPipeline, stable_diffusion: Path, sets: ImageSets, *, cou
     )
     products = alphas_cumprod(pipeline.scheduler.config, "epsilon").to(device)
     blocks = tuple(pipeline.unet.attentions())
-    pooled, captions, empty = [], [], []
+    pooled, captions = [], []
     moment, tokens_seen = torch.zeros((), device=device), 0
     for start in range(0, count, SETS_AT_ONCE):
         members = [sets[index] for index in range(start, min(start + SETS_AT_ONCE, count))]
@@ -114,7 +111,6 @@ def _read(pipeline: M2MPipeline, stable_diffusion: Path, sets: ImageSets, *, cou
         noisy, times = add_noise(latents, noise, timesteps, products).flatten(0, 1), timesteps.flatten()
         texts = parent.embed([one.caption for one in members]).repeat_interleave(latents.shape[1], dim=0)
         captions.append(parent.attended(noisy, times, texts, blocks))
-        empty.append(parent.attended(noisy, times, parent.embed([""]).expand_as(texts), blocks))
     images_per_set = latents.shape[1]
     each, centre = torch.cat(pooled), torch.cat(pooled).mean(dim=0)
     return Reading(
@@ -127,7 +123,6 @@ def _read(pipeline: M2MPipeline, stable_diffusion: Path, sets: ImageSets, *, cou
             .repeat_interleave(images_per_set, dim=0)
             for block in blocks
         },
-        empty={block: torch.cat([part[block] for part in empty]).mean(dim=0) for block in blocks},
     )
 
 

@@ -39,23 +39,25 @@ class Examples:
     context_noise: Tensor  # self: (B, N-1, 4, h, w); dino, for the encoder's pixels: (B, N-1, 3, side, side)
     context_timesteps: Tensor  # (B, N-1); 0: clean
     poses: Tensor  # (B, N, pose_dim); pose_dim is 0 where none are wanted
+    given: int = 1  # the first images of each set that stay in the window where it slides
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All but the lengths."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
+        """All that are."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("lengths", "given")}
 
     @classmethod
-    def stack(cls, examples: Sequence[Examples]) -> Self:
+    def stack(cls, examples: Sequence[Examples], *, given: int = 1) -> Self:
         """One batch, in order, of batches of any lengths."""
         parts = [example.tensors() for example in examples]
         joined = {}
         for name in parts[0]:
             longest = max(part[name].shape[1] for part in parts)
             joined[name] = torch.cat([_extended(part[name], longest) for part in parts])
-        return cls(lengths=tuple(length for example in examples for length in example.lengths), **joined)
+        lengths = tuple(length for example in examples for length in example.lengths)
+        return cls(lengths=lengths, given=given, **joined)
 
     def split(self, parts: int) -> list[Self]:
         """Equal parts, in order."""
@@ -64,6 +66,7 @@ class Examples:
         return [
             type(self)(
                 lengths=self.lengths[part * size : (part + 1) * size],
+                given=self.given,
                 **{name: chunk[part] for name, chunk in chunks.items()},
             )
             for part in range(parts)
@@ -78,7 +81,8 @@ class Examples:
         return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(lengths=self.lengths, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return type(self)(lengths=self.lengths, given=self.given, **changed)
 
 
 def _extended(tensor: Tensor, length: int) -> Tensor:
@@ -133,7 +137,6 @@ class Draws:
             generator=draws,
         )
         swapped = torch.rand(count - 1, generator=draws) < common.context_swap
-        swapped[0] = False  # the first image is always a given one
         context_images = self._context(image_set, images)
         if stranger is not None:
             context_images = torch.where(swapped[:, None, None, None], self._context(*stranger), context_images)
@@ -149,6 +152,17 @@ class Draws:
             context_timesteps=context_timesteps[None],
             poses=self._poses(image_set, images)[None],
         )
+
+    def given(self, *, key: Sequence[str | int]) -> int:
+        """How many of the first images of a step's sets count as given: a pure function of the seed and `key`.
+
+        One number for all of them: their windows are one. It matters only where a set is longer than the window and one
+        image more, so that the window slides; the sampler's then holds as many.
+        """
+        most = self.common.max_context - 1
+        if self.common.set_size <= self.common.max_context + 1 or most < 2:
+            return 1
+        return 1 + int(torch.randint(most, (), generator=generator(self.common.seed, *key)))
 
     def _context(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
         """All but the last as the variant reads them: latents (N-1, 4, h, w), or uint8 RGB (N-1, 3, H, W)."""

@@ -21,6 +21,7 @@ from m2m.training.model_folder import write_model
 from m2m.training.objective import Objective
 from m2m.training.ranks import joined_ranks
 from m2m.training.session import start_or_resume, train
+from m2m.training.start import freeze_slots
 from m2m.workers import ALONE, Workers
 
 
@@ -84,6 +85,8 @@ def make_model(
     checkpoints = Checkpoints.of(work / job.name, key)
     with joined_ranks(device) as ranks:
         pipeline = job.start().to(ranks.device)
+        if not data.ordered:
+            freeze_slots(pipeline.unet)
         objective = Objective(pipeline, job.common, device=ranks.device)
         course = Course(
             sets=ImageSets(store, data, "train"),

@@ -77,7 +77,8 @@ class Course:
             [
                 self._example(order[place], strangers[place], key=("example", step * self.images_per_step, place))
                 for place in places
-            ]
+            ],
+            given=self.objective.draws.given(key=("given", step * self.images_per_step)),
         )
 
     def _example(self, own: tuple[int, int], stranger: tuple[int, int], *, key: Sequence[str | int]) -> Examples:

@@ -74,6 +74,7 @@ class Objective:
                 lengths=examples.lengths,
                 poses=examples.poses if self.with_poses else None,
                 predict_first=common.predict_first,
+                given=examples.given,
             )
             (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
         wanted = target(

@@ -66,6 +66,15 @@ def take_poses(pipeline: M2MPipeline, *, seed: int) -> M2MPipeline:
     return M2MPipeline(**{**pipeline.components, "unet": unet})
 
 
+def freeze_slots(unet: ImageSetUNet) -> None:
+    """Keeps the slots as they are, zero from the start: for sets without an order, no place in a window is another.
+
+    The paper's sets have none either, yet it says nothing of how the order of their images is kept out.
+    """
+    for attention in unet.attentions().values():
+        attention.slot_embedding.requires_grad_(False)
+
+
 def freeze(unet: ImageSetUNet, parts: Collection[FrozenPart]) -> None:
     """Keeps the weights of some parts as they are."""
     names = tuple(name for part in parts for name in FROZEN_PARTS[part])

@@ -24,4 +24,4 @@ def test_another_given_image_costs_its_keys_and_values_alone() -> None:
         per_image += 2 * 2 * side * side * PATCHES * block.to_q.out_features
     assert cost.guided[4] - cost.guided[2] == 2 * per_image
     assert cost.guided[2] - cost.guided[1] == per_image
-    assert cost.plain[4] < cost.guided[4] < 2 * cost.plain[4]  # the half without context attends to nothing
+    assert cost.plain[4] < cost.guided[4] < 2 * cost.plain[4]  # the half without context attends to the null rows alone

@@ -206,3 +206,11 @@ def test_every_run_of_an_ordered_set_is_as_likely() -> None:
     assert set(starts) == {0, 1, 2}
     assert all(abs(count - 700) < 5 * (2100 / 3 * 2 / 3) ** 0.5 for count in starts.values())
     assert choose(0, 0, ordered=True, images=3) == (0, 1, 2)
+
+
+def test_each_image_of_a_set_comes_up_at_each_place_as_often() -> None:
+    counts, epochs = np.zeros((6, 4)), 1200
+    for epoch in range(epochs):
+        chosen = choose_images(seed=0, index=3, epoch=epoch, images=6, set_size=4, ordered=False)
+        counts[list(chosen), range(4)] += 1
+    np.testing.assert_allclose(counts, epochs / 6, atol=4.5 * (epochs * 1 / 6 * 5 / 6) ** 0.5)

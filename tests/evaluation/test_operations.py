@@ -29,7 +29,7 @@ def image_set_unet(parent: UNet2DConditionModel, variant: Variant) -> tuple[Imag
     width = parent.config.cross_attention_dim
     with META:
         unet = ImageSetUNet.from_parent(
-            parent, empty_prompt=torch.zeros(width), variant=variant, max_context=WINDOW, context_dim=width
+            parent, empty_prompt=torch.zeros(WORDS, width), variant=variant, max_context=WINDOW, context_dim=width
         )
         return unet, torch.empty(1, 4, SIDE, SIDE) if variant == "self" else torch.empty(1, PATCHES, width)
 
@@ -45,16 +45,17 @@ def queries(unet: ImageSetUNet) -> dict[ImageSetAttention, int]:
 def test_an_attention_is_two_products_and_its_projections() -> None:
     sets, asking, length, images, dim = 2, 64, 10, 3, 40
     with META:
-        block = ImageSetAttention(dim=dim, inner_dim=dim, heads=5, token_dim=dim, max_context=images, value_bias=False)
+        block = ImageSetAttention(
+            dim=dim, inner_dim=dim, heads=5, token_dim=dim, max_context=images, null_tokens=WORDS, value_bias=False
+        )
     cache = ContextCache(images)
     for _ in range(images):
         cache.append(block, *torch.empty(2, sets, length, dim, device=META))
     hidden = torch.empty(sets, asking, dim, device=META)
     counted = operations(lambda: block(hidden, Window(cache)))
-    products = 2 * 2 * sets * asking * (1 + images * length) * dim
+    products = 2 * 2 * sets * asking * (WORDS + images * length) * dim
     projections = 2 * 2 * sets * asking * dim * dim  # queries and output
-    null_token = 2 * 2 * dim * dim  # key and value
-    assert counted == products + projections + null_token
+    assert counted == products + projections  # null rows need none: they are keys and values
 
 
 @pytest.mark.parametrize("variant", ["self", "dino"])
@@ -80,9 +81,8 @@ def test_a_step_differs_from_stable_diffusions_in_the_cross_attention_alone(pare
         dim, inner = block.to_q.in_features, block.to_q.out_features
         projections = 2 * 2 * asking * dim * inner  # queries and output
         theirs += 2 * (projections + 2 * 2 * WORDS * width * inner + 2 * 2 * asking * WORDS * inner)
-        own += projections + 2 * 2 * asking * (1 + given * PATCHES) * inner  # the half with context
-        own += 2 * 2 * width * inner  # key and value of the null token
-        own += 2 * width * inner + 2 * inner * dim  # the half without: one value, and its output
+        own += projections + 2 * 2 * asking * (WORDS + given * PATCHES) * inner  # the half with context
+        own += projections + 2 * 2 * asking * WORDS * inner  # the half without
     assert 2 * text_pass(parent, side=SIDE, words=WORDS) - ours == theirs - own
 
 

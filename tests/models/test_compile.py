@@ -40,7 +40,7 @@ def network(variant: Variant) -> ImageSetUNet:
     )
     dim = DINO_DIM if variant == "dino" else 0
     unet = ImageSetUNet.from_parent(
-        parent, empty_prompt=torch.randn(32), variant=variant, max_context=8, context_dim=dim
+        parent, empty_prompt=torch.randn(5, 32), variant=variant, max_context=8, context_dim=dim
     )
     with torch.no_grad():
         for parameter in unet.context_parameters():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +20,7 @@ from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
 SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
 WINDOWS = pytest.mark.parametrize("max_context", [1, 2, 8])
+GIVEN = pytest.mark.parametrize(("max_context", "given"), [(1, 1), (2, 1), (3, 2), (8, 2)])
 SD_21_BASE: dict[str, Any] = {  # unet/config.json of stable-diffusion-2-1-base
     "act_fn": "silu",
     "attention_head_dim": [5, 10, 20, 20],
@@ -83,10 +84,32 @@ def test_it_starts_as_the_parent_with_the_empty_prompt(tiny_stable_diffusion: Pa
     unet = network(tiny_stable_diffusion, variant, max_context=2, trained=False)
     parent = UNet2DConditionModel.from_pretrained(tiny_stable_diffusion, subfolder="unet")
     noisy, timesteps, context = batch(variant)
-    text = empty_prompt(tiny_stable_diffusion).expand(SETS * POSITIONS, 1, -1)
+    text = empty_prompt(tiny_stable_diffusion)
     with torch.no_grad():
-        expected = parent(noisy.flatten(0, 1), timesteps.flatten(), text).sample.view_as(noisy)
-    torch.testing.assert_close(predict(unet, noisy, timesteps, context), expected, rtol=1e-4, atol=1e-5)
+        expected = parent(noisy.flatten(0, 1), timesteps.flatten(), text.expand(SETS * POSITIONS, -1, -1)).sample
+    expected = expected.view_as(noisy)
+    dropped = replace(context, dropped=torch.ones(SETS, POSITIONS, dtype=torch.bool))
+    assert off(predict(unet, noisy, timesteps, dropped), expected) < 1e-5
+    with_context = predict(unet, noisy, timesteps, context)
+    assert off(with_context[:, 0], expected[:, 0]) < 1e-5
+    cache = ContextCache(2)
+    record(unet, context.images[:, 0], context.timesteps[:, 0], cache)
+    with torch.no_grad():
+        guided = unet(torch.cat([noisy[:, 1]] * 2), torch.cat([timesteps[:, 1]] * 2), Window(cache, SETS)).sample
+    assert off(guided[:SETS], expected[:, 1]) < 1e-5
+    torch.testing.assert_close(guided[SETS:], with_context[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_empty_prompt_is_what_stable_diffusions_own_pipeline_makes_of_it(tiny_stable_diffusion: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_stable_diffusion, safety_checker=None)
+    expected, _ = pipeline.encode_prompt("", "cpu", 1, do_classifier_free_guidance=False)
+    assert expected.shape == (1, 77, 32)
+    torch.testing.assert_close(empty_prompt(tiny_stable_diffusion), expected[0])
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    """Root of the mean square of the difference, as a share of what is wanted."""
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def carried(unet: ImageSetUNet, parent: UNet2DConditionModel, variant: Variant) -> set[str]:
@@ -101,7 +124,7 @@ def test_all_of_sd_21_base_is_carried_over(variant: Variant, kept: int) -> None:
     with torch.device("meta"):
         parent = UNet2DConditionModel.from_config(SD_21_BASE)
         unet = ImageSetUNet.from_parent(
-            parent, empty_prompt=torch.zeros(1024), variant=variant, max_context=24, context_dim=768
+            parent, empty_prompt=torch.zeros(77, 1024), variant=variant, max_context=24, context_dim=768
         )
     names = carried(unet, parent, variant)
     shapes = unet.state_dict()
@@ -119,7 +142,7 @@ def test_the_weights_of_sd_21_base_scaled_down_are_carried_over(variant: Variant
     small = {"block_out_channels": [20, 40, 80, 80], "norm_num_groups": 4, "cross_attention_dim": 16, "sample_size": 8}
     parent = UNet2DConditionModel.from_config({**SD_21_BASE, **small})
     unet = ImageSetUNet.from_parent(
-        parent, empty_prompt=torch.randn(16), variant=variant, max_context=3, context_dim=DINO_DIM
+        parent, empty_prompt=torch.randn(77, 16), variant=variant, max_context=3, context_dim=DINO_DIM
     )
     weights = unet.state_dict()
     assert all(torch.equal(weights[name], parent.state_dict()[name]) for name in carried(unet, parent, variant))
@@ -128,7 +151,13 @@ def test_the_weights_of_sd_21_base_scaled_down_are_carried_over(variant: Variant
 
 def test_a_network_without_plain_cross_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="only_cross_attention must be off"):
-        ImageSetUNet(variant="self", max_context=2, block_out_channels=(32, 32, 32, 32), only_cross_attention=True)
+        ImageSetUNet(
+            variant="self",
+            max_context=2,
+            null_tokens=77,
+            block_out_channels=(32, 32, 32, 32),
+            only_cross_attention=True,
+        )
 
 
 @VARIANTS
@@ -141,7 +170,7 @@ def test_saving_and_loading_changes_no_bit(
     loaded = ImageSetUNet.from_pretrained(tmp_path, use_safetensors=True)
     logging.getLogger("diffusers").removeHandler(caplog.handler)
     assert not caplog.records
-    assert (loaded.variant, loaded.max_context) == (variant, 3)
+    assert (loaded.variant, loaded.max_context, loaded.config["null_tokens"]) == (variant, 3, 77)
     assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == {
         k: list(v) if isinstance(v, tuple) else v for k, v in unet.config.items() if k[0] != "_"
     }
@@ -151,20 +180,22 @@ def test_saving_and_loading_changes_no_bit(
 
 
 @VARIANTS
-@WINDOWS
+@GIVEN
 @pytest.mark.parametrize("other", [2.0, float("nan"), float("inf")])
 def test_a_context_image_changes_later_predictions_only(
-    tiny_stable_diffusion: Path, variant: Variant, max_context: int, other: float
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int, given: int, other: float
 ) -> None:
     unet = network(tiny_stable_diffusion, variant, max_context=max_context)
     noisy, timesteps, context = batch(variant)
+    context = replace(context, given=given)
     before = predict(unet, noisy, timesteps, context)
     for k in range(POSITIONS):
         images = context.images.clone()
         images[:, k] *= other
-        after = predict(unet, noisy, timesteps, ContextImages(images, context.timesteps))
+        after = predict(unet, noisy, timesteps, replace(context, images=images))
         assert torch.equal(after[:, : k + 1], before[:, : k + 1])
-        last = POSITIONS if k == 0 or max_context == 8 else min(k + max_context, POSITIONS)
+        room = max_context - given  # for images that leave the window again
+        last = POSITIONS if k < given or max_context == 8 else min(k + 1 + room, POSITIONS)
         for n in range(k + 1, last):
             assert not torch.equal(after[:, n], before[:, n])
 
@@ -196,6 +227,16 @@ def test_an_image_reads_nothing_outside_its_window(tiny_stable_diffusion: Path) 
     )
     assert torch.equal(after[:, 4], before[:, 4])  # reads images 0 and 3
     assert after[:, 3].isnan().all()  # reads images 0 and 2
+
+
+def test_given_images_stay_in_the_window(tiny_stable_diffusion: Path) -> None:
+    unet = network(tiny_stable_diffusion, "dino", max_context=3)
+    noisy, timesteps, context = batch("dino")
+    context = replace(context, given=2)
+    for k, is_read in enumerate([True, True, False, True]):  # by the image in place 4
+        images = context.images.clone()
+        images[:, k] = float("nan")
+        assert predict(unet, noisy, timesteps, replace(context, images=images))[:, 4].isnan().all() == is_read
 
 
 @VARIANTS
@@ -250,15 +291,15 @@ def record(unet: ImageSetUNet, image: Tensor, levels: Tensor, cache: ContextCach
 
 
 @VARIANTS
-@WINDOWS
+@GIVEN
 @torch.no_grad()
 def test_sampling_predicts_what_training_predicts(
-    tiny_stable_diffusion: Path, variant: Variant, max_context: int
+    tiny_stable_diffusion: Path, variant: Variant, max_context: int, given: int
 ) -> None:
     unet = network(tiny_stable_diffusion, variant, max_context=max_context)
     noisy, timesteps, context = batch(variant)
-    trained = predict(unet, noisy, timesteps, context)
-    cache = ContextCache(max_context)
+    trained = predict(unet, noisy, timesteps, replace(context, given=given))
+    cache = ContextCache(max_context, given=given)
     for n in range(POSITIONS):
         sampled = unet(noisy[:, n], timesteps[:, n], Window(cache)).sample
         torch.testing.assert_close(sampled, trained[:, n], rtol=1e-4, atol=1e-5)
@@ -384,7 +425,7 @@ def test_what_reads_the_context_is_all_that_a_context_reaches_first(
     unet = network(tiny_stable_diffusion, variant)
     chosen = {id(parameter) for parameter in unet.context_parameters()}
     names = {name.rsplit("attn2.", 1)[-1] for name, parameter in unet.named_parameters() if id(parameter) in chosen}
-    expected = {"to_k.weight", "to_v.weight", "null_token", "slot_embedding"}
+    expected = {"to_k.weight", "to_v.weight", "slot_embedding"}  # the null rows are the parent's, and in their old use
     expected |= (
         {"to_v.bias"} if variant == "self" else {"context_proj.weight", "context_proj.bias", "context_level.weight"}
     )

@@ -176,6 +176,18 @@ def test_a_model_learns_from_procedures_of_different_lengths(run: Run, tmp_path:
         assert text in card
 
 
+@pytest.mark.parametrize(("task", "kept"), [("nvs", True), ("vpg", False)])
+def test_slots_are_learnt_where_images_have_an_order_alone(
+    run: Run, make_model: Callable[..., Path], tmp_path: Path, task: str, kept: bool
+) -> None:
+    run(tmp_path, task)
+    parent, model = load_pipeline(make_model("self")), load_pipeline(tmp_path / "model")
+    before, after = (
+        [attention.slot_embedding for attention in each.unet.attentions().values()] for each in (parent, model)
+    )
+    assert [torch.equal(*slots) for slots in zip(before, after, strict=True)] == [kept] * len(before)
+
+
 @pytest.mark.parametrize(("variant", "task"), [("self", "nvs"), ("dino", "nvs"), ("dino", "vpg")])
 def test_before_it_has_learnt_anything_it_draws_what_its_parent_draws(
     run: Run, make_model: Callable[..., Path], tmp_path: Path, variant: str, task: str

@@ -175,7 +175,7 @@ def test_the_page_shows_what_sampling_costs(
         "a &lt;fast&gt; machine",
     ):
         assert text in page
-    assert "Of more than 5 given images these models look at the first and the newest 4" in page
+    assert "Of more than 5 given images these models look at the newest 5" in page
     assert page.index("Sampling efficiency") < page.index("<h2>Training")
 
 

@@ -63,7 +63,7 @@ def test_without_noise_and_dropout_there_is_none(make_common: Common, large_set:
 
 
 @pytest.mark.parametrize("encoder_size", [None, (14, 14)])
-def test_context_images_but_the_first_may_be_of_another_set(
+def test_context_images_at_any_place_may_be_of_another_set(
     make_common: Common, large_set: ImageSet, encoder_size: tuple[int, int] | None
 ) -> None:
     assert large_set.latents is not None
@@ -74,7 +74,9 @@ def test_context_images_but_the_first_may_be_of_another_set(
     strange = drawing.example(other, place, key=(0,))
     swapped = (drawn.context_images != own.context_images).flatten(2).any(dim=2)[0]
     assert swapped.double().mean().item() == pytest.approx(0.3, abs=0.1)  # 399 draws: four standard deviations
-    assert not swapped[0]
+    first = [drawing.example(large_set, range(4), key=(n,), stranger=(other, range(4))) for n in range(200)]
+    shares = torch.stack([(one.context_images[0, :, 0, 0, 0] != own.context_images[0, :3, 0, 0, 0]) for one in first])
+    assert shares.double().mean(dim=0).tolist() == pytest.approx([0.3] * 3, abs=0.13)  # four standard deviations
     assert torch.equal(drawn.context_images[0, swapped], strange.context_images[0, swapped])
     assert torch.equal(drawn.context_images[0, ~swapped], own.context_images[0, ~swapped])
     assert torch.equal(drawn.latents, own.latents)  # what is to be drawn is always the set's own
@@ -111,11 +113,28 @@ def test_images_are_taken_in_the_order_asked_for(make_common: Common, large_set:
     assert dino.context_noise.shape == (1, 2, 3, 14, 14)
 
 
+@pytest.mark.parametrize(
+    ("set_size", "max_context", "numbers"), [(8, 5, {1, 2, 3, 4}), (6, 5, {1}), (8, 2, {1}), (8, 1, {1})]
+)
+def test_where_a_window_slides_any_number_of_images_counts_as_given(
+    make_common: Common, set_size: int, max_context: int, numbers: set[int]
+) -> None:
+    drawing = draws(make_common(set_size=set_size, max_context=max_context))
+    found = [drawing.given(key=("given", step)) for step in range(200)]
+    assert set(found) == numbers
+    assert all(found.count(number) > 0.6 * 200 / len(numbers) for number in numbers)
+    assert found == [drawing.given(key=("given", step)) for step in range(200)]
+    if len(numbers) > 1:
+        other = draws(make_common(set_size=set_size, max_context=max_context, seed=8))
+        assert found != [other.given(key=("given", step)) for step in range(200)]
+
+
 def test_a_split_and_stacked_batch_is_the_same(make_common: Common, large_set: ImageSet) -> None:
     single = [draws(make_common()).example(large_set, range(4), key=(number,)) for number in range(6)]
-    parts = Examples.stack(single).split(3)
+    parts = Examples.stack(single, given=2).split(3)
     assert [len(part) for part in parts] == [2, 2, 2]
     assert equal(parts[1], Examples.stack(single[2:4]))
+    assert [part.to(torch.device("cpu")).given for part in parts] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     drawn = pipeline([Image.new("RGB", (64, 64), "red")], 2, num_inference_steps=2, generator=0).images
     assert [image.size for image in drawn] == [(64, 64)] * 2
     assert pipeline.unet.config.variant == variant
+    assert not any(a.slot_embedding.any() for a in pipeline.unet.attentions().values()), "the sets have no order"
     assert not [path for path in tmp_path.iterdir() if path.name not in {"model", "curve.csv", "work"}]
     assert not list((tmp_path / "work").glob("*/*"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +101,9 @@ def test_the_context_is_noised_once_and_where_it_is_clean_it_is_what_it_was(
     assert torch.equal(network.context.timesteps, examples.context_timesteps)
     assert network.context.dropped is not None
     assert torch.equal(network.context.dropped, examples.dropped)
+    assert network.context.given == examples.given == 1  # no window slides
+    objective(network, replace(examples, given=2))
+    assert network.context.given == 2
 
 
 def test_dino_sees_each_context_image_once_a_step(make: Callable[..., tuple[Objective, Examples]]) -> None:
