@@ -58,7 +58,7 @@ def readings(network: WorldClassifier, images: Tensor, labels: dict[str, Tensor]
 
 def drawings(pipeline: StableDiffusionPipeline, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Pictures uint8 (n, 3, 64, 64) that the small Stable Diffusion draws for held-out captions, and their labels."""
-    held_out = picture_captions(held_out=True)
+    held_out = picture_captions("test")
     captions = [held_out[index % len(held_out)] for index in range(DRAWINGS)]
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

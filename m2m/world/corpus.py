@@ -116,7 +116,7 @@ def _scenes(
 
 
 def _shapes(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
-    captions = picture_captions(held_out=held_out)
+    captions = picture_captions("test" if held_out else "train")
 
     def look(caption: Caption) -> _Look:
         variation = Variation.draw(rng)
@@ -136,7 +136,7 @@ def _solids(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_S
     from m2m.world.cameras import Camera
     from m2m.world.solids import SolidObject, render_views
 
-    captions = view_captions(held_out=held_out)
+    captions = view_captions("test" if held_out else "train")
 
     def look(solid: SolidObject) -> _Look:
         return _Look(render_views(solid, [Camera.draw(rng)])[0])
@@ -149,7 +149,7 @@ def _solids(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_S
 
 
 def _half_built(count: int, rng: np.random.Generator, held_out: bool) -> Iterator[_Scene]:
-    procedures = procedure_captions(held_out=held_out)
+    procedures = procedure_captions("test" if held_out else "train")
 
     def look(caption: Caption, step: int) -> _Look:
         return _Look(paint_step(caption.noun, caption.colour, step, Variation.draw(rng)))

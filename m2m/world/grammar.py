@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import get_args
 
 from m2m.errors import UserError
+from m2m.manifest import Split
 from m2m.world.vocabulary import (
     COLOUR_NAMES,
     CONSTRUCTION,
@@ -14,7 +16,7 @@ from m2m.world.vocabulary import (
     SOLIDS,
     STEP_TEXTS,
     STYLES,
-    held_out,
+    split_of,
 )
 
 PICTURE_TEMPLATES = ("{thing}, {style}", "a {style} drawing of {thing}", "{thing} in {style} style")
@@ -61,10 +63,12 @@ class Caption:
         return len(PICTURE_TEMPLATES) if self.style in STYLES else 1
 
     @property
-    def held_out(self) -> bool:
-        """Whether it names a combination that training must not see, as its main or its second solid."""
-        attached = self.second is not None and held_out(*self.second, self.style)
-        return attached or held_out(self.noun, self.colour, self.style)
+    def split(self) -> Split:
+        """What it is for: a view for the test if either of its solids is, else for validation if either is."""
+        splits = [split_of(self.noun, self.colour, self.style)]
+        if self.second is not None:
+            splits.append(split_of(*self.second, self.style))
+        return max(splits, key=get_args(Split).index)
 
     def text(self, template: int = 0) -> str:
         """The caption in words: lower case, ASCII.
@@ -97,16 +101,16 @@ def parse(text: str) -> Caption:
     raise UserError(f"caption {text!r}: not understood; captions read like {Caption('star', 'red', 'neon').text()!r}")
 
 
-def picture_captions(*, held_out: bool) -> tuple[Caption, ...]:
-    """All captions of shapes in styles: those held out of training, or those trained on."""
+def picture_captions(split: Split) -> tuple[Caption, ...]:
+    """All captions of shapes in styles that are for one split."""
     captions = (Caption(noun, colour, style) for noun in SHAPES for colour in COLOUR_NAMES for style in STYLES)
-    return tuple(caption for caption in captions if caption.held_out == held_out)
+    return tuple(caption for caption in captions if caption.split == split)
 
 
-def view_captions(*, held_out: bool) -> tuple[Caption, ...]:
-    """All captions of rendered solids, the second solid in another colour: held out of training, or trained on.
+def view_captions(split: Split) -> tuple[Caption, ...]:
+    """All captions of rendered solids that are for one split, the second solid in another colour.
 
-    A caption is held out if either of its solids is, so that training sees no held-out combination at all.
+    Training sees no solid in a colour that is for another split.
     """
     things = [(noun, colour) for noun in SOLIDS for colour in COLOUR_NAMES]
     captions = (
@@ -115,17 +119,17 @@ def view_captions(*, held_out: bool) -> tuple[Caption, ...]:
         for second in things
         if second[1] != colour
     )
-    return tuple(caption for caption in captions if caption.held_out == held_out)
+    return tuple(caption for caption in captions if caption.split == split)
 
 
-def procedure_captions(*, held_out: bool) -> tuple[tuple[Caption, ...], ...]:
-    """All procedures, each the captions of its steps in order: those held out of training, or those trained on."""
+def procedure_captions(split: Split) -> tuple[tuple[Caption, ...], ...]:
+    """All procedures that are for one split, each the captions of its steps in order."""
     procedures = (
         tuple(Caption(noun, colour, CONSTRUCTION, step=step) for step in range(1, len(STEP_TEXTS[noun]) + 1))
         for noun in PROCEDURES
         for colour in COLOUR_NAMES
     )
-    return tuple(steps for steps in procedures if steps[0].held_out == held_out)
+    return tuple(steps for steps in procedures if steps[0].split == split)
 
 
 def _thing(noun: str, colour: str) -> str:

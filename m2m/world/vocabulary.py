@@ -1,7 +1,9 @@
-"""Everything a caption of the embedded world can name, and which combinations training never sees."""
+"""Everything a caption of the embedded world can name, and which combinations each split shows."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from m2m.manifest import Split
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "arrow")
 
@@ -45,19 +47,21 @@ COLOUR_NAMES = tuple(COLOURS)
 ALL_STYLES = (*STYLES, RENDERED, CONSTRUCTION)
 
 
-def held_out(noun: str, colour: str, style: str) -> bool:
-    """Whether this combination is kept out of all training, for the test split.
+def split_of(noun: str, colour: str, style: str) -> Split:
+    """The split that this combination belongs to: the three share none.
 
-    Shapes form a Latin square over the colours, shifted by the style: 48 of 384 combinations, and still every pair
-    (shape and colour, shape and style, colour and style) is trained in all but one of its combinations. Of solids and
-    procedures, which have one style each, one colour a noun is held out, another for each noun of a kind.
+    Shapes form a Latin square over the colours, shifted by the style: of 384 combinations 96 are for the test and 48
+    for validation, and still every pair (shape and colour, shape and style, colour and style) is trained. Solids and
+    procedures have one style each: of a solid one colour is for each of the two, of a procedure three and one.
 
-    >>> held_out("circle", "red", "flat"), held_out("circle", "red", "neon")
-    (True, False)
+    >>> split_of("circle", "red", "flat"), split_of("circle", "yellow", "flat"), split_of("circle", "red", "neon")
+    ('test', 'validation', 'validation')
     """
     hue = COLOUR_NAMES.index(colour)
     if style == RENDERED:
-        return hue == (3 * SOLIDS.index(noun) + 1) % len(COLOURS)
-    if style == CONSTRUCTION:
-        return hue == (3 * PROCEDURES.index(noun) + 2) % len(COLOURS)
-    return (hue + 3 * SHAPES.index(noun) + STYLES.index(style)) % len(COLOURS) == 0
+        place, test = (hue - 3 * SOLIDS.index(noun) - 1) % len(COLOURS), 1
+    elif style == CONSTRUCTION:
+        place, test = (hue - 3 * PROCEDURES.index(noun) - 2) % len(COLOURS), 3
+    else:
+        place, test = (hue + 3 * SHAPES.index(noun) + STYLES.index(style)) % len(COLOURS), 2
+    return "test" if place < test else "validation" if place == test else "train"
