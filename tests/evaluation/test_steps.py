@@ -19,7 +19,7 @@ from m2m.world.sets import draw_procedure
 def members() -> list[ImageSet]:
     """Procedures that no training has seen, some of five steps and some of six."""
     found = []
-    for number, captions in enumerate(islice(procedure_captions(held_out=True), 5)):
+    for number, captions in enumerate(islice(procedure_captions("test"), 5)):
         images, extras = draw_procedure(captions, seed=number)
         found.append(ImageSet(id=f"set-{number}", caption=captions[-1].text(), images=images, extras=extras))
     assert {len(one.images) for one in found} == {5, 6}

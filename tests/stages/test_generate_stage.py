@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, Split
 from m2m.params import GenerateParams
 from m2m.seeds import image_seed
 from m2m.stages import generate, verify
@@ -27,9 +27,12 @@ from m2m.store import LocalStore, Store, open_store
 from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
 
-ROWS = [Caption(f"train-{n}", f"a {n}", "train") for n in range(5)] + [
-    Caption(f"test-{n}", f"b {n}", "test") for n in range(2)
+ROWS = [
+    *(Caption(f"test-{n}", f"b {n}", "test") for n in range(2)),
+    *(Caption(f"train-{n}", f"a {n}", "train") for n in range(5)),
+    Caption("validation-0", "c", "validation"),
 ]
+"""In another order than the manifest's."""
 SOURCE = CaptionSource(name="a test", licence="none")
 FIELDS = {
     "seed": 3,
@@ -72,7 +75,7 @@ class Workplace:
 
     def sets(self) -> dict[str, ImageSet]:
         manifest = Manifest.read(self.manifest)
-        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+        return {one.id: one for split in get_args(Split) for one in ImageSets(self.store, manifest, split)}
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +114,12 @@ def noise_of(set_id: str, index: int, attempt: int = 0) -> Tensor:
 
 def test_each_caption_has_its_set(made: Workplace) -> None:
     manifest = Manifest.read(made.manifest)
-    assert manifest.sets == {"train": 5, "test": 2}
+    assert manifest.sets == {"train": 5, "validation": 1, "test": 2}
     assert [(shard.first_set, shard.last_set, shard.count, shard.split) for shard in manifest.shards] == [
         ("train-0", "train-1", 2, "train"),
         ("train-2", "train-3", 2, "train"),
         ("train-4", "train-4", 1, "train"),
+        ("validation-0", "validation-0", 1, "validation"),
         ("test-0", "test-1", 2, "test"),
     ]
     sets = made.sets()
