@@ -50,6 +50,7 @@ def line_of(text: str, words: str) -> int:
             "  validation: 0",
             "captions.validation: is 0, should be greater than or equal to 1 (captions for validation, all of them of",
         ),
+        ("  steps: 32", "  steps: 300", "captions: views + steps are 364; expected at most train, 352"),
         ("  validation: 48\n", "", "captions.validation: missing; every key must be there"),
         ("  validation: 16\n", "", "views.validation: missing; every key must be there"),
         ("  test: 192", "  test: many", "captions.test: is 'many', should be a valid integer"),
