@@ -81,7 +81,7 @@ def procedures(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     short, long = [one for one in every if len(one) == 5], [one for one in every if len(one) == 6]
 
     def one(split: Split, number: int) -> ImageSet:
-        captions = short[number] if number % 2 else long[number]
+        captions = (short if number % 2 else long)[number // 2]
         images, extras = draw_procedure(captions, seed=number)
         latents = rng.normal(size=(len(images), 4, 8, 8)).astype(np.float32)
         return ImageSet(

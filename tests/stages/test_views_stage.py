@@ -246,7 +246,9 @@ def test_a_folder_that_is_missing_or_empty_is_named(place: Workplace, folders: d
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"views\.test_path: .*empty holds no folders"):
         place.run({**folders, "test_path": str(tmp_path / "empty")})
-    with pytest.raises(UserError, match=r"leaves no sets for the test; check views\.validation_share and views\.test_share"):
+    with pytest.raises(
+        UserError, match=r"leaves no sets for the test; check views\.validation_share and views\.test_share"
+    ):
         place.run({**folders, "test_path": ""})
     with pytest.raises(UserError, match=r"leaves no sets for validation; check views\.validation_share"):
         place.run({**folders, "validation_share": 0.0})
