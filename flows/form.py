@@ -12,6 +12,7 @@ from m2m.params import Params
 
 CHANGEABLE = (
     "captions.train",
+    "captions.validation",
     "captions.test",
     "generate.seed",
     "generate.images_per_set",

@@ -16,7 +16,8 @@ from m2m.files import file_digest, folder_digest, write_atomically
 
 __all__ = ["Manifest", "ShardEntry", "Split", "file_digest", "folder_digest", "shard_key", "write_atomically"]
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
+"""What a set is for: to learn from; to look at, tune and choose by; to measure what was chosen. In order."""
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -50,7 +51,7 @@ class ShardEntry(_Record):
 
 
 class Manifest(_Record):
-    """A dataset of image sets: what made it, and its shards in order, those of one split after those of another.
+    """A dataset of image sets: what made it, and its shards in order, those of training, validation and the test.
 
     It holds no times and no names of machines: runs that made the same data have the same manifest, byte for byte.
     """

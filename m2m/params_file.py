@@ -168,6 +168,10 @@ class _Fault:
             case "union_tag_invalid":
                 keys = (*keys, "source")
                 text = f"is {details['ctx']['tag']!r}, should be {details['ctx']['expected_tags']}"
+            case "value_error":  # a rule of ours for a whole block, whose words say all
+                while keys not in document.lines:  # the last one names the member of a union
+                    keys = keys[:-1]
+                return cls(document.line(keys), f"{_dotted(keys)}{_one_line(str(details['ctx']['error']))}")
             case _:
                 text = f"is {_shown(details['input'])}, {_expectation(details['msg'])}"
         description = _one_line(_schema_at(keys, document.value).get("description"))

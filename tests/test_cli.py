@@ -55,18 +55,18 @@ def test_foundation(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_captions(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call("captions", monkeypatch, SimpleNamespace(train=12, test=8, bad=0))
+    call = Call("captions", monkeypatch, SimpleNamespace(train=12, validation=4, test=8, bad=0))
     result = m2m("captions", "--params", PARAMS)
-    assert "data/captions.parquet: 12 captions for training, 8 for the test" in result.stdout
+    assert "data/captions.parquet: 12 captions for training, 4 for validation, 8 for the test" in result.stdout
     assert call.given["params"].train == 12
     assert call.given["out"] == Path("data/captions.parquet")
 
 
 def test_generate(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = SimpleNamespace(kind="mis", sets={"train": 12, "test": 8}, images_per_set=4, shards=(1, 2))
+    made = SimpleNamespace(kind="mis", sets={"train": 12, "validation": 4, "test": 8}, images_per_set=4, shards=(1, 2))
     call = Call("generate", monkeypatch, made)
     result = m2m("generate", "--params", PARAMS)
-    assert "data/mis.json: 12 train sets, 8 test sets of 4 images in 2 shards" in result.stdout
+    assert "data/mis.json: 12 train sets, 4 validation sets, 8 test sets of 4 images in 2 shards" in result.stdout
     assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
     assert call.given["store"].uri == str(tmp_path / "data/store")
     assert call.given["device"] == "cpu"
@@ -74,10 +74,13 @@ def test_generate(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("stage", "kind", "images"), [("views", "nvs", "4"), ("procedures", "vpg", "up to 4")])
 def test_the_sets_of_a_task(stage: str, kind: str, images: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SimpleNamespace(kind=kind, sets={"train": 6, "test": 4}, images_per_set=4, shards=(1, 2))
+    made = SimpleNamespace(kind=kind, sets={"train": 6, "validation": 2, "test": 4}, images_per_set=4, shards=(1, 2))
     call = Call(stage, monkeypatch, made)
     result = m2m(stage, "--params", PARAMS)
-    assert f"data/{kind}.json: 6 train sets, 4 test sets of {images} images in 2 shards" in result.stdout
+    assert (
+        f"data/{kind}.json: 6 train sets, 2 validation sets, 4 test sets of {images} images in 2 shards"
+        in result.stdout
+    )
     assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
     assert call.given["processes"] >= 1
 

@@ -21,7 +21,7 @@ def manifest(**changes: Any) -> Manifest:
         "made_by": {"stage": "generate", "parameters": {"seed": 7, "guidance_scale": 1.0}},
         "images_per_set": 11,
         "redrawn": 0,
-        "shards": (entry(b"1", "train"), entry(b"2", "train", count=1), entry(b"3", "test")),
+        "shards": (entry(b"1", "train"), entry(b"2", "train", count=1), entry(b"4", "validation"), entry(b"3", "test")),
     }
     return Manifest(**{**fields, **changes})
 
@@ -44,7 +44,8 @@ def test_the_digest_depends_on_content_not_on_the_order_of_keys() -> None:
 def test_splits_and_their_sizes() -> None:
     assert [shard.count for shard in manifest().split("train")] == [2, 1]
     assert manifest().split("test") == (entry(b"3", "test"),)
-    assert manifest().sets == {"train": 3, "test": 2}
+    assert manifest().split("validation") == (entry(b"4", "validation"),)
+    assert manifest().sets == {"train": 3, "validation": 2, "test": 2}
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def line_of(text: str, words: str) -> int:
             "  test: 0",
             "captions.test: is 0, should be greater than or equal to 1 (captions for testing, all of them of pictures)",
         ),
+        (
+            "  validation: 48",
+            "  validation: 0",
+            "captions.validation: is 0, should be greater than or equal to 1 (captions for validation, all of them of",
+        ),
+        ("  steps: 32", "  steps: 300", "captions: views + steps are 364; expected at most train, 352"),
+        ("  validation: 48\n", "", "captions.validation: missing; every key must be there"),
+        ("  validation: 16\n", "", "views.validation: missing; every key must be there"),
         ("  test: 192", "  test: many", "captions.test: is 'many', should be a valid integer"),
         ("  test: 192", "  test: '192'", "captions.test: is '192', should be a valid integer"),
         ("  test: 192", "  test: true", "captions.test: is true, should be a valid integer"),
@@ -100,6 +108,29 @@ def test_the_line_names_file_line_and_key(old: str, new: str, expected: str, tmp
 def test_the_line_is_the_right_one(old: str, new: str, line: str, tmp_path: Path) -> None:
     text = GOOD.replace(old, new, 1)
     assert complaint(text, tmp_path).startswith(f"params.yaml:{line_of(text, line)}: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  validation_share: 0.01\n", "", "views.validation_share: missing; every key must be there"),
+        (
+            "  validation_share: 0.01",
+            "  validation_share: 1.5",
+            "views.validation_share: is 1.5, should be less than or equal to 1 (share of the sets at path",
+        ),
+        (
+            "  test_share: 0.02",
+            "  test_share: 0.99",
+            "procedures: validation_share + test_share are 1; expected less than 1: the rest is trained on",
+        ),
+        ("  validation: 2000\n", "", "captions.validation: missing; every key must be there"),
+    ],
+)
+def test_the_shares_of_folders_are_checked(old: str, new: str, expected: str, tmp_path: Path) -> None:
+    text = PAPER.replace(old, new, 1)
+    assert text != PAPER
+    assert complaint(text, tmp_path).partition(": ")[2].startswith(expected)
 
 
 def test_the_hub_s_pins_are_checked(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
     assert common.max_context < common.set_size, "slots that training never reaches"
     assert evaluate.given + evaluate.generated <= sets
     assert evaluate.sets <= params.captions.test
+    assert common.preview_sets <= params.captions.validation
     assert evaluate.subset.sets <= evaluate.sets
     assert max(evaluate.subset.given) < evaluate.given + evaluate.generated
     for variant in (params.train.variant.of("self"), params.train.variant.of("dino")):
@@ -42,6 +43,7 @@ def test_a_profile_s_tasks_ask_for_nothing_that_cannot_be(name: str) -> None:
         assert learnt.set_size <= longest[task]
         if isinstance(dataset, WorldSets):
             assert params.evaluate.of(task).sets <= dataset.test
+            assert learning.preview_sets <= dataset.validation
         for variant in (learnt.of("self"), learnt.of("dino")):
             images_per_step = variant.sets_per_step * learnt.set_size
             assert variant.images % images_per_step == 0, "whole steps"

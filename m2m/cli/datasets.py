@@ -48,7 +48,8 @@ def captions(params: ParamsFile = PARAMS, out: Annotated[Path, typer.Option(help
     from m2m.stages import captions
 
     made = captions.run(wanted, out=out)
-    typer.echo(f"{out}: {made.train} captions for training, {made.test} for the test, {made.bad} lines left out")
+    counts = f"{made.train} captions for training, {made.validation} for validation, {made.test} for the test"
+    typer.echo(f"{out}: {counts}, {made.bad} lines left out")
 
 
 @app.command()

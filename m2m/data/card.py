@@ -9,6 +9,9 @@ from typing import Any, cast, get_args
 
 from m2m.manifest import Manifest, ShardEntry, Split
 
+_USE = """\
+Models learn from `train`; `validation` is to look at, to tune and to choose by; `test` is for the figures of what was
+chosen, and for nothing else. No set's subject is in two splits."""
 _NAMES = {"openrail++": "CreativeML Open RAIL++-M", "apache-2.0": "Apache-2.0"}
 
 
@@ -33,6 +36,8 @@ Diffusion Models*, 2024). The images of a set have no order.
 | split | sets | images | shards | MB |
 |---|---|---|---|---|
 {splits}
+
+{_USE}
 
 ## How it was made
 
@@ -101,6 +106,8 @@ with Auto-regressive Diffusion Models* (Shen et al., 2024).
 | split | sets | shards | MB |
 |---|---|---|---|
 {splits}
+
+{_USE}
 
 ## How it was made
 

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip file",
     b"BZh": "a bzip2 file",
 }
-_SPLITS: tuple[Split, ...] = ("train", "test")
+_SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,17 @@ class Selection:
     """Which lines become captions of which split."""
 
     choice: npt.NDArray[np.uint8]
-    """(lines,): 0 is not used; else 1 + the index of the split among train, test."""
+    """(lines,): 0 is not used; else 1 + the index of the split among train, validation, test."""
     bad: int
     examples: tuple[str, ...]
     """The first bad lines, as ``line 7: no caption``."""
 
 
 def select_lines(params: Cc12mCaptions) -> Selection:
-    """Ranks lines by a hash of seed and line number: the first are for the test, the next for training.
+    """Ranks lines by a hash of seed and line number: the first are for the test, then come validation and training.
 
-    Training leaves out what the test has, word for word: CC12M repeats some captions many times.
+    Validation leaves out what the test has, word for word, and training what either has: CC12M repeats some captions
+    many times.
 
     Raises:
         UserError: the file is missing or of another format, or has too many bad lines or too few captions.
@@ -88,15 +90,19 @@ def select_lines(params: Cc12mCaptions) -> Selection:
     lines = np.flatnonzero(np.frombuffer(good, np.uint8))
     order = np.argsort(np.frombuffer(ranks, np.uint64), kind="stable")
     words = np.frombuffer(texts, np.uint64)
-    test, rest = order[: params.test], order[params.test :]
-    train = rest[~np.isin(words[rest], words[test])][: params.train]
-    if len(train) < params.train:
+    chosen: dict[Split, npt.NDArray[np.intp]] = {}
+    counts: dict[Split, int] = {"test": params.test, "validation": params.validation, "train": params.train}
+    for split, count in counts.items():
+        chosen[split], order = order[:count], order[count:]
+        order = order[~np.isin(words[order], words[chosen[split]])]
+    if len(chosen["train"]) < params.train:
         raise UserError(
-            f"captions.path: {params.path} has {len(test) + len(train)} usable captions; "
-            f"captions.train + captions.test ask for {params.train + params.test}"
+            f"captions.path: {params.path} has {sum(map(len, chosen.values()))} usable captions; captions.train + "
+            f"captions.validation + captions.test ask for {sum(counts.values())}"
         )
     choice = np.zeros(len(good), np.uint8)
-    choice[lines[train]], choice[lines[test]] = 1, 2
+    for split, places in chosen.items():
+        choice[lines[places]] = 1 + _SPLITS.index(split)
     return Selection(choice=choice, bad=bad, examples=tuple(examples))
 
 

@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m2m.data.folder_sets import fingerprint, shard_id, split_of
+from m2m.data.folder_sets import divide, fingerprint, shard_id
 from m2m.data.task_sets import Pictures, Plan, PlannedSet, Source
 from m2m.errors import UserError
+from m2m.manifest import Split
 from m2m.params import FolderProcedures
 from m2m.photos import open_photo, square
 
@@ -36,26 +37,20 @@ class Instructions(BaseModel):
 
 
 def plan_procedures(params: FolderProcedures, *, size: int) -> Plan:
-    """A set for each good record: of test_path for the test, or a share of those of path.
+    """A set for each good record: shares of those of path for validation and the test, or the test from test_path.
 
     Raises:
-        UserError: a file cannot be read, or leaves a split without procedures.
+        UserError: a file cannot be read, or a split is left without procedures.
     """
     bad: list[str] = []
     at_path = _read("path", params.path, bad)
-    if params.test_path:
-        test = _read("test_path", params.test_path, bad)
-    else:
-        share, seed = params.test_share, params.seed
-        test = {key: one for key, one in at_path.items() if split_of(key, seed=seed, test_share=share) == "test"}
-    train = {key: one for key, one in at_path.items() if key not in test}  # none is in both
-    for split, records in (("training", train), ("the test", test)):
-        if not records:
-            examples = "; ".join(bad[:1]) or "check procedures.test_share"
-            raise UserError(f"procedures.path: {params.path} leaves no procedures for {split}; {examples}")
+    at_test_path = _read("test_path", params.test_path, bad) if params.test_path else {}
+    records = divide(at_path, at_test_path, params, stage="procedures", bad=bad)
 
-    def planned(records: dict[str, Instructions], folder: Path) -> Iterator[PlannedSet]:
-        for key, one in records.items():
+    def planned(split: Split) -> Iterator[PlannedSet]:
+        file = params.test_path if split == "test" and params.test_path else params.path
+        folder = Path(file).parent
+        for key, one in records[split].items():
             count = min(len(one.images), params.max_steps)
             files = [folder / name for name in one.images[:count]]
             yield PlannedSet(
@@ -68,8 +63,7 @@ def plan_procedures(params: FolderProcedures, *, size: int) -> Plan:
 
     return Plan(
         source=SOURCE,
-        train=[*planned(train, Path(params.path).parent)],
-        test=[*planned(test, Path(params.test_path or params.path).parent)],
+        sets={split: [*planned(split)] for split in records},
         images_per_set=params.max_steps,
         bad=tuple(bad),
     )

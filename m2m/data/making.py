@@ -129,7 +129,7 @@ def make_dataset(
             split, items = shard
             name = records / _digest([*making.depends, *map(making.identity, items)])
             images = sum(map(making.count, items))
-            if (done := _recorded(name, store)) is not None:
+            if (done := _recorded(name, split, store)) is not None:
                 advance(images, skipped=True)
                 return done
             made.append(images)
@@ -187,7 +187,7 @@ def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _shards(making: Making[T]) -> Iterator[tuple[Split, list[T]]]:
-    """The items of each shard: those of training in order, then those of the test. No shard mixes splits."""
+    """The items of each shard: those of training in order, then those of the other splits. No shard mixes splits."""
     for split in get_args(Split):
         for block in blocks(making.items(split), making.sets_per_shard):
             yield split, block
@@ -210,8 +210,8 @@ def _store(shard: _Unstored, store: Store) -> FinishedShard:
     return done
 
 
-def _recorded(name: Path, store: Store) -> FinishedShard | None:
-    """The shard, if an earlier run finished it and the store still holds it."""
+def _recorded(name: Path, split: Split, store: Store) -> FinishedShard | None:
+    """The shard, if an earlier run finished it and the store still holds it: for the split that it is in now."""
     record = name.with_suffix(".json")
     if not record.is_file():
         return None
@@ -219,7 +219,11 @@ def _recorded(name: Path, store: Store) -> FinishedShard | None:
         done = FinishedShard.model_validate_json(record.read_bytes())
     except ValidationError:  # damaged, or of an older format: the shard is made again
         return None
-    return done if done.entry is None or store.exists(done.entry.key, done.entry.size) else None
+    if done.entry is None:
+        return done
+    if not store.exists(done.entry.key, done.entry.size):
+        return None
+    return done.model_copy(update={"entry": done.entry.model_copy(update={"split": split})})
 
 
 def _digest(content: JsonValue) -> str:

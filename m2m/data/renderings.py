@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from m2m.data.folder_sets import fingerprint, shard_id, split_of
+from m2m.data.folder_sets import divide, fingerprint, shard_id
 from m2m.data.task_sets import Pictures, Plan, PlannedSet, Source
 from m2m.errors import UserError
+from m2m.manifest import Split
 from m2m.params import FolderViews
 from m2m.photos import open_photo, square
 
@@ -32,28 +33,21 @@ _EXPECTED = "expected a folder for each object, with 000.png and 000.npy …"
 
 
 def plan_views(params: FolderViews, *, size: int, axes: NDArray[np.float64]) -> Plan:
-    """A set for each object: of test_path for the test, or a share of those of path.
+    """A set for each object: shares of those of path for validation and the test, or the test from test_path.
 
     Args:
         size: pixels of a side that the pictures get.
         axes: (3, 3), takes the files' camera axes to OpenCV's.
 
     Raises:
-        UserError: a folder is missing or empty, or leaves a split without objects.
+        UserError: a folder is missing or empty, or a split is left without objects.
     """
     at_path = dict.fromkeys(_objects("path", params.path), Path(params.path))
-    if params.test_path:
-        test = dict.fromkeys(_objects("test_path", params.test_path), Path(params.test_path))
-    else:
-        choice = {name: split_of(name, seed=params.seed, test_share=params.test_share) for name in at_path}
-        test = {name: folder for name, folder in at_path.items() if choice[name] == "test"}
-    train = {name: folder for name, folder in at_path.items() if name not in test}  # none is in both
-    for split, objects in (("training", train), ("the test", test)):
-        if not objects:
-            raise UserError(f"views.path: {params.path} leaves no objects for {split}; check views.test_share")
+    names = _objects("test_path", params.test_path) if params.test_path else ()
+    objects = divide(at_path, dict.fromkeys(names, Path(params.test_path)), params, stage="views")
 
-    def planned(objects: dict[str, Path]) -> Iterator[PlannedSet]:
-        for name, folder in objects.items():
+    def planned(split: Split) -> Iterator[PlannedSet]:
+        for name, folder in objects[split].items():
             yield PlannedSet(
                 id=shard_id(name),
                 caption="",
@@ -62,7 +56,7 @@ def plan_views(params: FolderViews, *, size: int, axes: NDArray[np.float64]) -> 
                 fingerprint=partial(_fingerprint, folder / name, params.views),
             )
 
-    return Plan(source=SOURCE, train=[*planned(train)], test=[*planned(test)], images_per_set=params.views)
+    return Plan(source=SOURCE, sets={split: [*planned(split)] for split in objects}, images_per_set=params.views)
 
 
 def read_views(folder: Path, *, views: int, size: int, axes: NDArray[np.float64]) -> Pictures:

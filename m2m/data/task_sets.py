@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -57,18 +57,18 @@ class Plan:
     """All sets of a task's dataset."""
 
     source: Source
-    train: Sequence[PlannedSet]
-    test: Sequence[PlannedSet]
+    sets: Mapping[Split, Sequence[PlannedSet]]
+    """Those of each split, in order."""
     images_per_set: int
     """The most in a set."""
     bad: tuple[str, ...] = ()
     """Sets of the source that could not even be planned, and why."""
 
-    def of(self, split: Split) -> Sequence[PlannedSet]:
-        return self.train if split == "train" else self.test
 
-
-PLACES = {"source", "path", "test_path", "train", "test", "test_share", "max_bad_fraction"}
+PLACES = {
+    *("source", "path", "test_path", "train", "validation", "test", "validation_share", "test_share"),
+    "max_bad_fraction",
+}
 """Parameters that say where sets come from and which there are, but not what a set looks like."""
 
 
@@ -93,7 +93,7 @@ def task_making(
         encode: gives the encoder, when the first missing shard needs it.
     """
     parameters = params.model_dump(mode="json", exclude={"path", "test_path"})  # a place on some machine is no content
-    sets = [*plan.train, *plan.test]
+    sets = [*chain.from_iterable(plan.sets.values())]
     return Making(
         stage=stage,
         kind=kind,
@@ -101,7 +101,7 @@ def task_making(
         made_by={"stage": stage, "parameters": parameters, "source": {**vars(plan.source)}, "vae": {"sha256": vae}},
         # A dataset begun on a CPU does not go on from there on a GPU, nor one of older code.
         depends=[params.model_dump(mode="json", exclude=PLACES), vae, device.partition(":")[0], code],
-        items=plan.of,
+        items=plan.sets.__getitem__,
         identity=lambda one: one.identity,
         count=lambda one: one.count,
         sets=len(sets) + len(plan.bad),

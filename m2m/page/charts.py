@@ -23,7 +23,7 @@ BY_POSITION = (
     Column("clip_text_image", "CLIP text–image"),
     Column("diversity", "Distance to the others of the set"),
 )
-CURVES = {"loss": "Training loss", "held_out_loss": "Loss on held-out sets"}
+CURVES = {"loss": "Training loss", "held_out_loss": "Loss on validation sets"}
 
 
 @dataclass(frozen=True)

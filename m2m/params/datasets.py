@@ -10,10 +10,10 @@ from m2m.params.section import PositiveInt, Precision, Probability, Section, Sol
 
 
 class WorldCaptions(Section):
-    """Captions by the grammar of the embedded world; the test ones name combinations held out of all training.
+    """Captions by the grammar of the embedded world; no combination that one split names is in another.
 
     Those for training tell all that its Stable Diffusion can draw, in any mixture: what is left out of it, training on
-    the sets forgets. The test is on pictures.
+    the sets forgets. Validation and test are on pictures.
     """
 
     source: Literal["world"]
@@ -21,6 +21,7 @@ class WorldCaptions(Section):
     train: PositiveInt = Field(description="captions, and so image sets, for training")
     views: Annotated[int, Field(ge=0)] = Field(description="how many of those for training tell of a rendered object")
     steps: Annotated[int, Field(ge=0)] = Field(description="how many of them tell of a step of a procedure")
+    validation: PositiveInt = Field(description="captions for validation, all of them of pictures")
     test: PositiveInt = Field(description="captions for testing, all of them of pictures")
 
     @model_validator(mode="after")
@@ -38,6 +39,7 @@ class Cc12mCaptions(Section):
     path: str
     format: Literal["tsv", "parquet"]
     train: PositiveInt
+    validation: PositiveInt
     test: PositiveInt
     max_bad_fraction: Probability = Field(description="share of bad lines above which the stage stops")
 
@@ -65,10 +67,11 @@ class TaskSets(Section):
 
 
 class WorldSets(TaskSets):
-    """Sets of the embedded world; the test ones show combinations held out of all training."""
+    """Sets of the embedded world; no combination that one split shows is in another."""
 
     source: Literal["world"]
     train: PositiveInt = Field(description="sets for training")
+    validation: PositiveInt = Field(description="sets for validation")
     test: PositiveInt = Field(description="sets for testing")
 
 
@@ -77,9 +80,21 @@ class FolderSets(TaskSets):
 
     source: Literal["folder"]
     path: str
+    validation_share: Probability = Field(
+        description="share of the sets at path that is for validation, chosen by a hash of their ids"
+    )
     test_path: str = Field(description="where the test sets are; empty: test_share of those at path")
-    test_share: Probability = Field(description="share of the sets that is for testing, chosen by a hash of their ids")
+    test_share: Probability = Field(description="share of the sets at path that is for testing, by the same hash")
     max_bad_fraction: Probability = Field(description="share of bad sets above which the stage stops")
+
+    @model_validator(mode="after")
+    def _training_is_left(self) -> Self:
+        share = self.validation_share + self.test_share
+        if share >= 1:
+            raise ValueError(
+                f"validation_share + test_share are {share:g}; expected less than 1: the rest is trained on"
+            )
+        return self
 
 
 class ViewCount(Section):
@@ -87,7 +102,7 @@ class ViewCount(Section):
 
 
 class WorldViews(WorldSets, ViewCount):
-    """Objects of the embedded world (novel view synthesis), the test ones in shapes and colours held out."""
+    """Objects of the embedded world (novel view synthesis)."""
 
     orbit: Annotated[int, Field(ge=0)] = Field(
         description="how many of the views go evenly around the object at one height; the others are from anywhere"

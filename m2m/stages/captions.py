@@ -28,6 +28,7 @@ class CaptionsReport:
     """What the stage wrote, and which lines of its source it could not use."""
 
     train: int
+    validation: int
     test: int
     bad: int = 0
     examples: tuple[str, ...] = ()
@@ -41,26 +42,34 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
     """
     if isinstance(params, WorldCaptions):
         write_captions(out, _world_captions(params), WORLD)
-        return CaptionsReport(train=params.train, test=params.test)
+        return CaptionsReport(train=params.train, validation=params.validation, test=params.test)
     selection = cc12m.select_lines(params)
     if selection.bad:
         _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
     write_captions(out, cc12m.selected_captions(params, selection), cc12m.SOURCE)
-    return CaptionsReport(train=params.train, test=params.test, bad=selection.bad, examples=selection.examples)
+    return CaptionsReport(
+        train=params.train,
+        validation=params.validation,
+        test=params.test,
+        bad=selection.bad,
+        examples=selection.examples,
+    )
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[Caption]:
-    """Training captions of all kinds in one shuffled order, test captions of pictures."""
+    """Training captions of all kinds in one shuffled order, those of the other splits of pictures."""
     pictures = params.train - params.views - params.steps
-    steps = tuple(chain.from_iterable(procedure_captions(held_out=False)))
+    steps = tuple(chain.from_iterable(procedure_captions("train")))
     texts = [
-        *_texts(params.seed, "train", picture_captions(held_out=False), pictures),
-        *_texts(params.seed, "train", view_captions(held_out=False), params.views),
+        *_texts(params.seed, "train", picture_captions("train"), pictures),
+        *_texts(params.seed, "train", view_captions("train"), params.views),
         *_texts(params.seed, "train", steps, params.steps),
     ]
     Random(derive(params.seed, "order")).shuffle(texts)
     yield from _numbered("train", texts)
-    yield from _numbered("test", _texts(params.seed, "test", picture_captions(held_out=True), params.test))
+    others: tuple[tuple[Split, int], ...] = (("validation", params.validation), ("test", params.test))
+    for split, count in others:
+        yield from _numbered(split, _texts(params.seed, split, picture_captions(split), count))
 
 
 def _texts(seed: int, split: Split, combinations: Sequence[WorldCaption], count: int) -> Iterator[str]:

@@ -98,7 +98,7 @@ def run(
     if pixels is None:
         pixels = SIDE if isinstance(params.foundation, WorldFoundation) else PUBLISHED_SIDE
     generate, captions = params.generate, params.captions
-    counts = (captions.train, captions.test)
+    counts = (captions.train, captions.validation, captions.test)
     drawn = sum(counts) * generate.images_per_set
     asked = {"generate": (drawn, f"generation/{pixels}px")}
     for variant in get_args(Variant):

@@ -71,13 +71,14 @@ def run(
 def _world(params: WorldProcedures, size: int) -> Plan:
     if size != SIDE:
         raise UserError(f"the world's procedures have {SIDE} pixels a side, Stable Diffusion here takes {size}")
-    train, test = [*_world_things(params, "train", params.train)], [*_world_things(params, "test", params.test)]
-    return Plan(source=WORLD, train=train, test=test, images_per_set=MAX_STEPS)
+    counts: dict[Split, int] = {"train": params.train, "validation": params.validation, "test": params.test}
+    sets = {split: [*_world_things(params, split, count)] for split, count in counts.items()}
+    return Plan(source=WORLD, sets=sets, images_per_set=MAX_STEPS)
 
 
 def _world_things(params: WorldProcedures, split: Split, count: int) -> Iterator[PlannedSet]:
-    """Procedures of the things that training sees, or of those held out of it, evenly chosen."""
-    procedures = procedure_captions(held_out=split == "test")
+    """Procedures of the things that are for one split, evenly chosen."""
+    procedures = procedure_captions(split)
     for number, (_, index) in enumerate(rounds(params.seed, split, len(procedures), count)):
         set_id = f"world-{split}-{number:06}"
         captions = procedures[index]

@@ -74,16 +74,14 @@ def run(
 def _world(params: WorldViews, size: int) -> Plan:
     if params.orbit > params.views:
         raise UserError(f"views.orbit is {params.orbit}; expected at most views.views, {params.views}")
-    train, test = (
-        [*_world_objects(params, "train", params.train, size)],
-        [*_world_objects(params, "test", params.test, size)],
-    )
-    return Plan(source=WORLD, train=train, test=test, images_per_set=params.views)
+    counts: dict[Split, int] = {"train": params.train, "validation": params.validation, "test": params.test}
+    sets = {split: [*_world_objects(params, split, count, size)] for split, count in counts.items()}
+    return Plan(source=WORLD, sets=sets, images_per_set=params.views)
 
 
 def _world_objects(params: WorldViews, split: Split, count: int, size: int) -> Iterator[PlannedSet]:
-    """Objects of the captions that training sees, or of those held out of it, evenly chosen."""
-    captions = view_captions(held_out=split == "test")
+    """Objects of the captions that are for one split, evenly chosen."""
+    captions = view_captions(split)
     for number, (_, index) in enumerate(rounds(params.seed, split, len(captions), count)):
         set_id = f"world-{split}-{number:06}"
         draw = partial(

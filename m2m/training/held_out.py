@@ -1,4 +1,4 @@
-"""What a run shows of itself on the way: its loss on held-out sets and pictures drawn for them, from the same draws."""
+"""What a run shows of itself on the way: loss and pictures on validation sets, from the same draws."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ PREVIEW_STEPS = 10
 
 
 class HeldOut:
-    """The first sets of the test split. Networks are the pipeline's, with averaged weights: nothing is loaded twice.
+    """The first sets of the validation split, so that who tunes by them keeps the test unseen.
+
+    Networks are the pipeline's, with averaged weights: nothing is loaded twice.
 
     Raises:
-        UserError: there are no test sets.
+        UserError: there are no validation sets.
     """
 
     def __init__(self, pipeline: M2MPipeline, objective: Objective, sets: ImageSets, *, device: torch.device) -> None:
         common = objective.common
         if not len(sets):
             raise UserError(
-                "the manifest has no test sets, which previews and the held-out loss need; make some in "
-                "the stage that made it"
+                "the manifest has no validation sets, which previews and the held-out loss need; "
+                "run the stage that made it again"
             )
         shown = [sets[index] for index in range(min(common.preview_sets, len(sets)))]
         examples = [
@@ -52,7 +54,7 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, ema: Ema) -> float:
-        """The training loss with averaged weights; comparable between all runs with the same seed and test sets."""
+        """The training loss with averaged weights; comparable between runs with the same seed and validation sets."""
         with torch.compiler.set_stance("force_eager"), ema.applied():  # no graphs of its own for its few shapes
             return float(self._objective(self._pipeline.unet, self._examples).double().mean())
 

@@ -97,7 +97,7 @@ def make_model(
         )
         held_out = None
         if ranks.is_first:
-            held_out = HeldOut(pipeline, objective, ImageSets(store, data, "test"), device=ranks.device)
+            held_out = HeldOut(pipeline, objective, ImageSets(store, data, "validation"), device=ranks.device)
         if job.before_first_step and checkpoints.latest() is None:
             job.before_first_step(pipeline, course.sets)
         state = start_or_resume(pipeline.unet, job.common, job.variant, checkpoints, one_length=not course.ordered)

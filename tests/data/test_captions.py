@@ -59,9 +59,9 @@ def test_ids_can_name_files(id_: str) -> None:
         Caption(id_, "text", "train")
 
 
-def test_there_are_two_splits() -> None:
-    with pytest.raises(UserError, match="set a: split 'validation'; expected one of train, test"):
-        Caption("a", "text", "validation")  # type: ignore[arg-type]
+def test_there_are_three_splits() -> None:
+    with pytest.raises(UserError, match="set a: split 'valid'; expected one of train, validation, test"):
+        Caption("a", "text", "valid")  # type: ignore[arg-type]
 
 
 def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import tracemalloc
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from m2m.data import cc12m
 from m2m.data.captions import Caption
 from m2m.errors import UserError
+from m2m.manifest import Split
 from m2m.params import Cc12mCaptions
 
 TEXTS = ["a very <PERSON> day", "the cat's “mat”", "naïve  café", "a, b; c"] + [
@@ -18,8 +20,8 @@ TEXTS = ["a very <PERSON> day", "the cat's “mat”", "naïve  café", "a, b; c
 
 
 def params(path: Path, **changes: Any) -> Cc12mCaptions:
-    fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 60, "test": 20}
-    return Cc12mCaptions.model_validate({**fields, "max_bad_fraction": 0.0, **changes})
+    fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 60}
+    return Cc12mCaptions.model_validate({**fields, "validation": 10, "test": 20, "max_bad_fraction": 0.0, **changes})
 
 
 def tsv(path: Path, texts: list[str], end: str = "\n") -> Path:
@@ -43,7 +45,7 @@ def select(params: Cc12mCaptions) -> list[Caption]:
 
 
 def test_captions_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
-    chosen = select(params(tsv(tmp_path / "cc12m.tsv", TEXTS), train=80))
+    chosen = select(params(tsv(tmp_path / "cc12m.tsv", TEXTS), train=70))
     assert len(chosen) == 100
     assert [caption.text for caption in chosen] == TEXTS
     assert [caption.id for caption in chosen][:2] == ["cc12m-000000001", "cc12m-000000002"]
@@ -52,29 +54,31 @@ def test_captions_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> N
 def test_splits_have_the_sizes_asked_for_and_hang_on_the_seed_alone(tmp_path: Path) -> None:
     path = tsv(tmp_path / "cc12m.tsv", TEXTS)
     chosen = select(params(path))
-    assert [caption.split for caption in chosen].count("train") == 60
-    assert [caption.split for caption in chosen].count("test") == 20
+    assert Counter(caption.split for caption in chosen) == {"train": 60, "validation": 10, "test": 20}
     assert select(params(path)) == chosen
     assert select(params(path, seed=1)) != chosen
-    # more training captions do not change which ones are for the test
+    # more training captions do not change which ones are for the other splits
+    others = [caption for caption in chosen if caption.split != "train"]
+    assert [caption for caption in select(params(path, train=70)) if caption.split != "train"] == others
+    # nor do more for validation change the test
     test = [caption for caption in chosen if caption.split == "test"]
-    assert [caption for caption in select(params(path, train=80)) if caption.split == "test"] == test
+    assert [caption for caption in select(params(path, validation=20)) if caption.split == "test"] == test
 
 
 def test_every_line_has_the_same_chance(tmp_path: Path) -> None:
     path = tsv(tmp_path / "cc12m.tsv", TEXTS)
-    counts = np.zeros(100)
-    for seed in range(200):
-        counts += cc12m.select_lines(params(path, seed=seed)).choice == 2
-    assert abs(counts - 40).max() < 5 * (200 * 0.2 * 0.8) ** 0.5
+    choices = np.stack([cc12m.select_lines(params(path, seed=seed)).choice for seed in range(200)])
+    for choice, share in ((1, 0.6), (2, 0.1), (3, 0.2)):
+        counts = (choices == choice).sum(axis=0)
+        assert abs(counts - 200 * share).max() < 5 * (200 * share * (1 - share)) ** 0.5
 
 
-def test_training_has_no_caption_of_the_test(tmp_path: Path) -> None:
+def test_no_split_has_a_caption_of_another_word_for_word(tmp_path: Path) -> None:
     path = tsv(tmp_path / "cc12m.tsv", [f"caption {n % 25}" for n in range(100)])
-    chosen = select(params(path, train=20, test=10))
-    texts = {split: {caption.text for caption in chosen if caption.split == split} for split in ("train", "test")}
-    assert not texts["train"] & texts["test"]
-    assert len(chosen) == 30
+    chosen = select(params(path, train=20, validation=5, test=10))
+    texts = {split: {caption.text for caption in chosen if caption.split == split} for split in get_args(Split)}
+    assert len(set.union(*texts.values())) == sum(map(len, texts.values()))
+    assert len(chosen) == 35
 
 
 def test_parquet_gives_the_same_as_tsv(tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_bad_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
     long = b"u\t" + b"x" * cc12m.LONGEST_LINE
     bad = [b"no tab", b"u\ta\tb", b"u\t\xff\xfe", b"u\t  ", b"", long, b"u\t" + b"y" * 10 * cc12m.LONGEST_LINE]
     path.write_bytes(b"\n".join([*bad, path.read_bytes()]))
-    selection = cc12m.select_lines(params(path, train=80, max_bad_fraction=0.07))
+    selection = cc12m.select_lines(params(path, train=70, max_bad_fraction=0.07))
     assert selection.bad == 7
     assert selection.examples == (
         "line 1: 1 columns instead of 2",
@@ -101,7 +105,7 @@ def test_bad_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
         "line 4: no caption",
         "line 5: 1 columns instead of 2",
     )
-    chosen = list(cc12m.selected_captions(params(path, train=80), selection))
+    chosen = list(cc12m.selected_captions(params(path, train=70), selection))
     assert [caption.text for caption in chosen] == TEXTS
     assert chosen[0].id == "cc12m-000000008"
 
@@ -116,20 +120,22 @@ def test_too_many_bad_lines_are_an_error(tmp_path: Path) -> None:
 
 
 def test_bad_rows_of_parquet(tmp_path: Path) -> None:
-    texts = pa.array([b"good", None, b" ", b"\xff\xfe", b"also good"], pa.binary())
+    texts = pa.array([b"good", None, b" ", b"\xff\xfe", b"also good", b"as good"], pa.binary())
     table = pa.table({"caption": pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())})
     pq.write_table(table, tmp_path / "captions.parquet")
     selection = cc12m.select_lines(
-        params(tmp_path / "captions.parquet", format="parquet", train=1, test=1, max_bad_fraction=0.6)
+        params(tmp_path / "captions.parquet", format="parquet", train=1, validation=1, test=1, max_bad_fraction=0.6)
     )
     assert selection.examples == ("line 2: no caption", "line 3: no caption", "line 4: not UTF-8")
-    assert np.flatnonzero(selection.choice).tolist() == [0, 4]
+    assert np.flatnonzero(selection.choice).tolist() == [0, 4, 5]
 
 
 def test_too_few_captions_are_an_error(tmp_path: Path) -> None:
     path = tsv(tmp_path / "cc12m.tsv", TEXTS)
-    with pytest.raises(UserError, match=r"has 100 usable captions; captions.train \+ captions.test ask for 101"):
-        cc12m.select_lines(params(path, train=81))
+    said = r"has 100 usable captions; captions.train \+ captions.validation \+ captions.test ask for 101"
+    for changes in ({"train": 71}, {"train": 1, "validation": 80}, {"train": 1, "test": 90}):
+        with pytest.raises(UserError, match=said):
+            cc12m.select_lines(params(path, **changes))
     with pytest.raises(UserError, match="has 100 usable captions"):
         cc12m.select_lines(params(path, train=1, test=101))
 
@@ -193,7 +199,7 @@ def test_memory_does_not_hold_the_file(tmp_path: Path) -> None:
             file.write(f"u\t{n} ".encode() + b"word " * 200 + b"\n")
     tracemalloc.start()
     try:
-        all_of_it = params(path, train=lines - 20)
+        all_of_it = params(path, train=lines - 30)
         chosen = sum(1 for _ in cc12m.selected_captions(all_of_it, cc12m.select_lines(all_of_it)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -99,9 +99,9 @@ def test_both_tokenizers_are_the_one_that_the_words_of_the_world_give() -> None:
     captions = [
         caption.text(template)
         for caption in (
-            *picture_captions(split="train"),
-            *view_captions(split="train"),
-            *chain(*procedure_captions(split="train")),
+            *picture_captions("train"),
+            *view_captions("train"),
+            *chain(*procedure_captions("train")),
         )
         for template in range(caption.templates)
     ]

@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from transformers import CLIPTokenizer
 
 from m2m.foundation.words import MAX_TOKENS, learn_tokenizer
+from m2m.manifest import Split
 from m2m.world.grammar import picture_captions, procedure_captions, view_captions
 
 
@@ -13,11 +15,11 @@ def captions() -> list[str]:
     """Everything that the world can say, held out or not."""
     meanings = [
         caption
-        for held_out in (False, True)
+        for split in get_args(Split)
         for caption in (
-            *picture_captions(held_out=held_out),
-            *view_captions(held_out=held_out),
-            *(step for steps in procedure_captions(held_out=held_out) for step in steps),
+            *picture_captions(split),
+            *view_captions(split),
+            *(step for steps in procedure_captions(split) for step in steps),
         )
     ]
     return [caption.text(template) for caption in meanings for template in range(caption.templates)]

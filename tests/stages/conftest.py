@@ -19,7 +19,7 @@ from m2m.world.grammar import procedure_captions, view_captions
 from m2m.world.sets import draw_procedure
 
 VIEWS = 4
-TRAIN, TEST = 5, 3
+TRAIN, VALIDATION, TEST = 5, 2, 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _write(
 def views(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Coarse noise, seen from cameras of the world."""
     rng = np.random.default_rng(0)
-    captions = view_captions(held_out=True)
+    captions = view_captions("test")
 
     def one(split: Split, number: int) -> ImageSet:
         cameras = [Camera(rng.uniform(0, 360), rng.uniform(-10, 50), 2.3) for _ in range(VIEWS)]
@@ -67,6 +67,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
     splits: dict[Split, list[ImageSet]] = {
         "train": [one("train", number) for number in range(TRAIN)],
+        "validation": [one("validation", number) for number in range(VALIDATION)],
         "test": [one("test", number) for number in range(TEST)],
     }
     return _write("nvs", splits, VIEWS, tmp_path_factory.mktemp("views"))
@@ -76,11 +77,11 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def procedures(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Procedures of the world, of five and of six steps, the six first; latents are noise."""
     rng = np.random.default_rng(0)
-    every = procedure_captions(held_out=False)
+    every = procedure_captions("train")
     short, long = [one for one in every if len(one) == 5], [one for one in every if len(one) == 6]
 
     def one(split: Split, number: int) -> ImageSet:
-        captions = short[number] if number % 2 else long[number]
+        captions = (short if number % 2 else long)[number // 2]
         images, extras = draw_procedure(captions, seed=number)
         latents = rng.normal(size=(len(images), 4, 8, 8)).astype(np.float32)
         return ImageSet(
@@ -89,6 +90,7 @@ def procedures(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
     splits: dict[Split, list[ImageSet]] = {
         "train": [one("train", number) for number in range(TRAIN)],
+        "validation": [one("validation", number) for number in range(VALIDATION)],
         "test": [one("test", number) for number in range(TEST)],
     }
     return _write("vpg", splits, 6, tmp_path_factory.mktemp("procedures"))

@@ -1,13 +1,14 @@
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from m2m.data.captions import Caption, read_captions, read_source
 from m2m.errors import UserError
+from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.stages import captions
 from m2m.world.grammar import parse, picture_captions
@@ -15,13 +16,13 @@ from m2m.world.vocabulary import CONSTRUCTION, RENDERED
 
 
 def world(**changes: Any) -> WorldCaptions:
-    fields = {"source": "world", "seed": 0, "train": 256, "views": 0, "steps": 0, "test": 192}
+    fields = {"source": "world", "seed": 0, "train": 256, "views": 0, "steps": 0, "validation": 48, "test": 192}
     return WorldCaptions.model_validate({**fields, **changes})
 
 
 def cc12m(path: Path, **changes: Any) -> Cc12mCaptions:
-    fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 7, "test": 2}
-    return Cc12mCaptions.model_validate({**fields, "max_bad_fraction": 0.2, **changes})
+    fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 6}
+    return Cc12mCaptions.model_validate({**fields, "validation": 1, "test": 2, "max_bad_fraction": 0.2, **changes})
 
 
 def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[Caption]:
@@ -29,21 +30,22 @@ def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[Caption
     return list(read_captions(folder / "captions.parquet"))
 
 
-def test_the_test_has_the_combinations_that_training_never_sees(tmp_path: Path) -> None:
+def test_no_split_has_a_combination_of_another(tmp_path: Path) -> None:
     rows = written(world(views=48, steps=32), tmp_path)
-    assert Counter(row.split for row in rows) == {"train": 256, "test": 192}
+    assert Counter(row.split for row in rows) == {"train": 256, "validation": 48, "test": 192}
+    assert [row.split for row in rows] == sorted((row.split for row in rows), key=get_args(Split).index)
     assert len({row.id for row in rows}) == len(rows)
     for row in rows:
-        assert parse(row.text).held_out == (row.split == "test"), row
+        assert parse(row.text).split == row.split, row
 
 
 def test_training_captions_are_of_all_kinds_in_no_order(tmp_path: Path) -> None:
     rows = written(world(views=48, steps=32), tmp_path)
-    styles = {split: [parse(row.text).style for row in rows if row.split == split] for split in ("train", "test")}
+    styles = {split: [parse(row.text).style for row in rows if row.split == split] for split in get_args(Split)}
     for part in (styles["train"], styles["train"][:64]):  # a shard or two have them all
         assert {RENDERED, CONSTRUCTION} < set(part)
     assert (styles["train"].count(RENDERED), styles["train"].count(CONSTRUCTION)) == (48, 32)
-    assert not {RENDERED, CONSTRUCTION} & set(styles["test"])
+    assert not {RENDERED, CONSTRUCTION} & {*styles["validation"], *styles["test"]}
 
 
 def test_more_of_a_kind_than_there_are_captions_is_refused() -> None:
@@ -51,11 +53,11 @@ def test_more_of_a_kind_than_there_are_captions_is_refused() -> None:
         world(views=200, steps=57)
 
 
-@pytest.mark.parametrize(("train", "test"), [(1000, 100), (10, 10)])
-def test_captions_spread_evenly_over_combinations_and_wordings(train: int, test: int, tmp_path: Path) -> None:
-    rows = written(world(train=train, test=test), tmp_path)
-    for split, count in (("train", train), ("test", test)):
-        combinations = picture_captions(held_out=split == "test")
+@pytest.mark.parametrize("counts", [(1000, 100, 100), (10, 10, 10)])
+def test_captions_spread_evenly_over_combinations_and_wordings(counts: tuple[int, int, int], tmp_path: Path) -> None:
+    rows = written(world(**dict(zip(get_args(Split), counts, strict=True))), tmp_path)
+    for split, count in zip(get_args(Split), counts, strict=True):
+        combinations = picture_captions(split)
         wordings: dict[Any, Counter[str]] = {combination: Counter() for combination in combinations}
         for row in rows:
             if row.split == split:
@@ -86,7 +88,7 @@ def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog
         report = captions.run(cc12m(tmp_path / "cc12m.tsv"), out=tmp_path / "captions.parquet")
     rows = list(read_captions(tmp_path / "captions.parquet"))
     assert [row.text for row in rows] == [f"<PERSON> number {n}" for n in range(9)]
-    assert (report.train, report.test, report.bad) == (7, 2, 1)
+    assert (report.train, report.validation, report.test, report.bad) == (6, 1, 2, 1)
     assert report.examples == ("line 5: 1 columns instead of 2",)
     assert "left out 1 bad lines: line 5: 1 columns instead of 2" in caplog.text
     assert read_source(tmp_path / "captions.parquet").name == "Conceptual 12M"

@@ -268,6 +268,6 @@ def test_a_parent_that_is_damaged_or_missing_is_one_line(
 
 
 def test_sets_without_cameras_are_no_views(run: Run, procedures: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="set test-0 has no poses; views need a camera for each image"):
+    with pytest.raises(UserError, match="set validation-0 has no poses; views need a camera for each image"):
         run(tmp_path, "nvs", manifest=procedures.manifest, store=procedures.store)
     assert not (tmp_path / "model").exists()

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, Split
 from m2m.params import GenerateParams
 from m2m.seeds import image_seed
 from m2m.stages import generate, verify
@@ -27,9 +27,12 @@ from m2m.store import LocalStore, Store, open_store
 from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
 
-ROWS = [Caption(f"train-{n}", f"a {n}", "train") for n in range(5)] + [
-    Caption(f"test-{n}", f"b {n}", "test") for n in range(2)
+ROWS = [
+    *(Caption(f"test-{n}", f"b {n}", "test") for n in range(2)),
+    *(Caption(f"train-{n}", f"a {n}", "train") for n in range(5)),
+    Caption("validation-0", "c", "validation"),
 ]
+"""In another order than the manifest's."""
 SOURCE = CaptionSource(name="a test", licence="none")
 FIELDS = {
     "seed": 3,
@@ -72,7 +75,7 @@ class Workplace:
 
     def sets(self) -> dict[str, ImageSet]:
         manifest = Manifest.read(self.manifest)
-        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+        return {one.id: one for split in get_args(Split) for one in ImageSets(self.store, manifest, split)}
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +114,12 @@ def noise_of(set_id: str, index: int, attempt: int = 0) -> Tensor:
 
 def test_each_caption_has_its_set(made: Workplace) -> None:
     manifest = Manifest.read(made.manifest)
-    assert manifest.sets == {"train": 5, "test": 2}
+    assert manifest.sets == {"train": 5, "validation": 1, "test": 2}
     assert [(shard.first_set, shard.last_set, shard.count, shard.split) for shard in manifest.shards] == [
         ("train-0", "train-1", 2, "train"),
         ("train-2", "train-3", 2, "train"),
         ("train-4", "train-4", 1, "train"),
+        ("validation-0", "validation-0", 1, "validation"),
         ("test-0", "test-1", 2, "test"),
     ]
     sets = made.sets()
@@ -126,8 +130,8 @@ def test_each_caption_has_its_set(made: Workplace) -> None:
         assert one.latents.shape == (3, 4, 8, 8)
         assert one.extras == {"seeds": [image_seed(3, one.id, index) for index in range(3)]}
     pictures = np.concatenate([one.images for one in sets.values()])
-    assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == 21
-    assert verify.run(made.manifest, store=made.store).images == 21
+    assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == 24
+    assert verify.run(made.manifest, store=made.store).images == 24
 
 
 def test_an_image_can_be_drawn_again_from_what_the_set_says(made: Workplace) -> None:
@@ -189,15 +193,15 @@ def test_s3_holds_the_same_bytes(made: Workplace, s3_server: Any, tmp_path: Path
     place = Workplace(tmp_path, made.stable_diffusion, store=store)
     place.run()
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
-    assert len(s3_server.keys()) == 4
-    assert verify.run(place.manifest, store=store).shards == 4
+    assert len(s3_server.keys()) == 5
+    assert verify.run(place.manifest, store=store).shards == 5
 
 
 def test_batches_have_one_shape_and_each_image_its_own_noise(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = drawings(monkeypatch)
     place.run()
     assert {batch.shape for batch in batches} == {(4, 4, 8, 8)}
-    assert len(batches) == 2 + 2 + 1 + 2
+    assert len(batches) == 2 + 2 + 1 + 1 + 2
     expected = [noise_of(set_id, index) for set_id in ("train-2", "train-3") for index in range(3)]
     drawn = torch.cat(batches[2:4])
     assert torch.equal(drawn[:6], torch.stack(expected))
@@ -205,7 +209,7 @@ def test_batches_have_one_shape_and_each_image_its_own_noise(place: Workplace, m
 
 
 def test_a_shard_does_not_hang_on_the_others(made: Workplace, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, made.stable_diffusion, ROWS[2:4])
+    place = Workplace(tmp_path, made.stable_diffusion, ROWS[4:6])
     place.run()
     assert Manifest.read(place.manifest).shards == (Manifest.read(made.manifest).shards[1],)
 
@@ -217,7 +221,7 @@ def test_captions_are_embedded_once(place: Workplace, monkeypatch: pytest.Monkey
         StableDiffusion, "embed", lambda self, captions: embedded.extend(captions) or embed(self, captions)
     )
     place.run()
-    assert embedded == ["", "a 0", "a 1", "a 2", "a 3", "a 4", "", "b 0", "b 1"]
+    assert embedded == ["", "a 0", "a 1", "a 2", "a 3", "a 4", "", "c", "", "b 0", "b 1"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -306,10 +310,10 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(
     batches = drawings(monkeypatch)
     place.store = LocalStore(folder)
     place.run()
-    missing = [2, 2, 1, 2][at - 1 :]
+    missing = [2, 2, 1, 1, 2][at - 1 :]
     assert len(batches) in (sum(missing), sum(missing) - missing[1]), "only the next shard may have been kept"
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
-    assert len(list(folder.rglob("*.tar"))) == 4
+    assert len(list(folder.rglob("*.tar"))) == 5
     assert not list(place.work.rglob("*.tar"))
 
 
@@ -370,7 +374,7 @@ def test_what_is_finished_needs_no_networks(
     monkeypatch.setattr(generate, "StableDiffusion", None)
     made.run()
     assert made.manifest.read_bytes() == content
-    assert capsys.readouterr().err.splitlines()[-1] == "generate: 21/21 images"
+    assert capsys.readouterr().err.splitlines()[-1] == "generate: 24/24 images"
 
 
 def test_a_shard_that_the_store_lost_is_drawn_again(
@@ -401,17 +405,17 @@ def test_other_parameters_captions_weights_or_code_make_other_shards(
     place.run()
     assert len(batches) == 0
     place.run(seed=4)
-    assert len(batches) == 7
-    write_captions(place.captions, [*ROWS[:2], Caption("train-2", "another", "train"), *ROWS[3:]], SOURCE)
+    assert len(batches) == 8
+    write_captions(place.captions, [*ROWS[:4], Caption("train-2", "another", "train"), *ROWS[5:]], SOURCE)
     place.run()
-    assert len(batches) == 7 + 2
+    assert len(batches) == 8 + 2
     (tmp_path / "stable-diffusion" / "README.md").write_text("---\nlicense: openrail++\n---\n")
     manifest = place.run()
-    assert len(batches) == 7 + 2 + 7
+    assert len(batches) == 8 + 2 + 8
     assert manifest.made_by["stable_diffusion"]["licence"] == "CreativeML Open RAIL++-M"
     monkeypatch.setattr(generate, "code_digest", lambda *_: "of other code")
     assert place.run() == manifest
-    assert len(batches) == 7 + 2 + 7 + 7
+    assert len(batches) == 8 + 2 + 8 + 8
 
 
 def test_bad_input_is_named_before_anything_is_written(place: Workplace, tmp_path: Path) -> None:

@@ -28,7 +28,13 @@ def record(database: str, spool: Path, stage: str, caller: Caller, *, dirty: boo
     made = {"manifest": MANIFEST, **({"model": MODEL} if stage == "evaluate" else {})}
     tracker = open_tracker(database, spool=spool, tags=tags, interval=0.05)
     with tracker.run(f"{stage}-dino", stage=stage, tags=made) as run:
-        run.dataset("mis", source="store", digest=MANIFEST, context="training", sets={"train": 256, "test": 192})
+        run.dataset(
+            "mis",
+            source="store",
+            digest=MANIFEST,
+            context="training",
+            sets={"train": 256, "validation": 48, "test": 192},
+        )
         if stage == "train":
             run.params({"foundation": {"stable-diffusion": FOUNDATION}, "seed": 0})
             run.tags({"model": MODEL})
@@ -80,6 +86,9 @@ def m2m(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return lambda *arguments: CliRunner().invoke(app, ["lineage", *arguments])
 
 
+SETS = ["256", "train,", "48", "validation,", "192", "test", "sets"]
+
+
 def one_line(result: Result) -> str:
     (line,) = result.stderr.splitlines()
     return line
@@ -91,7 +100,7 @@ def test_every_name_leads_to_the_whole_chain(m2m: Any, recorded: Recorded) -> No
         result = m2m(ref)
         assert result.exit_code == 0, result.stderr
         lines = [line.split() for line in result.stdout.splitlines()]
-        assert ["dataset", "mis", MANIFEST[:12] + ":", "256", "train,", "192", "test", "sets"] in lines
+        assert ["dataset", "mis", MANIFEST[:12] + ":", *SETS] in lines
         assert ["foundation", "stable-diffusion", FOUNDATION[:12]] in lines
         assert [line[2].rstrip(",") for line in lines if line[:1] == ["training"]] == [recorded.train]
         assert [line[2].rstrip(",") for line in lines if line[:1] == ["evaluation"]] == evaluations

@@ -21,12 +21,12 @@ RATES = {"generate": 2.0, "train@self": 10.0, "train@dino": 5.0}
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    """10 sets for training and 3 for the test of 4 images, 4 a shard; training on sets of 4 images."""
+    """10 sets for training, 2 for validation, 3 for the test, of 4 images, 4 a shard; training on sets of 4 images."""
     smoke = load_params(ROOT / "profiles" / "smoke.yaml")
     common, variants = smoke.train.common, smoke.train.variant
     return smoke.model_copy(
         update={
-            "captions": smoke.captions.model_copy(update={"train": 10, "test": 3}),
+            "captions": smoke.captions.model_copy(update={"train": 10, "validation": 2, "test": 3}),
             "generate": smoke.generate.model_copy(update={"images_per_set": 4, "sets_per_shard": 4}),
             "train": smoke.train.model_copy(
                 update={
@@ -57,33 +57,33 @@ def test_pictures_are_as_large_as_the_profile_draws_them(profile: str, side: int
 def test_gpu_hours(params: Params) -> None:
     plan = planned(params)
     assert {one.stage: one.images for one in plan.work} == {
-        "generate": 13 * 4,
+        "generate": 15 * 4,
         "train@self": 40 + 10 * 3,  # ten sets, of which three images each are read by the U-Net itself
         "train@dino": 8,
     }
-    assert [one.gpu_hours * 3600 for one in plan.work] == pytest.approx([26, 7, 1.6])
-    assert [one.hours * 3600 for one in plan.work] == pytest.approx([13, 3.5, 0.8])
-    assert plan.gpu_hours * 3600 == pytest.approx(34.6)
+    assert [one.gpu_hours * 3600 for one in plan.work] == pytest.approx([30, 7, 1.6])
+    assert [one.hours * 3600 for one in plan.work] == pytest.approx([15, 3.5, 0.8])
+    assert plan.gpu_hours * 3600 == pytest.approx(38.6)
 
 
 def test_the_store(params: Params) -> None:
     plan = planned(params, bytes_per_image=1000.0)
-    assert plan.store_bytes == 52_000
-    assert plan.shards == 3 + 1  # 4 + 4 + 2 sets, and 3 for the test
-    assert plan.writes == 4
-    assert plan.reads == 3 * 4 + 3 + 2  # M2M-Self sees ten sets, of three shards; M2M-DINO two sets
+    assert plan.store_bytes == 60_000
+    assert plan.shards == 3 + 1 + 1  # 4 + 4 + 2 sets, 2 for validation, and 3 for the test
+    assert plan.writes == 5
+    assert plan.reads == 3 * 5 + 3 + 2  # M2M-Self sees ten sets, of three shards; M2M-DINO two sets
     assert planned(params).bytes_per_image.value == 1.75 * 64 * 64
 
 
 def test_large_shards_go_in_parts(params: Params) -> None:
-    plan = planned(params, bytes_per_image=PART / 8)  # 16, 16, 8 and 12 images: 2, 2, 1 and 2 parts
-    assert plan.writes == 4 + 4 + 1 + 4
+    plan = planned(params, bytes_per_image=PART / 8)  # 16, 16, 8, 8 and 12 images: 2, 2, 1, 1 and 2 parts
+    assert plan.writes == 4 + 4 + 1 + 1 + 4
 
 
 def test_the_cost(params: Params) -> None:
     prices = Prices(gpu_hour=3600.0, gigabyte_month=1e9, thousand_writes=1000.0, thousand_reads=2000.0)
     plan = planned(params, bytes_per_image=1000.0, prices=prices)
-    assert plan.cost == pytest.approx({"gpus": 34.6, "store a month": 52_000, "requests": 4 + 2 * 17})
+    assert plan.cost == pytest.approx({"gpus": 38.6, "store a month": 60_000, "requests": 5 + 2 * 20})
 
 
 def test_measured_rates_are_read_with_their_source(params: Params, tmp_path: Path) -> None:
@@ -113,14 +113,14 @@ def rates() -> list[str]:
 
 def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
     text = m2m("paper", "--gpus", "64", "--gpu-hour", "2", *rates()).stdout
-    assert "generate: 300,250,000 images at 2/s a GPU (given)" in text
+    assert "generate: 300,300,000 images at 2/s a GPU (given)" in text
     assert "train@self: 135,000,000 images at 10/s a GPU (given)" in text
     assert "train@dino: 48,000,000 images at 5/s a GPU (given)" in text
-    assert "187,657 shards" in text
+    assert "187,689 shards" in text
     assert "(assumed, 1.75 a pixel)" in text
     assert "at the given prices: gpus" in text
     plan = json.loads(m2m("paper", "--json", *rates()).stdout)
-    assert plan["work"][0]["images"] == 300_250_000
+    assert plan["work"][0]["images"] == 300_300_000
     assert plan["work"][0]["images_per_second"] == {"value": 2.0, "source": "given"}
 
 

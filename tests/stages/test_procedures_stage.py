@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
+from m2m.diffusion.latents import LatentEncoder
 from m2m.errors import UserError
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, Split
 from m2m.params import FolderProcedures, WorldProcedures
 from m2m.stages import procedures, verify
 from m2m.store import LocalStore
@@ -21,10 +22,10 @@ from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import parse
 
-WORLD = {"source": "world", "seed": 0, "train": 7, "test": 5, "sets_per_shard": 3, "batch_size": 8}
+WORLD = {"source": "world", "seed": 0, "train": 7, "validation": 4, "test": 5, "sets_per_shard": 3, "batch_size": 8}
 FOLDER = {
-    **{"source": "folder", "seed": 0, "test_path": "", "test_share": 0.3, "max_bad_fraction": 0.2, "max_steps": 4},
-    **{"sets_per_shard": 3, "batch_size": 8},
+    **{"source": "folder", "seed": 0, "validation_share": 0.2, "test_path": "", "test_share": 0.3},
+    **{"max_bad_fraction": 0.2, "max_steps": 4, "sets_per_shard": 3, "batch_size": 8},
 }
 
 
@@ -52,7 +53,7 @@ class Workplace:
 
     def sets(self) -> dict[str, ImageSet]:
         manifest = Manifest.read(self.manifest)
-        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+        return {one.id: one for split in get_args(Split) for one in ImageSets(self.store, manifest, split)}
 
 
 @pytest.fixture
@@ -64,15 +65,15 @@ def test_the_world_gives_procedures_of_different_lengths(
     place: Workplace, tiny_stable_diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = place.run(WORLD)
-    assert (manifest.kind, manifest.sets, manifest.images_per_set) == ("vpg", {"train": 7, "test": 5}, 6)
+    assert (manifest.kind, manifest.images_per_set) == ("vpg", 6)
+    assert list(manifest.sets.items()) == [("train", 7), ("validation", 4), ("test", 5)]
     sets = place.sets()
     assert {len(one.images) for one in sets.values()} == {5, 6}
     for one in sets.values():
         assert one.latents is not None
         assert len(one.latents) == len(one.images) == len(one.extras["steps"])
         assert one.caption == one.extras["steps"][-1]
-        held_out = one.id.startswith("world-test")
-        assert all(parse(step).held_out == held_out for step in one.extras["steps"])
+        assert {parse(step).split for step in one.extras["steps"]} == {one.id.split("-")[1]}
         assert [parse(step).step for step in one.extras["steps"]] == list(range(1, len(one.images) + 1))
     assert verify.run(place.manifest, store=place.store).images == sum(len(one.images) for one in sets.values())
     assert "a procedure of 2 to 6 steps" in place.manifest.with_suffix(".md").read_text()
@@ -123,11 +124,10 @@ def write(path: Path, values: list[dict[str, Any]], *, lines: bool = False) -> d
 def test_a_file_is_read_as_it_is(lines: bool, place: Workplace) -> None:
     values = records(place.folder / "how")
     manifest = place.run(write(place.folder / "how" / "wikihow.json", values, lines=lines))
-    train, test = ([*ImageSets(place.store, manifest, split)] for split in ("train", "test"))
-    assert {one.caption for one in train + test} == {value["goal"] for value in values}
-    assert train
-    assert test
-    for one in train + test:
+    assert list(manifest.sets.items()) == [("train", 4), ("validation", 2), ("test", 4)]
+    sets = place.sets()
+    assert sorted(one.caption for one in sets.values()) == [value["goal"] for value in values]
+    for one in sets.values():
         value = values[int(one.caption.split()[1])]
         assert one.extras["steps"] == value["steps"][:4]
         assert one.images.shape == (min(len(value["images"]), 4), 64, 64, 3)
@@ -140,7 +140,15 @@ def test_the_test_may_come_from_a_file_of_its_own(place: Workplace) -> None:
     fields = write(place.folder / "how" / "all.json", values)
     write(place.folder / "how" / "test.json", values[7:])
     manifest = place.run({**fields, "test_path": str(place.folder / "how" / "test.json")})
-    assert manifest.sets == {"train": 7, "test": 3}, "what is for the test is not in training"
+    assert manifest.sets == {"train": 4, "validation": 3, "test": 3}, "what is for the test is in no other split"
+
+
+def test_a_set_that_changes_its_split_is_not_made_again(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {**write(place.folder / "how" / "all.json", records(place.folder / "how")), "sets_per_shard": 1}
+    assert place.run(fields).sets == {"train": 4, "validation": 2, "test": 4}
+    monkeypatch.setattr(LatentEncoder, "__init__", None)
+    manifest = place.run({**fields, "validation_share": 0.4, "test_share": 0.1})
+    assert list(manifest.sets.items()) == [("train", 4), ("validation", 4), ("test", 2)]
 
 
 def missing(value: dict[str, Any], folder: Path) -> None:
@@ -181,8 +189,8 @@ def test_a_bad_record_is_named_and_left_out_and_too_many_end_the_run(damage: Any
     [
         (b'[{"id": ', "is no valid JSON"),
         (b"\xff\xfe", "is no UTF-8 text"),
-        (b"once upon a time", "leaves no procedures for training; .*line 1: no valid JSON"),
-        (b"", "leaves no procedures for training"),
+        (b"once upon a time", "leaves no sets for training; .*line 1: no valid JSON"),
+        (b"", "leaves no sets for training"),
     ],
 )
 def test_a_file_of_something_else_is_named(content: bytes, said: str, place: Workplace) -> None:

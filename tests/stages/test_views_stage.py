@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.latents import LatentEncoder, image_size
 from m2m.errors import UserError
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, Split
 from m2m.params import FolderViews, WorldViews
 from m2m.stages import render, verify, views
 from m2m.store import LocalStore
@@ -28,13 +28,14 @@ from m2m.world.grammar import parse
 from m2m.world.meshes import RADIUS
 
 WORLD = {
-    **{"source": "world", "seed": 0, "train": 3, "test": 2, "views": 3, "orbit": 2, "start_within": 180},
-    **{"sets_per_shard": 2, "batch_size": 4},
+    **{"source": "world", "seed": 0, "train": 3, "validation": 1, "test": 2, "views": 3},
+    **{"orbit": 2, "start_within": 180, "sets_per_shard": 2, "batch_size": 4},
 }
 FOLDER = {
-    **{"source": "folder", "seed": 0, "test_share": 0.0, "max_bad_fraction": 0.4, "camera_convention": "blender"},
-    **{"views": 2, "sets_per_shard": 2, "batch_size": 4},
+    **{"source": "folder", "seed": 0, "validation_share": 0.41, "test_share": 0.0, "max_bad_fraction": 0.4},
+    **{"camera_convention": "blender", "views": 2, "sets_per_shard": 2, "batch_size": 4},
 }
+"""Of the four objects rendered below, 1 and 3 are for validation, unless one is for the test."""
 
 
 class Workplace:
@@ -61,7 +62,7 @@ class Workplace:
 
     def sets(self) -> dict[str, ImageSet]:
         manifest = Manifest.read(self.manifest)
-        return {one.id: one for split in ("train", "test") for one in ImageSets(self.store, manifest, split)}
+        return {one.id: one for split in get_args(Split) for one in ImageSets(self.store, manifest, split)}
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +83,20 @@ def place(tiny_stable_diffusion: Path, tmp_path: Path) -> Workplace:
 
 def test_the_world_gives_objects_with_poses_and_latents(made: Workplace) -> None:
     manifest = Manifest.read(made.manifest)
-    assert (manifest.kind, manifest.sets, manifest.images_per_set) == ("nvs", {"train": 3, "test": 2}, 3)
+    assert (manifest.kind, manifest.images_per_set) == ("nvs", 3)
+    assert list(manifest.sets.items()) == [("train", 3), ("validation", 1), ("test", 2)]
     assert image_size(made.stable_diffusion) == 64
     encode = LatentEncoder(made.stable_diffusion, device="cpu")
     for one in made.sets().values():
         assert one.images.shape == (3, 64, 64, 3)
         assert np.shape(one.extras["poses"]) == (3, 3, 4)
-        assert parse(one.caption).held_out == one.id.startswith("world-test")
+        assert parse(one.caption).split == one.id.split("-")[1]
         torch.testing.assert_close(torch.tensor(one.latents), torch.tensor(encode(one.images)), atol=1e-4, rtol=1e-4)
-    assert verify.run(made.manifest, store=made.store).images == 15
+    assert verify.run(made.manifest, store=made.store).images == 18
     card = made.manifest.with_suffix(".md").read_text()
     assert "Each set shows one object from 3 cameras. The images have 64 x 64 pixels" in card
     assert "| train | 3 | 2 |" in card
+    assert "| validation | 1 | 1 |" in card
 
 
 def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
@@ -151,7 +154,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folders(rendered: Path, tmp_path: Path) -> dict[str, Any]:
-    """Parameters with three objects for training and one for the test."""
+    """Parameters with two objects for training, one for validation and one for the test."""
     shutil.copytree(rendered, tmp_path / "train")
     shutil.copytree(rendered / "object 3", tmp_path / "test" / "object 3")
     return {**FOLDER, "path": str(tmp_path / "train"), "test_path": str(tmp_path / "test")}
@@ -159,7 +162,7 @@ def folders(rendered: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_point_of_a_mesh_lies_where_it_should_after_the_whole_way(place: Workplace, folders: dict[str, Any]) -> None:
     manifest = place.run({**folders, "views": 3})
-    assert manifest.sets == {"train": 3, "test": 1}, "what is for the test is not in training"
+    assert manifest.sets == {"train": 2, "validation": 1, "test": 1}, "what is for the test is in no other split"
     assert verify.run(place.manifest, store=place.store).sets == 4
     red = np.append(RADIUS / np.linalg.norm([1.0, 0.5, 1.1]) * np.array([0.8, 0.3, 0.9]), 1)
     blue = red * [-1, -1, -1, 1]
@@ -176,13 +179,10 @@ def test_a_point_of_a_mesh_lies_where_it_should_after_the_whole_way(place: Workp
     assert str(place.manifest.parent.parent) not in place.manifest.read_text()
 
 
-def test_a_share_of_a_folder_is_for_the_test(place: Workplace, folders: dict[str, Any]) -> None:
-    manifest = place.run({**folders, "test_path": "", "test_share": 0.5})
-    assert sum(manifest.sets.values()) == 4
-    train, test = ({one.id for one in ImageSets(place.store, manifest, split)} for split in ("train", "test"))
-    assert train
-    assert test
-    assert not train & test
+def test_shares_of_a_folder_are_for_validation_and_the_test(place: Workplace, folders: dict[str, Any]) -> None:
+    manifest = place.run({**folders, "test_path": "", "validation_share": 0.3, "test_share": 0.2})
+    assert list(manifest.sets.items()) == [("train", 1), ("validation", 2), ("test", 1)]
+    assert len(place.sets()) == 4, "none is in two"
 
 
 def bomb(path: Path) -> None:
@@ -219,9 +219,9 @@ def test_a_bad_object_is_named_and_left_out_and_too_many_end_the_run(
     folders: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bad = Path(folders["path"]) / "object 1" / file
+    bad = Path(folders["path"]) / "object 0" / file
     damage(bad)
-    assert place.run(folders).sets == {"train": 2, "test": 1}
+    assert place.run(folders).sets == {"train": 1, "validation": 1, "test": 1}
     assert place.manifest.read_bytes().count(b'"left_out": 1') == 1
     assert f"left out 1 of 4 sets: {bad}" in caplog.text
     kept = place.manifest.read_bytes()
@@ -235,9 +235,9 @@ def test_a_repaired_object_is_read_again(place: Workplace, folders: dict[str, An
     camera_file = Path(folders["path"]) / "object 0" / "000.npy"
     content = camera_file.read_bytes()
     camera_file.unlink()
-    assert place.run(folders).sets == {"train": 2, "test": 1}
+    assert place.run(folders).sets == {"train": 1, "validation": 1, "test": 1}
     camera_file.write_bytes(content)
-    assert place.run(folders).sets == {"train": 3, "test": 1}
+    assert place.run(folders).sets == {"train": 2, "validation": 1, "test": 1}
 
 
 def test_a_folder_that_is_missing_or_empty_is_named(place: Workplace, folders: dict[str, Any], tmp_path: Path) -> None:
@@ -246,5 +246,9 @@ def test_a_folder_that_is_missing_or_empty_is_named(place: Workplace, folders: d
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"views\.test_path: .*empty holds no folders"):
         place.run({**folders, "test_path": str(tmp_path / "empty")})
-    with pytest.raises(UserError, match="leaves no objects for the test"):
+    with pytest.raises(
+        UserError, match=r"leaves no sets for the test; check views\.validation_share and views\.test_share"
+    ):
         place.run({**folders, "test_path": ""})
+    with pytest.raises(UserError, match=r"leaves no sets for validation; check views\.validation_share"):
+        place.run({**folders, "validation_share": 0.0})

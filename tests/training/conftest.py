@@ -37,10 +37,10 @@ def image_set(id_: str, rng: np.random.Generator) -> ImageSet:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """12 sets for training in two shards, 3 for the test in one, of 5 images each."""
+    """12 sets for training in two shards, 3 for validation and 2 for the test in one each, of 5 images."""
     folder = tmp_path_factory.mktemp("dataset")
     store, rng, shards = LocalStore(folder / "store"), np.random.default_rng(0), []
-    for split, first, count in (("train", 0, 7), ("train", 7, 5), ("test", 0, 3)):
+    for split, first, count in (("train", 0, 7), ("train", 7, 5), ("validation", 0, 3), ("test", 0, 2)):
         sets = [image_set(f"{split}-{number:03}", rng) for number in range(first, first + count)]
         stats = write_shard(sets, folder / "draft.tar")
         store.put(shard_key(stats.sha256), folder / "draft.tar", stats.sha256)

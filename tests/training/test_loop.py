@@ -192,7 +192,7 @@ def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draw
     manifest = Manifest.read(dataset.manifest)
     pipeline = start(foundation, "self", course.objective.common)
     pipeline.register_modules(unet=state.network)
-    held_out = HeldOut(pipeline, course.objective, ImageSets(dataset.store, manifest, "test"), device=CPU)
+    held_out = HeldOut(pipeline, course.objective, ImageSets(dataset.store, manifest, "validation"), device=CPU)
     before = held_out.loss(state.ema)
     assert before == held_out.loss(state.ema)
     with torch.no_grad():
@@ -208,8 +208,8 @@ def test_what_is_held_out_makes_no_graphs(make: Made, dataset: Any, foundation: 
     state, course = make(params={"images": 48})
     pipeline = start(foundation, "self", course.objective.common)
     pipeline.register_modules(unet=state.network)
-    test = ImageSets(dataset.store, Manifest.read(dataset.manifest), "test")
-    held_out = HeldOut(pipeline, course.objective, test, device=CPU)
+    sets = ImageSets(dataset.store, Manifest.read(dataset.manifest), "validation")
+    held_out = HeldOut(pipeline, course.objective, sets, device=CPU)
     expected, compiled = held_out.loss(state.ema), []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:

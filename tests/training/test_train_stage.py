@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from m2m.contact_sheet import FRAME, GAP
+from m2m.data.sets import ImageSets
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainDino, TrainVariant
 from m2m.pipeline import M2MPipeline
 from m2m.stages import train
+from m2m.store import LocalStore
 from m2m.tracking import NullTracker
 from m2m.training import held_out
 
@@ -72,7 +76,7 @@ class Remembering:
 
     def dataset(self, name: str, *, source: str, digest: str, context: str, sets: Mapping[str, int]) -> None:
         assert source
-        assert sets.keys() == {"train", "test"}
+        assert list(sets) == ["train", "validation", "test"]
         self.datasets.append((name, digest))
         assert context == "training"
 
@@ -149,6 +153,28 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     assert ("dino" in card.split("Parameters:")[0].split("SHA-256 of the folder")[1]) == (variant == "dino")
 
 
+def test_it_looks_at_validation_sets_and_never_at_the_test(
+    run: Run, dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: set[str] = set()
+    get = LocalStore.get
+
+    def watched(self: LocalStore, key: str, *rest: Any) -> Path:
+        fetched.add(key)
+        return get(self, key, *rest)
+
+    monkeypatch.setattr(LocalStore, "get", watched)
+    tracker = Remembering()
+    run(tmp_path, tracker=tracker)
+    manifest = Manifest.read(dataset.manifest)
+    assert fetched == {shard.key for shard in manifest.shards if shard.split != "test"}
+    sets = ImageSets(dataset.store, manifest, "validation")
+    for place in range(2):
+        shown = np.asarray(tracker.pictures[f"preview/{place:02}", 96])
+        given = shown[GAP + FRAME :: 2, GAP + FRAME :: 2][:64, :64]  # a sheet shows it at twice its size
+        assert np.array_equal(given, sets[place].images[0])
+
+
 def test_the_same_run_elsewhere_gives_the_same_bytes(run: Run, foundation: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other" / "deeper"
     run(one, "dino")
@@ -221,7 +247,7 @@ def test_weights_cut_short_are_refused(run: Run, foundation: Path, tmp_path: Pat
         run(tmp_path, foundation=tmp_path / "foundation")
 
 
-@pytest.mark.parametrize(("split", "words"), [("train", "cannot train with"), ("test", "no test sets")])
+@pytest.mark.parametrize(("split", "words"), [("train", "cannot train with"), ("validation", "no validation sets")])
 def test_a_manifest_without_the_sets_of_a_split_is_refused(
     run: Run, dataset: Any, tmp_path: Path, split: str, words: str
 ) -> None:

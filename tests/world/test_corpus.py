@@ -16,7 +16,7 @@ def test_labels_say_what_the_captions_say(corpus: tuple[Corpus, bool]) -> None:
     assert len(made) == len(made.images) == 512
     for row, text in enumerate(made.captions):
         caption = parse(text)
-        assert caption.held_out == held
+        assert (caption.split == "test") == held
         assert (NOUNS[made.noun[row]], COLOUR_NAMES[made.colour[row]]) == (caption.noun, caption.colour)
         assert (ALL_STYLES[made.style[row]], made.step[row]) == (caption.style, caption.step or 0)
         assert made.has_geometry[row] == (caption.style in STYLES)

@@ -1,18 +1,20 @@
 import re
+from typing import get_args
 
 import pytest
 
 from m2m.errors import UserError
+from m2m.manifest import Split
 from m2m.world.grammar import Caption, parse, picture_captions, procedure_captions, view_captions
 from m2m.world.vocabulary import STEP_TEXTS
 
 
 def _all_captions() -> list[Caption]:
     captions: list[Caption] = []
-    for held in (False, True):
-        captions += picture_captions(held_out=held)
-        captions += view_captions(held_out=held)
-        captions += (caption for steps in procedure_captions(held_out=held) for caption in steps)
+    for split in get_args(Split):
+        captions += picture_captions(split)
+        captions += view_captions(split)
+        captions += (caption for steps in procedure_captions(split) for caption in steps)
     return captions
 
 
@@ -86,10 +88,18 @@ def test_there_is_no_template_beyond_the_last() -> None:
         caption.text(caption.templates)
 
 
-def test_no_caption_trained_on_names_a_held_out_solid() -> None:
-    trained = view_captions(split="train")
+def test_no_caption_trained_on_names_a_solid_of_another_split() -> None:
+    trained = view_captions("train")
     mains = {(caption.noun, caption.colour) for caption in trained}
     assert mains == {caption.second for caption in trained}
-    assert len(mains) == 6 * 7
-    held = {(caption.noun, caption.colour) for caption in view_captions(split="test")}
-    assert len(held - mains) == 6
+    assert len(mains) == 6 * 6
+    looked_at = {(caption.noun, caption.colour) for caption in view_captions("validation")}
+    assert len(looked_at - mains) == 6
+    tested = {(caption.noun, caption.colour) for caption in view_captions("test")}
+    assert len(tested - mains - looked_at) == 6
+
+
+def test_the_splits_share_no_caption_and_have_all() -> None:
+    for captions, count in ((picture_captions, 384), (view_captions, 48 * 42), (procedure_captions, 8 * 8)):
+        every = [one for split in get_args(Split) for one in captions(split)]
+        assert len(every) == len(set(every)) == count

@@ -1,8 +1,10 @@
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from m2m.manifest import Split
 from m2m.world.grammar import Caption, picture_captions
 from m2m.world.pictures import paint
 from m2m.world.shapes import OUTLINES
@@ -13,7 +15,7 @@ MIDDLE = Variation(x=0.5, y=0.5, size=0.6, angle=0.0, shade=0.0)
 
 
 def test_all_combinations_are_painted_and_differ() -> None:
-    captions = picture_captions(split="train") + picture_captions(split="test")
+    captions = [caption for split in get_args(Split) for caption in picture_captions(split)]
     pictures = [paint(caption, MIDDLE) for caption in captions]
     assert all(picture.shape == (64, 64, 3) and picture.dtype == np.uint8 for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == len(captions) == 384

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
+from m2m.manifest import Split
 from m2m.world.cameras import TO_OPENCV, intrinsics
 from m2m.world.grammar import parse, procedure_captions, view_captions
 from m2m.world.rounds import rounds
@@ -34,7 +37,7 @@ def test_a_point_lies_where_the_pose_says() -> None:
 
 
 def test_an_orbit_goes_evenly_around_at_one_height() -> None:
-    caption = view_captions(split="train")[0]
+    caption = view_captions("train")[0]
     poses = np.array(draw_views(caption, on_orbit=5, at_random=2, start_within=180, seed=0, size=16)[1]["poses"])
     rotations, places = poses[:, :, :3], -np.einsum("nij,ni->nj", poses[:, :, :3], poses[:, :, 3])
     np.testing.assert_allclose(
@@ -69,9 +72,9 @@ def test_blenders_camera_is_turned_about_its_x_axis() -> None:
     np.testing.assert_array_equal(flip @ flip, np.eye(3))
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_a_procedure_stays_in_its_place(held_out: bool) -> None:
-    for captions in procedure_captions(held_out=held_out)[::7]:
+@pytest.mark.parametrize("split", get_args(Split))
+def test_a_procedure_stays_in_its_place(split: Split) -> None:
+    for captions in procedure_captions(split)[::7]:
         pictures, extras = draw_procedure(captions, seed=1)
         assert extras["steps"] == [caption.text() for caption in captions]
         assert len(pictures) == len(captions) in (5, 6)

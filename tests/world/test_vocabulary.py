@@ -1,4 +1,7 @@
+from collections import Counter
 from itertools import product
+
+import pytest
 
 from m2m.world.procedures import PARTS
 from m2m.world.shapes import OUTLINES
@@ -15,7 +18,7 @@ from m2m.world.vocabulary import (
     SOLIDS,
     STEP_TEXTS,
     STYLES,
-    held_out,
+    split_of,
 )
 
 
@@ -27,26 +30,29 @@ def test_every_name_can_be_painted_and_every_painter_named() -> None:
     assert len(set(NOUNS)) == len(NOUNS)
 
 
-def test_an_eighth_of_the_pictures_is_held_out_and_every_pair_is_trained() -> None:
+def test_the_pictures_are_divided_and_every_pair_is_trained() -> None:
     combinations = list(product(SHAPES, COLOURS, STYLES))
-    trained = [combination for combination in combinations if not held_out(*combination)]
-    assert len(combinations) - len(trained) == 48
+    splits = {combination: split_of(*combination) for combination in combinations}
+    assert Counter(splits.values()) == {"train": 240, "validation": 48, "test": 96}
     for first, second in ((0, 1), (0, 2), (1, 2)):
         pairs = {(combination[first], combination[second]) for combination in combinations}
-        kept = [(combination[first], combination[second]) for combination in trained]
-        fewest = min(kept.count(pair) for pair in pairs)
-        assert fewest >= 5
+        kept = Counter((one[first], one[second]) for one, split in splits.items() if split == "train")
+        assert min(kept[pair] for pair in pairs) >= 3
 
 
-def test_each_value_is_held_out_equally_often() -> None:
-    held = [combination for combination in product(SHAPES, COLOURS, STYLES) if held_out(*combination)]
+@pytest.mark.parametrize(("split", "count"), [("validation", 48), ("test", 96)])
+def test_each_value_is_held_out_equally_often(split: str, count: int) -> None:
+    held = [combination for combination in product(SHAPES, COLOURS, STYLES) if split_of(*combination) == split]
     for position, values in enumerate((SHAPES, COLOUR_NAMES, STYLES)):
         counts = {sum(combination[position] == value for combination in held) for value in values}
-        assert counts == {48 // len(values)}
+        assert counts == {count // len(values)}
 
 
-def test_one_colour_of_each_solid_and_procedure_is_held_out_no_colour_twice() -> None:
-    for nouns, style in ((SOLIDS, RENDERED), (PROCEDURES, CONSTRUCTION)):
-        held = [[colour for colour in COLOURS if held_out(noun, colour, style)] for noun in nouns]
-        assert all(len(colours) == 1 for colours in held)
-        assert len({colours[0] for colours in held}) == len(nouns)
+@pytest.mark.parametrize(("nouns", "style", "tested"), [(SOLIDS, RENDERED, 1), (PROCEDURES, CONSTRUCTION, 3)])
+def test_each_solid_and_procedure_has_colours_of_every_split(nouns: tuple[str, ...], style: str, tested: int) -> None:
+    firsts = set()
+    for noun in nouns:
+        splits = [split_of(noun, colour, style) for colour in COLOURS]
+        assert Counter(splits) == {"train": 7 - tested, "validation": 1, "test": tested}
+        firsts.add(splits.index("validation"))
+    assert len(firsts) == len(nouns), "another colour each"
