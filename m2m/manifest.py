@@ -63,7 +63,8 @@ class Manifest(_Record):
     images_per_set: Count
     """Procedures (``vpg``) differ in length: there it is the most in a set."""
     redrawn: Annotated[int, Field(ge=0)]
-    """Images that came out bad (not finite, or of one colour) and were drawn again, each attempt counted."""
+    """Images that came out bad (not finite, of one colour, in a held-out combination) and were drawn again, each
+    attempt counted."""
     shards: tuple[ShardEntry, ...]
 
     @classmethod

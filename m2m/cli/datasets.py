@@ -68,6 +68,7 @@ def generate(
         wanted,
         captions=captions,
         stable_diffusion=foundation / "stable-diffusion",
+        inception=foundation / "inception",
         manifest=manifest,
         work=machine.settings.work,
         store=machine.store(),

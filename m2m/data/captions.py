@@ -51,6 +51,8 @@ class CaptionSource:
 
     name: str
     licence: str
+    mix: str = ""
+    """Which kinds of captions there are, and how many of each."""
 
 
 def write_captions(path: Path, captions: Iterable[Caption], source: CaptionSource) -> None:
@@ -87,7 +89,7 @@ def read_source(path: Path) -> CaptionSource:
     with _open(path) as file:
         metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
     try:
-        return CaptionSource(name=metadata["name"], licence=metadata["licence"])
+        return CaptionSource(name=metadata["name"], licence=metadata["licence"], mix=metadata["mix"])
     except KeyError as error:
         raise UserError(f"{path} does not say where its captions come from; run the captions stage again") from error
 

@@ -47,9 +47,11 @@ By the stage `generate` with these parameters:
 |---|---|
 {parameters}
 
-- Captions: {captions["name"]}; SHA-256 of their ids, texts and splits `{captions["sha256"]}`.
+- Captions: {captions["name"]}{": " if captions["mix"] else ""}{captions["mix"]}; SHA-256 of their ids, texts and splits
+  `{captions["sha256"]}`.
 - Stable Diffusion: SHA-256 of its folder `{weights["sha256"]}`.
-- Images that were not finite or of one colour were drawn again with new noise: {manifest.redrawn} times.
+- Images that were not finite, of one colour or, for a caption that does not ask for it, in a combination that is held
+  out of training were drawn again with new noise: {manifest.redrawn} times.
 - Each image's noise has a seed of its own, kept with the set. The same parameters, captions, weights and kind of
   processor give the same dataset, byte for byte.
 

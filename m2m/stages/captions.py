@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -14,8 +14,8 @@ from m2m.data.captions import Caption, CaptionSource, write_captions
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.seeds import derive
+from m2m.world.grammar import KINDS, captions_naming, procedure_captions, view_captions
 from m2m.world.grammar import Caption as WorldCaption
-from m2m.world.grammar import picture_captions, procedure_captions, view_captions
 from m2m.world.rounds import rounds
 
 WORLD = CaptionSource(name="the embedded world", licence="Apache-2.0, as the project")
@@ -41,7 +41,7 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
         UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
     """
     if isinstance(params, WorldCaptions):
-        write_captions(out, _world_captions(params), WORLD)
+        write_captions(out, _world_captions(params), replace(WORLD, mix=_mix(params)))
         return CaptionsReport(train=params.train, validation=params.validation, test=params.test)
     selection = cc12m.select_lines(params)
     if selection.bad:
@@ -57,19 +57,39 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[Caption]:
-    """Training captions of all kinds in one shuffled order, those of the other splits of pictures."""
-    pictures = params.train - params.views - params.steps
+    """Captions of each split in one shuffled order: of pictures, for training of rendered objects and steps as well."""
     steps = tuple(chain.from_iterable(procedure_captions("train")))
-    texts = [
-        *_texts(params.seed, "train", picture_captions("train"), pictures),
-        *_texts(params.seed, "train", view_captions("train"), params.views),
-        *_texts(params.seed, "train", steps, params.steps),
-    ]
-    Random(derive(params.seed, "order")).shuffle(texts)
-    yield from _numbered("train", texts)
-    others: tuple[tuple[Split, int], ...] = (("validation", params.validation), ("test", params.test))
-    for split, count in others:
-        yield from _numbered(split, _texts(params.seed, split, picture_captions(split), count))
+    texts: dict[Split, list[str]] = {
+        "train": [
+            *_picture_texts(params.seed, "train", params.train - params.views - params.steps),
+            *_texts(params.seed, "train", view_captions("train"), params.views),
+            *_texts(params.seed, "train", steps, params.steps),
+        ],
+        "validation": _picture_texts(params.seed, "validation", params.validation),
+        "test": _picture_texts(params.seed, "test", params.test),
+    }
+    for split, of_split in texts.items():
+        Random(derive(params.seed, "order", split)).shuffle(of_split)
+        yield from _numbered(split, of_split)
+
+
+def _picture_texts(seed: int, split: Split, count: int) -> list[str]:
+    """`count` captions of pictures, as many of each kind: full ones first where the number cannot be divided."""
+    texts: list[str] = []
+    for place, named in enumerate(reversed(KINDS)):
+        share = count // len(KINDS) + (place < count % len(KINDS))
+        texts += _texts(seed, split, captions_naming(named, split), share)
+    return texts
+
+
+def _mix(params: WorldCaptions) -> str:
+    """The kinds of captions and their shares, for the dataset card."""
+    kinds = ", ".join(" and ".join(named) for named in KINDS)
+    return (
+        f"as many captions of pictures of each kind, which name {kinds}; what they leave open varies freely over the "
+        f"combinations of training. Of the {params.train} for training {params.views} tell of rendered objects and "
+        f"{params.steps} of steps of procedures, and leave nothing open"
+    )
 
 
 def _texts(seed: int, split: Split, combinations: Sequence[WorldCaption], count: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import astuple
 from functools import partial
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import JsonValue
+from safetensors import SafetensorError
+from torch import Tensor
 
 from m2m.data.captions import Caption, captions_digest, read_captions, read_source
 from m2m.data.card import mis_card, stated_licence
@@ -19,14 +23,20 @@ from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import code_digest, folder_digest
 from m2m.manifest import Manifest
+from m2m.models.classifier import ARCHITECTURE, WorldClassifier
 from m2m.params import GenerateParams
 from m2m.progress import Advance
 from m2m.seeds import image_seed
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
+from m2m.world.grammar import ATTRIBUTES, parse
+from m2m.world.vocabulary import SHAPES, STYLES, split_of
 
-CODE = ("m2m.data.shards", "m2m.diffusion", "m2m.stages.generate")
+CODE = (
+    *("m2m.data.shards", "m2m.diffusion", "m2m.models.classifier", "m2m.stages.generate"),
+    *("m2m.world.grammar", "m2m.world.vocabulary"),
+)
 """What the sets are made by."""
 
 
@@ -35,6 +45,7 @@ def run(
     *,
     captions: Path,
     stable_diffusion: Path,
+    inception: Path,
     manifest: Path,
     work: Path,
     store: Store,
@@ -46,6 +57,10 @@ def run(
 
     A shard is drawn, written, uploaded and verified, then recorded below `work`. The make-up and shape of every batch
     depend on its shard alone: on the same kind of processor any number of workers gives the same bytes.
+
+    Args:
+        inception: the class network. If it names what the embedded world shows, images in combinations that are held
+            out of training are drawn again; another one says nothing here.
 
     Raises:
         UserError: captions, model folder or store cannot be used, the disk refuses, or an image stays bad.
@@ -60,11 +75,14 @@ def run(
         "captions": {**vars(source), "sha256": captions_digest(read_captions(captions))},
         "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
     }
-    # Loaded when the first shard is missing: a run that finds all of them needs no networks.
+    judge = load_judge(inception, device)
+    if judge is not None:
+        made_by["inception"] = {"sha256": folder_digest(inception)}
+    # Loaded when the first shard is missing: a run that finds all of them needs no network that draws.
     model = once(partial(_load, stable_diffusion, params, device))
 
     def make(shard: list[Caption], advance: Advance) -> Made:
-        drawn, redrawn = draw_sets(model(), params, shard, advance)
+        drawn, redrawn = draw_sets(model(), params, shard, advance, judge)
         return Made(sets=drawn, redrawn=redrawn)
 
     making = Making[Caption](
@@ -73,7 +91,10 @@ def run(
         parameters=params.model_dump(mode="json"),
         made_by=made_by,
         # A dataset begun on a CPU does not go on from there on a GPU, nor one of older code.
-        depends=[made_by["parameters"], made_by["stable_diffusion"], device.partition(":")[0], code_digest(*CODE)],
+        depends=[
+            *(made_by["parameters"], made_by["stable_diffusion"], made_by.get("inception")),
+            *(device.partition(":")[0], code_digest(*CODE)),
+        ],
         items=lambda split: (caption for caption in read_captions(captions) if caption.split == split),
         identity=lambda caption: [*astuple(caption)],
         count=lambda _: params.images_per_set,
@@ -88,9 +109,16 @@ def run(
 
 
 def draw_sets(
-    model: StableDiffusion, params: GenerateParams, captions: Sequence[Caption], advance: Advance
+    model: StableDiffusion,
+    params: GenerateParams,
+    captions: Sequence[Caption],
+    advance: Advance,
+    judge: WorldClassifier | None = None,
 ) -> tuple[list[ImageSet], int]:
-    """A set for each caption, and how many images were drawn again because they were not finite or of one colour.
+    """A set for each caption, and how many images were drawn again.
+
+    These are images that are not finite, of one colour, or read by the judge as a combination that is held out of
+    training, unless their caption names it: free values complete to what training shows, in every split.
 
     Each image starts from its own noise, each caption is embedded once, and every batch has `params.batch_size` rows:
     what is missing in the last one is filled with its first row. Bad images come in batches of their own at the end.
@@ -105,6 +133,7 @@ def draw_sets(
     filled = [caption.text for caption in captions]
     filled += [""] * (params.sets_per_shard - len(filled))
     embeddings = model.embed(filled)  # (sets_per_shard, L, D): the short last shard's shape is that of all others
+    guarded = [judge is not None and _keeps_to_training(caption.text) for caption in captions]
     missing = [(row, index) for row in range(shape[0]) for index in range(shape[1])]
     redrawn = 0
     for attempt in range(params.max_redraws + 1):
@@ -115,11 +144,14 @@ def draw_sets(
             numbers = [image_seed(params.seed, captions[row].id, index, attempt) for row, index in full]
             noise = torch.stack([model.noise(number) for number in numbers])  # (batch_size, 4, h, w)
             drawn = model.denoise(noise, embeddings[[row for row, _ in full]])  # (batch_size, 4, h, w)
-            pictures = model.decode(drawn)[: len(batch)].cpu().numpy()  # (rows, H, W, 3)
+            decoded = model.decode(drawn)  # (batch_size, H, W, 3)
+            held_out = np.zeros(len(full), np.bool_) if judge is None else read_as_held_out(judge, decoded)
+            pictures = decoded[: len(batch)].cpu().numpy()  # (rows, H, W, 3)
             z = drawn[: len(batch)].cpu().numpy()  # (rows, 4, h, w)
             place = tuple(np.transpose(batch))
             latents[place], images[place], seeds[place] = z, pictures, numbers[: len(batch)]
             good = np.isfinite(z).all(axis=(1, 2, 3)) & (np.ptp(pictures, axis=(1, 2, 3)) > 0)
+            good &= ~(held_out[: len(batch)] & np.array([guarded[row] for row, _ in batch]))
             bad += [batch[row] for row in np.flatnonzero(~good)]
             advance(int(good.sum()))
         missing = bad
@@ -130,9 +162,45 @@ def draw_sets(
             ], redrawn
     row, index = missing[0]
     raise UserError(
-        f"set {captions[row].id}: image {index} is not finite or of one colour in all {params.max_redraws + 1} "
-        "attempts; check the Stable Diffusion folder and generate.guidance_scale"
+        f"set {captions[row].id}: image {index} is not finite, of one colour or in a held-out combination in all "
+        f"{params.max_redraws + 1} attempts; check the Stable Diffusion folder and generate.guidance_scale"
     )
+
+
+def load_judge(folder: Path, device: str) -> WorldClassifier | None:
+    """The class network of a foundation, if it is of the embedded world.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        if json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"] != ARCHITECTURE:
+            return None
+        return WorldClassifier.from_pretrained(folder).to(device)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        text = f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
+        raise UserError(text) from error
+
+
+@torch.inference_mode()
+def read_as_held_out(judge: WorldClassifier, pictures: Tensor) -> NDArray[np.bool_]:
+    """Whether each picture, uint8 (B, H, W, 3), shows a combination that is held out of training: (B,)."""
+    readings = judge(pictures.permute(0, 3, 1, 2))
+    triples = zip(*(readings.names(judge.classes, head) for head in ATTRIBUTES), strict=True)
+    return np.array([_is_picture(*triple) and split_of(*triple) != "train" for triple in triples])
+
+
+def _is_picture(noun: str, _: str, style: str) -> bool:
+    return noun in SHAPES and style in STYLES
+
+
+def _keeps_to_training(text: str) -> bool:
+    """Whether pictures of a caption show combinations of training alone; of words of another world nothing is known."""
+    try:
+        return parse(text).split == "train"
+    except UserError:
+        return False
 
 
 def _load(folder: Path, params: GenerateParams, device: str) -> StableDiffusion:
