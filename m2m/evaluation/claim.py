@@ -13,10 +13,11 @@ from m2m import seeds
 from m2m.evaluation.ground import Ground
 from m2m.evaluation.measure import Readings
 from m2m.evaluation.pattern import Lot, Pattern, Sums
-from m2m.evaluation.pattern_numbers import aspect, estimated, numbers_of
+from m2m.evaluation.pattern_numbers import ASPECTS, aspect, estimated, numbers_of, pairs
 from m2m.evaluation.resampling import caption_weights, difference, interval
 from m2m.params import EvaluateMis
 
+PAINTED = "painted"
 REPEATS = 20
 """How often the ideal reader draws: it costs nothing, and its score should not be a matter of luck."""
 
@@ -28,6 +29,8 @@ class Read:
     ours: Mapping[int, Readings]
     baselines: Mapping[str, Mapping[int, Readings]]
     long: Readings | None
+    compared: Mapping[str, Mapping[int, Readings]]
+    """what was drawn of the first sets alone"""
 
 
 def pattern_numbers(ground: Ground, read: Read, params: EvaluateMis) -> dict[str, float]:
@@ -56,6 +59,30 @@ def pattern_numbers(ground: Ground, read: Read, params: EvaluateMis) -> dict[str
             numbers |= estimated(f"difference/given={more}-minus-{less}", change)
     if read.long is not None:
         numbers |= drift(ground, read.long, params)
+    return numbers | rival_numbers(ground, read, params)
+
+
+def rival_numbers(ground: Ground, read: Read, params: EvaluateMis) -> dict[str, float]:
+    """Scores of what is drawn of the first sets alone, and the model's differences from it over the same sets."""
+    numbers: dict[str, float] = {}
+    count = params.compared.sets
+    for name, of_rival in read.compared.items():
+        for given, readings in of_rival.items():
+            pattern = ground.pattern(given, params.generated, count)
+            theirs = pattern.count(ground.lot(readings))
+            ours = pattern.count(_first(ground.lot(read.ours[given]), count))
+            weights = caption_weights(theirs.captions, resamples=params.bootstrap, seed=params.seed)
+            numbers |= numbers_of(theirs, weights, given=given, prefix=f"baseline/{name}/")
+            changes = {
+                f"{name}/pattern_score": difference(ours.strict_score, theirs.strict_score, weights),
+                **{f"{name}/{one}": difference(aspect(ours, one), aspect(theirs, one), weights) for one in ASPECTS},
+                f"{name}/pairs": difference(pairs(ours), pairs(theirs), weights),
+                f"held_out-minus-{name}/pairs": difference(pairs(theirs, held_out=True), pairs(theirs), weights),
+            }
+            for key, change in changes.items():
+                numbers |= estimated(f"difference/{key}/given={given}", change)
+            if name == PAINTED:
+                numbers |= estimated("difference/painted", difference(theirs.strict_score, ours.strict_score, weights))
     return numbers
 
 
@@ -77,6 +104,10 @@ def drift(ground: Ground, long: Readings, params: EvaluateMis) -> dict[str, floa
             for end, value in estimated("", interval(aspect(of_part, "kept"), weights)).items()
         },
     }
+
+
+def _first(lot: Lot, sets: int) -> Lot:
+    return Lot(lot.values[:sets], lot.misses[:sets])
 
 
 def copies(pattern: Pattern) -> Lot:

@@ -1,4 +1,4 @@
-"""What the sets of an evaluation share, and what their held-out pictures show: the ground that all lots are judged on."""
+"""What sets share, and what their held-out pictures show: the ground that all lots are judged on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lots of pictures to compare a model's with: held-out sets, these with colours shuffled, and what Stable Diffusion draws."""
+"""Lots of pictures to compare a model's with: held-out sets, in other colours too, and what Stable Diffusion draws."""
 
 from __future__ import annotations
 

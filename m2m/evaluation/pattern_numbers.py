@@ -1,4 +1,4 @@
-"""The numbers of a lot's pattern: scores after each number of given pictures, by attribute, by position, with intervals."""
+"""The numbers of a lot's pattern: scores by number of given pictures, attribute and position, with intervals."""
 
 from __future__ import annotations
 

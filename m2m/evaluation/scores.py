@@ -59,8 +59,8 @@ def kid(sample: Tensor, reference: Tensor) -> float:
 def inception_score(logits: Tensor) -> float:
     """exp of the mean KL divergence of each picture's classes (n, C) from their mean (Salimans et al., 2016).
 
-    The mean of ten splits, as published, where each has fifty pictures or more; else in one: splits of a few dozen would
-    only measure their own size. The spread is that over positions.
+    The mean of ten splits, as published, where each has fifty pictures or more; else in one: splits of a few dozen
+    would only measure their own size. The spread is that over positions.
     """
     splits = SPLITS if len(logits) >= SPLITS * LEAST_IN_SPLIT else 1
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""How close drawn views come to the true ones: PSNR, SSIM and a perceptual distance, by angle from the nearest given view."""
+"""How close drawn views come to the true ones: PSNR, SSIM and a perceptual distance, by angle."""
 
 from __future__ import annotations
 
@@ -86,6 +86,15 @@ def measure(
         numbers |= numbers_of(copied_scores, nearest, given=given, prefix="baseline/nearest/")
     blind = compare_views(np.stack(untuned), images[:, few:], networks)
     return numbers | numbers_of(blind, nearest_given(cameras, few), given=few, prefix="baseline/untuned/")
+
+
+def of_model(
+    members: Sequence[ImageSet], drawn: Sequence[NDArray[np.uint8]], given: int, networks: Networks
+) -> dict[str, float]:
+    """Flat numbers of a model alone: of each set the views after the given ones, (views, H, W, 3)."""
+    images = np.stack([one.images for one in members])  # (sets, views, H, W, 3)
+    nearest = nearest_given(np.stack([one.cameras() for one in members]), given)
+    return numbers_of(compare_views(np.stack(drawn), images[:, given:], networks), nearest, given=given)
 
 
 def turntable(draws: TaskDraws) -> bytes:

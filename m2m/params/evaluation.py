@@ -37,7 +37,7 @@ class GateParams(Section):
 
     metric: str = Field(
         min_length=1,
-        description="figure of details.json, of validation sets, on which a version must beat the champion of the same dataset",
+        description="figure validation/… on which a version must beat the champion of the same dataset",
     )
     better: Literal["higher", "lower"] = Field(description="which of two figures is the better one")
     require: dict[str, float] = Field(description="figures that must be at least so much, whoever the champion is")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,36 +11,22 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
 from m2m.errors import UserError
-from m2m.evaluation import claim, lots, nearest_set, table, validation
-from m2m.evaluation.comparison import Lots, compare
+from m2m.evaluation import places, table
 from m2m.evaluation.gallery import draw_gallery, to_png
 from m2m.evaluation.kept import folder_of, note_run, run_before
-from m2m.evaluation.measure import Batch, Measurements, Readings, Scores, measure, read
+from m2m.evaluation.measuring import Measuring, Splits, painters
 from m2m.evaluation.model import Model
 from m2m.evaluation.networks import Networks
-from m2m.evaluation.pattern_numbers import told
 from m2m.evaluation.sampling import Continuations
 from m2m.files import folder_digest, write_atomically
 from m2m.manifest import Manifest
 from m2m.params import EvaluateMis, Variant
 from m2m.pipeline import load_pipeline
-from m2m.progress import progress
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers
-
-UNCONDITIONAL_POSITIONS = 2
-"""Without given pictures all positions are alike: two are enough for a spread, and for the distance within a set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The sets of a dataset."""
-
-    train: ImageSets
-    validation: ImageSets
-    test: ImageSets
 
 
 def run(
@@ -91,16 +76,7 @@ def run(
     folder = folder_of(drafts, made_from)
     pipeline = load_pipeline(model, device=device, precision=params.precision)
     drawing = Model(pipeline=pipeline, params=params, folder=folder, workers=workers)
-    floor = lots.Painter(
-        foundation / "stable-diffusion",
-        solver=params.solver,
-        num_inference_steps=params.num_inference_steps,
-        guidance_scale=1,
-        params=params,
-        work=work / "unconditional",
-        device=device,
-        workers=workers,
-    )
+    told = painters(params, data, foundation / "stable-diffusion", work, device, workers)
 
     tags = {"variant": variant, "manifest": data.digest, "model": digest}
     with tracker.run(f"evaluate-{variant}", stage="evaluate", tags=tags, resume_key=run_before(folder)) as record:
@@ -108,7 +84,7 @@ def run(
         record.params(params.model_dump(mode="json"))
         record.dataset(data.kind, source=store.uri, digest=data.digest, context="evaluation", sets=data.sets)
 
-        measuring = _Measuring(params, splits, drawing, networks, floor)
+        measuring = Measuring(params, splits, drawing, networks, told)
         scores, measured = measuring.all()
         draws = measuring.draws
         rests_on: dict[str, table.Number] = {
@@ -127,6 +103,10 @@ def run(
             gallery = draw_gallery(rows)
             write_atomically(plots / f"given-{given}.png", to_png(gallery, [one.caption for one in shown]))
             record.image(gallery, key=f"gallery/given-{given}", step=0)
+        if examples := _consistency(measuring.probes, params):
+            consistency = draw_gallery((start.images, drawn) for _, start, drawn in examples)
+            write_atomically(plots / "consistency.png", to_png(consistency, [what for what, _, _ in examples]))
+            record.image(consistency, key="gallery/consistency", step=0)
         numbers = {**table.headline(measured, _headlines(params)), **rests_on}
         write_atomically(metrics, table.to_json(numbers))
 
@@ -139,6 +119,21 @@ def run(
             version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
     return table.Evaluation(numbers, version)
+
+
+def _consistency(
+    probes: Mapping[str, tuple[places.Probe, Continuations]], params: EvaluateMis
+) -> list[tuple[str, ImageSet, NDArray[np.uint8]]]:
+    """Examples after the paper's: four given pictures of one content in four styles, and four of one style."""
+    rows: list[tuple[str, ImageSet, NDArray[np.uint8]]] = []
+    for name, what in (("content", "content consistency"), ("a", "style consistency")):
+        if name not in probes:
+            continue
+        probe, draw = probes[name]
+        drawn, orders = draw.first(probe.count), probe.given.shape[1]
+        chosen = np.flatnonzero(probe.shared == places.STYLE)[: max(params.gallery_sets // 2, 1)].tolist()
+        rows += [(what, probe.starts[number * orders], drawn[number * orders]) for number in chosen]
+    return rows
 
 
 def _headlines(params: EvaluateMis) -> list[str]:
@@ -156,92 +151,6 @@ def _headlines(params: EvaluateMis) -> list[str]:
     ]
 
 
-class _Measuring:
-    """Draws what is missing, shows all of it to the networks, and compares."""
-
-    def __init__(
-        self, params: EvaluateMis, splits: Splits, model: Model, networks: Networks, floor: lots.Painter
-    ) -> None:
-        self._params, self._splits, self._model, self._networks, self._floor = params, splits, model, networks, floor
-        self.draws: dict[int, Continuations] = {
-            given: model.after(
-                f"given-{given}", splits.test, count=params.sets, given=given, generated=params.generated
-            )
-            for given in params.given
-        }
-        self._long = model.after(
-            "long", splits.test, count=params.long.sets, given=params.long.given, generated=params.long.generated
-        )
-        self._validation = model.after(
-            "validation",
-            splits.validation,
-            count=params.validation_sets,
-            given=params.main,
-            generated=params.generated,
-        )
-
-    def all(self) -> tuple[Scores, dict[str, float]]:
-        """The scores at the main number of given pictures, and all numbers."""
-        params, networks = self._params, self._networks
-        captions, held_out, ground = validation.look_at(self._splits.test, params.sets, networks, params)
-        lots_to_draw = [*self.draws.values(), self._long, self._validation]
-        with progress(sum(draw.pictures for draw in lots_to_draw), "evaluate", unit="images") as advance:
-            ours = {given: measure(draw.batches(advance), networks) for given, draw in self.draws.items()}
-            of_validation = measure(self._validation.batches(advance), networks)
-            long = read(self._long.batches(advance), networks) if params.long.sets else None
-        of_gate = validation.gate_numbers(of_validation, self._splits.validation, networks, params)
-        table.require_gate(params.gate, of_gate, key="evaluate.mis.gate")
-        numbers = told(of_gate)
-        baselines = {"stable_diffusion": self._unconditional(captions)}
-        nearest = self._nearest(held_out) if ground else {}
-        if nearest:
-            baselines["nearest"] = nearest[params.main]
-        after_given = (
-            Batch(batch.captions, batch.given, batch.images[:, params.main : params.main + params.generated])
-            for batch in self._held_out()
-        )
-        shuffled = read(lots.colours_shuffled(after_given, seed=params.seed), networks)
-        of_lots = Lots(ours=ours, held_out=held_out, baselines=baselines, shuffled=shuffled)
-        scores, compared = compare(of_lots, captions, networks, params)
-        numbers |= compared
-        if ground:
-            floor = dict.fromkeys(params.given, baselines["stable_diffusion"].readings)
-            seen = claim.Read(
-                ours=_readings(ours),
-                baselines={"stable_diffusion": floor, "nearest": _readings(nearest)},
-                long=long,
-            )
-            numbers |= claim.pattern_numbers(ground, seen, params)
-        return scores, numbers
-
-    def _held_out(self) -> Iterator[Batch]:
-        return lots.held_out(self._splits.test, count=self._params.sets, batch=self._params.sets_per_batch)
-
-    def _unconditional(self, captions: list[str]) -> Measurements:
-        params = self._params
-        positions = params.generated if self._networks.attributes else UNCONDITIONAL_POSITIONS
-        drawn = self._floor.draw([""] * len(captions), positions, noise="unconditional")
-        return measure(lots.following(self._held_out(), drawn, given=params.main), self._networks)
-
-    def _nearest(self, held_out: Measurements) -> dict[int, Measurements]:
-        """The training set that is nearest to the given pictures, as if drawn, by number of given ones."""
-        params, training = self._params, self._splits.train
-        embedded = nearest_set.mean_embeddings(training, self._networks.clip, self._networks.device)
-
-        def pictures(given: int) -> Iterator[NDArray[np.uint8]]:
-            numbers = nearest_set.nearest(held_out.embeddings[:, :given], embedded)
-            return nearest_set.pictures_of(training, numbers, params.generated, batch=params.sets_per_batch)
-
-        return {
-            given: measure(lots.following(self._held_out(), pictures(given), given=given), self._networks)
-            for given in params.given
-        }
-
-
-def _readings(measured: Mapping[int, Measurements]) -> dict[int, Readings]:
-    return {given: one.readings for given, one in measured.items()}
-
-
 def _require(params: EvaluateMis, *, images_per_set: int, splits: Splits) -> None:
     most = max(*params.given, params.long.given if params.long.sets else 0)
     for key, wanted, split, there in (
@@ -250,7 +159,8 @@ def _require(params: EvaluateMis, *, images_per_set: int, splits: Splits) -> Non
     ):
         if wanted > there:
             raise UserError(
-                f"evaluate.mis.{key} is {wanted}, but there are {there} {split} sets; lower it, or raise captions.{split}"
+                f"evaluate.mis.{key} is {wanted}, but there are {there} {split} sets; lower it, or raise "
+                f"captions.{split}"
             )
     if most + params.generated > images_per_set:
         raise UserError(

@@ -34,6 +34,7 @@ cameras = st.builds(Camera, azimuth=st.floats(0, 360), elevation=st.floats(-80, 
 PARAMS = EvaluateNvs(
     seed=0,
     sets=3,
+    validation_sets=1,
     given=(1, 2),
     solver="ddim",
     num_inference_steps=1,
@@ -42,7 +43,7 @@ PARAMS = EvaluateNvs(
     sets_per_batch=1,
     precision="float32",
     gallery_sets=1,
-    gate=GateParams(metric="psnr/given=1/mean", better="higher"),
+    gate=GateParams(metric="validation/psnr/given=1/mean", better="higher", require={}),
     bootstrap=20,
 )
 

@@ -109,7 +109,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_stable_diffusion: Path
         torch.manual_seed(0)
         fit = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
         contrast.save(foundation / "clip", contrast.build(fit, tokenizer), tokenizer)
-        unet = ImageSetUNet.from_stable_diffusion(tiny_stable_diffusion, variant="self", max_context=4, context_dim=0)
+        unet = ImageSetUNet.from_stable_diffusion(tiny_stable_diffusion, variant="self", max_context=5, context_dim=0)
         M2MPipeline(
             vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),
             unet=unet,
@@ -279,6 +279,33 @@ def test_the_pattern_is_scored_after_each_number_of_given_pictures(finished: tup
     assert "long/kept/position/08/given=2" in numbers
 
 
+def test_rivals_are_compared_over_the_same_sets(finished: tuple[Workplace, Notes]) -> None:
+    numbers = finished[0].details()
+    for name, counts in {"independent": (1, 2), "name_then_draw": (1, 2, 4), "painted": (2,)}.items():
+        for given in counts:
+            assert 0 <= numbers[f"baseline/{name}/pair_agreement/given={given}"] <= 1
+            for what in ("pairs",):
+                key = f"difference/{name}/{what}/given={given}"
+                assert numbers[f"{key}/low"] <= numbers[key] <= numbers[f"{key}/high"]
+            assert f"difference/held_out-minus-{name}/pairs/given={given}" in numbers
+
+
+def test_places_are_probed(finished: tuple[Workplace, Notes]) -> None:
+    numbers = finished[0].details()
+    for probe in ("a", "b"):
+        shares = [numbers[f"places/{probe}/{place}"] for place in range(1, 5)]
+        assert numbers[f"places/{probe}/spread"] == pytest.approx(max(shares) - min(shares), abs=1e-5)
+    for name, places in {"A": 1, "AB": 2, "ABBBB": 5}.items():
+        for at in range(1, places + 1):
+            for prefix in ("", "baseline/ideal/"):
+                for what in ("noun", "colour", "content", "style"):
+                    assert 0 <= numbers[f"{prefix}probe/{name}/at={at}/a/{what}"] <= 1
+    minority, majority = (numbers[f"baseline/ideal/probe/ABBBB/at=1/{letter}/style"] for letter in "ab")
+    assert minority < majority
+    with Image.open(finished[0].plots / "consistency.png") as gallery:
+        assert set(json.loads(gallery.info["captions"])) <= {"content consistency", "style consistency"}
+
+
 def test_plots_are_there(finished: tuple[Workplace, Notes]) -> None:
     workplace, _ = finished
     numbers = workplace.details()
@@ -307,7 +334,7 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     assert tags == made_from
     assert told["metrics"]["seconds_per_image"] > 0
     assert not any("seconds" in key for key in numbers)
-    assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-4"]
+    assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-4", "gallery/consistency"]
 
 
 def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
@@ -344,7 +371,8 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
         assert not workplace.metrics.exists()
         # Another gate judges the same pictures.
         assert workplace.evaluate(tracker=notes).version == "7"
-    assert before + len(drawn) == 8  # two batches with each number of given pictures, a long one, one of validation
+    batches = {"given": 3 * 2, "validation": 1, "long": 1, "independent": 2, "painted": 1, "places": 10}
+    assert before + len(drawn) == sum(batches.values()), "nothing is drawn twice"
     assert notes.resumed == [None, "run-1", "run-1"]
     assert digests(workplace) == digests(finished[0])
     assert not (workplace.root / "work" / "evaluate-self").exists()
