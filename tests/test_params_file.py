@@ -100,7 +100,7 @@ def test_the_line_names_file_line_and_key(old: str, new: str, expected: str, tmp
     [
         ("    set_size: 6", "    set_syze: 6", "    set_syze"),
         ("  test: 192", "  test: 0", "  test: 0"),
-        ("given: [2, 4]", "given: [2,\n      0]", "      0]"),
+        ("given: [1, 2, 4, 8]\n    gen", "given: [1,\n      0]\n    gen", "      0]"),
         ("    weight_decay: 0.01\n", "", "  common:"),  # what is missing belongs into the block above
         ("  test: 192", "  test: 192\n  test: 193", "  test: 193"),
     ],
