@@ -387,7 +387,9 @@ def test_who_copies_given_pictures_cannot_be_champion(
     workplace: Workplace, places: list[int], passes: bool, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn(_: Any, members: Sequence[ImageSet], *, given: int, images: int, **options: Any) -> np.ndarray:
-        chosen = [place % given if place < given else place for place in (places * images)[:images]]
+        # Probes hold no more than the given pictures.
+        there = len(members[0].images)
+        chosen = [place % (given if place < given else there) for place in (places * images)[:images]]
         return np.stack([member.images[chosen] for member in members])
 
     monkeypatch.setattr(sampling, "_draw", drawn)
