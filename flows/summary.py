@@ -11,7 +11,7 @@ from typing import Any, get_args
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
-from m2m.page.tables import Numbers, Row, Table, agreement, quality
+from m2m.page.tables import Numbers, Row, Table, pattern, quality
 from m2m.params import Variant
 
 GALLERY_BYTES = 1_000_000
@@ -22,7 +22,7 @@ AllNumbers = Mapping[Variant, Numbers]
 
 def read_metrics(checkout: Path) -> AllNumbers:
     """The numbers of each variant that has been evaluated."""
-    files = {variant: checkout / "metrics" / f"evaluate-{variant}.json" for variant in get_args(Variant)}
+    files = {variant: checkout / "reports" / f"evaluate-{variant}" / "details.json" for variant in get_args(Variant)}
     return {variant: json.loads(file.read_text()) for variant, file in files.items() if file.exists()}
 
 
@@ -58,7 +58,7 @@ def _parts(
     if unfinished:
         yield "## Not finished"
         yield "\n".join(f"- `{name}`: {state.message or state.name}" for name, state in unfinished.items())
-    for title, table in (("Quality", quality), ("Agreement with the captions", agreement)):
+    for title, table in (("Quality", quality), ("What is kept, and what varies", pattern)):
         if numbers:
             yield f"## {title}"
             yield _markdown(table(numbers), table(before) if before else None)

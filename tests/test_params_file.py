@@ -60,8 +60,8 @@ def line_of(text: str, words: str) -> int:
         ("  test: 192", "  test:", "captions.test: is empty, should be a valid integer"),
         ("  test: 192", "  test: [1]", "captions.test: is a list, should be a valid integer"),
         ("  test: 192", "  test: " + "9" * 5000, "captions.test: a number of 5000 digits"),
-        ("given: [2, 4]", "given: [2, 0]", "evaluate.mis.subset.given.1: is 0, should be greater than or equal to 1"),
-        ("given: [2, 4]", "given: 2", "evaluate.mis.subset.given: is 2, should be a list"),
+        ("given: [1, 2, 4, 8]", "given: [1, 0]", "evaluate.mis.given.1: is 0, should be greater than or equal to 1"),
+        ("given: [1, 2, 4, 8]", "given: 2", "evaluate.mis.given: is 2, should be a list"),
         ("decay: 0.99\n", "decay: .nan\n", "train.common.ema.decay: is nan, should be"),
         (
             "source: world\n  seed: 0\n  train",
@@ -100,7 +100,7 @@ def test_the_line_names_file_line_and_key(old: str, new: str, expected: str, tmp
     [
         ("    set_size: 6", "    set_syze: 6", "    set_syze"),
         ("  test: 192", "  test: 0", "  test: 0"),
-        ("given: [2, 4]", "given: [2,\n      0]", "      0]"),
+        ("given: [1, 2, 4, 8]\n    gen", "given: [1,\n      0]\n    gen", "      0]"),
         ("    weight_decay: 0.01\n", "", "  common:"),  # what is missing belongs into the block above
         ("  test: 192", "  test: 192\n  test: 193", "  test: 193"),
     ],

@@ -19,11 +19,11 @@ def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
     common, evaluate, sets = params.train.common, params.evaluate.mis, params.generate.images_per_set
     assert common.set_size <= sets
     assert common.max_context < common.set_size, "slots that training never reaches"
-    assert evaluate.given + evaluate.generated <= sets
+    assert max(evaluate.given) + evaluate.generated <= sets
     assert evaluate.sets <= params.captions.test
     assert common.preview_sets <= params.captions.validation
-    assert evaluate.subset.sets <= evaluate.sets
-    assert max(evaluate.subset.given) < evaluate.given + evaluate.generated
+    assert max(evaluate.long.sets, evaluate.compared.sets) <= evaluate.sets
+    assert evaluate.validation_sets <= params.captions.validation
     for variant in (params.train.variant.of("self"), params.train.variant.of("dino")):
         assert variant.images % (variant.sets_per_step * common.set_size) == 0, "whole steps"
         assert common.warmup_images < variant.images

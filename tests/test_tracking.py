@@ -33,7 +33,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 PICTURE = Image.new("RGB", (8, 8), "teal")
-GATE = GateParams(metric="fid/mean", better="lower")
+GATE = GateParams(metric="fid/mean", better="lower", require={})
 
 
 def tracker(uri: str, spool: Path) -> Tracker:

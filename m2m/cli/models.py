@@ -205,7 +205,7 @@ def report(
     items = [
         report.Evaluated(
             variant=variant,
-            metrics=Path(f"metrics/evaluate-{variant}.json"),
+            metrics=Path(f"reports/evaluate-{variant}/details.json"),
             plots=Path(f"reports/evaluate-{variant}"),
             curve=Path(f"reports/train-{variant}.csv"),
         )
@@ -215,7 +215,7 @@ def report(
         report.TaskEvaluated(
             task=task,
             variant=variant,
-            metrics=Path(f"metrics/evaluate-{variant}-{task}.json"),
+            metrics=Path(f"reports/evaluate-{variant}-{task}/details.json"),
             plots=Path(f"reports/evaluate-{variant}-{task}"),
             from_scratch=ABLATIONS / f"from-scratch-{variant}-{task}.json",
         )

@@ -1,4 +1,4 @@
-"""Lots of pictures to compare a model's with: held-out sets, these with colours shuffled, and SD without a caption."""
+"""Lots of pictures to compare a model's with: held-out sets, in other colours too, and what Stable Diffusion draws."""
 
 from __future__ import annotations
 
@@ -17,79 +17,104 @@ from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.kept import folder_of, read_or_draw
 from m2m.evaluation.measure import Batch
 from m2m.files import folder_digest
-from m2m.params import EvaluateMis
+from m2m.params import EvaluateMis, SolverName
 from m2m.workers import Workers, once
-
-UNCONDITIONAL_POSITIONS = 2
-"""Without given pictures all positions are alike: two are enough for a spread, and for the distance within a set."""
 
 _SHUFFLES = np.array([order for order in permutations(range(3)) if order != (0, 1, 2)])
 
 
 def held_out(sets: ImageSets, *, count: int, batch: int) -> Iterator[Batch]:
-    """All pictures of the first `count` sets."""
+    """All pictures of the first `count` sets, none of them given."""
     for start in range(0, count, batch):
         members = [sets[index] for index in range(start, min(start + batch, count))]
-        yield [member.caption for member in members], np.stack([member.images for member in members])
+        images = np.stack([member.images for member in members])
+        yield Batch([member.caption for member in members], images[:, :0], images)
+
+
+def following(batches: Iterable[Batch], drawn: Iterable[NDArray[np.uint8]], *, given: int) -> Iterator[Batch]:
+    """What was drawn for held-out sets, batch by batch, as if it followed their first `given` pictures."""
+    for batch, images in zip(batches, drawn, strict=True):
+        yield Batch(batch.captions, batch.images[:, :given], images)
 
 
 def colours_shuffled(batches: Iterable[Batch], *, seed: int) -> Iterator[Batch]:
     """The same pictures, red, green and blue exchanged at random in each: all stays but the colours."""
     random = np.random.default_rng(seeds.derive(seed, "shuffle colours"))
-    for captions, images in batches:
-        orders = _SHUFFLES[random.integers(len(_SHUFFLES), size=images.shape[:2])]  # (sets, positions, 3)
-        yield captions, np.take_along_axis(images, orders[:, :, None, None, :], axis=4)
+    for batch in batches:
+        orders = _SHUFFLES[random.integers(len(_SHUFFLES), size=batch.images.shape[:2])]  # (sets, positions, 3)
+        shuffled = np.take_along_axis(batch.images, orders[:, :, None, None, :], axis=4)
+        yield Batch(batch.captions, batch.given, shuffled)
 
 
-def unconditional(
-    captions: Sequence[str],
-    *,
-    stable_diffusion: Path,
-    params: EvaluateMis,
-    work: Path,
-    device: str,
-    workers: Workers,
-) -> Iterator[Batch]:
-    """Pictures that Stable Diffusion draws from noise alone, as many sets as there are captions; those only judge them.
+class Painter:
+    """Stable Diffusion, loaded when the first picture is missing; what it drew is kept for the next model.
 
-    They are kept in `work`, since they are the same for every model.
+    Args:
+        folder: of the pipeline.
+        work: where pictures are kept, which are the same for every model.
 
     Raises:
         UserError: the folder is no Stable Diffusion pipeline.
     """
-    how = {"seed", "solver", "num_inference_steps", "sets_per_batch", "precision"}
-    drawing = params.model_dump(mode="json", include=how)
-    weights = folder_digest(stable_diffusion)
-    folder = folder_of(work, {**drawing, "weights": weights, "sets": len(captions), "device": device.partition(":")[0]})
 
-    def base() -> StableDiffusion:
-        steps = params.num_inference_steps
-        return StableDiffusion(
-            stable_diffusion,
-            solver=params.solver,
-            num_inference_steps=steps,
-            guidance_scale=1,
-            device=device,
-            precision=params.precision,
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        solver: SolverName,
+        num_inference_steps: int,
+        guidance_scale: float,
+        params: EvaluateMis,
+        work: Path,
+        device: str,
+        workers: Workers,
+    ) -> None:
+        how = {"solver": solver, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        self._made_from = {
+            **how,
+            **params.model_dump(mode="json", include={"seed", "sets_per_batch", "precision"}),
+            "weights": folder_digest(folder),
+            "device": device.partition(":")[0],
+        }
+        self._load = once(
+            lambda: StableDiffusion(
+                folder,
+                solver=solver,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                device=device,
+                precision=params.precision,
+            )
+        )
+        self._params, self._work, self._workers = params, work, workers
+
+    def draw(self, captions: Sequence[str], positions: int, *, noise: str) -> Iterator[NDArray[np.uint8]]:
+        """Pictures (sets, positions, H, W, 3) of a caption a set, batch by batch.
+
+        Args:
+            noise: the name of their noise: other lots of another name start from other noise.
+        """
+        folder = folder_of(
+            self._work, {**self._made_from, "captions": list(captions), "positions": positions, "noise": noise}
         )
 
-    load = once(base)
+        def batch(start: int) -> NDArray[np.uint8]:
+            words = captions[start : start + self._params.sets_per_batch]
+            numbers = range(start * positions, (start + len(words)) * positions)
+            draw = partial(_draw, self._load, words, numbers, seeds.derive(self._params.seed, noise))
+            pictures = read_or_draw(folder / f"from-{start:06}.npy", draw)
+            return pictures.reshape(len(words), positions, *pictures.shape[1:])
 
-    def batch(start: int) -> Batch:
-        words = captions[start : start + params.sets_per_batch]
-        first = start * UNCONDITIONAL_POSITIONS
-        numbers = range(first, first + len(words) * UNCONDITIONAL_POSITIONS)
-        pictures = read_or_draw(folder / f"from-{start:06}.npy", partial(_draw, load, numbers, params.seed))
-        return words, pictures.reshape(len(words), UNCONDITIONAL_POSITIONS, *pictures.shape[1:])
-
-    yield from workers.map(batch, range(0, len(captions), params.sets_per_batch))
+        yield from self._workers.map(batch, range(0, len(captions), self._params.sets_per_batch))
 
 
-def _draw(load: Callable[[], StableDiffusion], numbers: Sequence[int], seed: int) -> NDArray[np.uint8]:
-    """Pictures (n, H, W, 3) by number, each from its own noise."""
+def _draw(
+    load: Callable[[], StableDiffusion], captions: Sequence[str], numbers: Sequence[int], seed: int
+) -> NDArray[np.uint8]:
+    """Pictures (n, H, W, 3) by number, each from its own noise; equally many a caption."""
     base = load()
-    generators = [seeds.generator(seed, "unconditional", number) for number in numbers]
+    generators = [seeds.generator(seed, number) for number in numbers]
     noise = torch.stack([torch.randn(base.latent_shape, generator=generator) for generator in generators])
-    embeddings = base.embed([""]).expand(len(numbers), -1, -1)
+    embeddings = base.embed(captions).repeat_interleave(len(numbers) // len(captions), dim=0)
     pictures: NDArray[np.uint8] = base.decode(base.denoise(noise, embeddings)).cpu().numpy()
     return pictures

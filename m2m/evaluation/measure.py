@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.multimodal import CLIPScore
 
-from m2m.evaluation.agreement import agreement
 from m2m.evaluation.diversity import feature_diversity, spreads
+from m2m.evaluation.misses import nearest_earlier
 from m2m.evaluation.networks import Networks
-from m2m.evaluation.scores import clip_image_image, fid, inception_score, joint_logits
-
-Batch = tuple[Sequence[str], NDArray[np.uint8]]
-"""Captions of some sets, and their pictures (sets, positions, H, W, 3)."""
+from m2m.evaluation.scores import clip_image_image, fid, inception_score, joint_logits, kid
 
 PICTURES_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sets."""
+
+    captions: Sequence[str]
+    given: NDArray[np.uint8]
+    """(sets, n, H, W, 3); n is 0 if the pictures follow none"""
+    images: NDArray[np.uint8]
+    """(sets, positions, H, W, 3)"""
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,14 @@ class Readings:
     """head to (sets, positions, classes)"""
     geometry: Tensor
     """(sets, positions, 5), or 0 where the network measures none"""
+    nearest: NDArray[np.float64]
+    """(sets, positions), the distance to the nearest given or earlier picture; infinite if there is none"""
 
     def at(self, positions: Sequence[int]) -> Readings:
         """The readings of some positions, in this order, repeated if named twice."""
         chosen = list(positions)
         logits = {head: values[:, chosen] for head, values in self.logits.items()}
-        return Readings(self.features[:, chosen], logits, self.geometry[:, chosen])
+        return Readings(self.features[:, chosen], logits, self.geometry[:, chosen], self.nearest[:, chosen])
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,11 @@ class Benchmark:
 
     def fid(self, readings: Readings) -> list[float]:
         """FID of each position after the given pictures."""
+        return self._distances(readings, fid)
+
+    def _distances(self, readings: Readings, distance: Callable[[Tensor, Tensor], float]) -> list[float]:
         features = readings.features
-        return [fid(features[:, position], self.reference(position)) for position in range(features.shape[1])]
+        return [distance(features[:, position], self.reference(position)) for position in range(features.shape[1])]
 
     def scores(self, lot: Measurements, networks: Networks) -> Scores:
         """All metrics of a lot whose first position follows the given pictures."""
@@ -93,6 +106,7 @@ class Benchmark:
         heads = [readings.logits[head] for head in attributes or readings.logits]
         by_position = {
             "fid": self.fid(readings),
+            "kid": self._distances(readings, kid),
             "inception_score": [
                 inception_score(joint_logits([head[:, position] for head in heads]))
                 for position in range(readings.features.shape[1])
@@ -101,24 +115,14 @@ class Benchmark:
             "clip_image_image": clip_image_image(lot.embeddings, self.held_out.embeddings[:, : self.given]).tolist(),
             "diversity": feature_diversity(readings.features).tolist(),
         }
-        for name, hits in agreements(readings, networks, self.captions).items():
-            by_position[f"{name}_agreement"] = hits.mean(dim=0).tolist()
         spread = spreads(readings.geometry) if readings.geometry.shape[2] else {}
         return Scores(by_position, {f"spread/{name}": value for name, value in spread.items()})
-
-
-def agreements(readings: Readings, networks: Networks, captions: Sequence[str]) -> dict[str, Tensor]:
-    """Agreement (sets, positions) by attribute; nothing if the class network names no attributes."""
-    if not networks.attributes:
-        return {}
-    logits = {attribute: readings.logits[attribute] for attribute in networks.attributes}
-    return agreement(logits, networks.inception.classes, captions)
 
 
 @torch.no_grad()
 def read(batches: Iterable[Batch], networks: Networks) -> Readings:
     """Show a lot to the class network alone."""
-    return _joined([_read(_on(networks.device, images), networks) for _, images in batches])
+    return _joined([_read(_on(networks.device, batch.images), batch, networks) for batch in batches])
 
 
 @torch.no_grad()
@@ -127,15 +131,15 @@ def measure(batches: Iterable[Batch], networks: Networks) -> Measurements:
     readings: list[Readings] = []
     embeddings: list[Tensor] = []
     text_image: list[CLIPScore] = []
-    for captions, images in batches:
-        pixels = _on(networks.device, images)
-        readings.append(_read(pixels, networks))
+    for batch in batches:
+        pixels = _on(networks.device, batch.images)
+        readings.append(_read(pixels, batch, networks))
         parts = [networks.clip.embed(part) for part in torch.split(pixels.flatten(0, 1), PICTURES_AT_ONCE)]
         embedded = torch.cat(parts).reshape(*pixels.shape[:2], -1)
         embeddings.append(embedded.cpu())
         text_image = text_image or [networks.clip.score().to(networks.device) for _ in range(pixels.shape[1])]
         for position, metric in enumerate(text_image):
-            metric.update(embedded[:, position, None, None], list(captions))
+            metric.update(embedded[:, position, None, None], list(batch.captions))
     scores = torch.stack([metric.compute().cpu() for metric in text_image])
     return Measurements(_joined(readings), torch.cat(embeddings), scores)
 
@@ -145,7 +149,7 @@ def _on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _read(pixels: Tensor, networks: Networks) -> Readings:
+def _read(pixels: Tensor, batch: Batch, networks: Networks) -> Readings:
     parts = [networks.inception(part) for part in torch.split(pixels.flatten(0, 1), PICTURES_AT_ONCE)]
 
     def whole(values: Iterator[Tensor]) -> Tensor:
@@ -156,7 +160,16 @@ def _read(pixels: Tensor, networks: Networks) -> Readings:
         features=whole(part.features for part in parts),
         logits={head: whole(part.logits[head] for part in parts) for head in parts[0].logits},
         geometry=whole(part.geometry for part in parts),
+        # Only who reads patterns asks which pictures are copies.
+        nearest=_nearest(batch) if networks.attributes else np.full(pixels.shape[:2], np.inf),
     )
+
+
+def _nearest(batch: Batch) -> NDArray[np.float64]:
+    if batch.given.shape[1]:
+        return nearest_earlier(batch.given, batch.images)
+    first = np.full((len(batch.images), 1), np.inf)
+    return np.concatenate([first, nearest_earlier(batch.images[:, :1], batch.images[:, 1:])], axis=1)
 
 
 def _joined(parts: Sequence[Readings]) -> Readings:
@@ -164,4 +177,5 @@ def _joined(parts: Sequence[Readings]) -> Readings:
         features=torch.cat([part.features for part in parts]),
         logits={head: torch.cat([part.logits[head] for part in parts]) for head in parts[0].logits},
         geometry=torch.cat([part.geometry for part in parts]),
+        nearest=np.concatenate([part.nearest for part in parts]),
     )

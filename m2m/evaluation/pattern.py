@@ -91,6 +91,10 @@ class Sums:
         """Both lots as one, of the same captions: a sampled reader is scored the better, the oftener it draws."""
         return Sums(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
+    def at(self, positions: slice) -> Sums:
+        """Of some positions; pairs are still those with all others of the set."""
+        return Sums(*(getattr(self, one.name)[:, positions] for one in fields(self)))
+
     @property
     def captions(self) -> int:
         """How many there are to be weighted."""

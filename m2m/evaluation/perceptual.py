@@ -1,7 +1,7 @@
-"""LPIPS's distance (Zhang et al., 2018, eq. 1) on the features of whatever class network the foundation has.
+"""A perceptual distance, built like LPIPS (Zhang et al., 2018, eq. 1) on the layers of the foundation's class network.
 
-The published metric weights the layers of an AlexNet or VGG by human judgement. Where those weights cannot be had, the
-distance is that of the class network's layers, all weights 1; the network's name is recorded beside the numbers.
+It is not called LPIPS: that weights the layers of an AlexNet or VGG by human judgement. Here all weights are 1, and the
+network's name is recorded beside the numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pictures that a model draws to continue test sets."""
+"""The pictures that a model draws to continue sets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from m2m import seeds
-from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.solvers import make_scheduler
 from m2m.evaluation.kept import read_or_draw
@@ -40,59 +40,77 @@ class Stopwatch:
             self.pictures += pictures
 
 
+class Starts(Protocol):
+    """Sets to be continued, which need not be in memory all at once."""
+
+    def __getitem__(self, index: int, /) -> ImageSet: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Continuations:
-    """The first `count` of some sets, continued from their first `given` pictures up to `total`.
+    """The first `count` of some sets, continued from their first `given` pictures by `generated` ones.
 
     A set's seed depends on its id alone, so neither the batch nor the number of given pictures changes it.
     """
 
+    name: str
+    """Of the lot, in the names of kept files."""
     pipeline: M2MPipeline
-    sets: ImageSets
+    starts: Starts
     count: int
     given: int
-    total: int
+    generated: int
     params: EvaluateMis
     folder: Path
     """Where drawn batches are kept; it belongs to these parameters, this model and these sets alone."""
+    independent: bool = False
+    """Each drawn picture reads the given ones only, none that was drawn before; its noise stays the same."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     workers: Workers = ALONE
 
     @property
     def pictures(self) -> int:
         """How many are to be drawn."""
-        return self.count * (self.total - self.given)
+        return self.count * self.generated
 
     def batches(self, advance: Advance) -> Iterator[Batch]:
-        """Captions and drawn pictures (sets, total - given, H, W, 3), in order."""
+        """Given and drawn pictures of all sets, in order."""
         size = self.params.sets_per_batch
         blocks = (
-            (start, [self.sets[index] for index in range(start, min(start + size, self.count))])
+            (start, [self.starts[index] for index in range(start, min(start + size, self.count))])
             for start in range(0, self.count, size)
         )
         yield from self.workers.map(partial(self._batch, advance), blocks)
 
     def first(self, count: int) -> NDArray[np.uint8]:
-        """The drawn pictures of the first `count` sets, (count, total - given, H, W, 3)."""
+        """The drawn pictures of the first `count` sets, (count, generated, H, W, 3)."""
         parts, found = [], 0
-        for _, pictures in self.batches(_silently):
-            parts.append(pictures)
-            found += len(pictures)
+        for batch in self.batches(silently):
+            parts.append(batch.images)
+            found += len(batch.images)
             if found >= count:
                 break
         return np.concatenate(parts)[:count]
 
     def _batch(self, advance: Advance, block: tuple[int, Sequence[ImageSet]]) -> Batch:
         start, members = block
-        path = self.folder / f"given-{self.given}-from-{start:06}.npy"
+        path = self.folder / f"{self.name}-from-{start:06}.npy"
         kept = path.exists()
         pictures = read_or_draw(path, partial(self._draw, members))
         advance(pictures.shape[0] * pictures.shape[1], skipped=kept)
-        return [member.caption for member in members], pictures
+        given = np.stack([member.images[: self.given] for member in members])
+        return Batch([member.caption for member in members], given, pictures)
 
     def _draw(self, members: Sequence[ImageSet]) -> NDArray[np.uint8]:
         started = time.perf_counter()
-        pictures = continue_sets(self.pipeline, members, given=self.given, total=self.total, params=self.params)
+        if self.independent:
+            each = [
+                _draw(self.pipeline, members, given=self.given, images=1, params=self.params, place=place)
+                for place in range(self.generated)
+            ]
+            pictures = np.concatenate(each, axis=1)
+        else:
+            pictures = _draw(self.pipeline, members, given=self.given, images=self.generated, params=self.params)
         self.stopwatch.add(time.perf_counter() - started, pictures.shape[0] * pictures.shape[1])
         return pictures
 
@@ -104,20 +122,43 @@ def continue_sets(
 
     Views are drawn at the sets' own cameras. A set's seed depends on its id alone.
     """
+    return _draw(pipeline, members, given=given, images=total - given, params=params)
+
+
+def _draw(
+    pipeline: M2MPipeline,
+    members: Sequence[ImageSet],
+    *,
+    given: int,
+    images: int,
+    params: DrawingParams,
+    place: int | None = None,
+) -> NDArray[np.uint8]:
+    """Pictures (sets, images, H, W, 3) that follow the given ones.
+
+    Args:
+        place: whose noise a single picture starts from: that of the one that would be drawn there.
+    """
     scheduler = make_scheduler(params.solver, pipeline.scheduler.config)  # it remembers its own batch
     own = M2MPipeline(**{**pipeline.components, "scheduler": scheduler})
     own.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    set_seeds = [seeds.derive(params.seed, "evaluate", member.id) for member in members]
+    noise = None
+    if place is not None:
+        generators = [seeds.generator(seed, "image", place) for seed in set_seeds]
+        noise = torch.stack([torch.randn(own.latent_shape, generator=one) for one in generators])[:, None]
     result: Any = own(
         [[Image.fromarray(image) for image in member.images[:given]] for member in members],
-        total - given,
+        images,
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
         context_timestep=params.context_timestep,
-        generator=[seeds.derive(params.seed, "evaluate", member.id) for member in members],
-        poses=[member.cameras()[:total] for member in members] if own.unet.pose_dim else None,
+        generator=set_seeds,
+        latents=noise,
+        poses=[member.cameras()[: given + images] for member in members] if own.unet.pose_dim else None,
     )
     return np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])
 
 
-def _silently(count: int = 1, *, skipped: bool = False) -> None:
+def silently(count: int = 1, *, skipped: bool = False) -> None:
     """Advances nothing."""

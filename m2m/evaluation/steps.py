@@ -47,6 +47,12 @@ def measure(members: Sequence[ImageSet], tuned: Pictures, untuned: Pictures, net
     return numbers
 
 
+def of_model(members: Sequence[ImageSet], drawn: Pictures, networks: Networks) -> dict[str, float]:
+    """Flat numbers of a model alone, of what it drew after the first picture of each set."""
+    given, real = [one.images[:1] for one in members], [one.images[1:] for one in members]
+    return numbers_of(look(drawn, given, networks), look(real, given, networks))
+
+
 @torch.no_grad()
 def look(pictures: Pictures, given: Pictures, networks: Networks) -> Seen:
     """Shows pictures to both networks.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,13 +12,18 @@ import numpy as np
 
 from m2m.errors import UserError
 from m2m.evaluation.measure import Scores
+from m2m.params import GateParams
+
+Number = float | int | str
+DETAILS = "details.json"
+"""All numbers, beside the plots; the numbers file holds the headlines alone."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation made."""
 
-    numbers: Mapping[str, float | int | str]
+    numbers: Mapping[str, Number]
     version: str | None
     """of the registered model; None if there is no tracking server, or none now"""
 
@@ -38,18 +42,27 @@ def by_position(name: str, values: Sequence[float]) -> dict[str, float]:
     return {f"{name}/mean": float(np.mean(values)), f"{name}/std": float(np.std(values)), **positions}
 
 
-def require_gate(metric: str, measured: Mapping[str, float], *, key: str) -> None:
-    """Raises unless the metric that decides on the champion is among the measured ones.
+def require_gate(gate: GateParams, measured: Mapping[str, float], *, key: str) -> None:
+    """Raises unless the figures that decide on the champion are among the measured ones, and not of the test.
 
     Raises:
         UserError: it is not; names `key`, the parameter, and what could stand there.
     """
-    if metric not in measured:
-        means = ", ".join(sorted(name for name in measured if re.fullmatch(r"[^/]+(/given=\d+)?/mean", name)))
-        raise UserError(f"{key} is {metric}, which is not measured; take one of {means}")
+    known = sorted(name for name in measured if name.startswith("validation/"))
+    for part, metric in (("metric", gate.metric), *(("require", name) for name in gate.require)):
+        if metric in known:
+            continue
+        raise UserError(
+            f"{key}.{part} is {metric}, which is not measured on validation sets; take one of {', '.join(known)}"
+        )
 
 
-def to_json(numbers: Mapping[str, float | int | str]) -> bytes:
+def headline(numbers: Mapping[str, Number], keys: Sequence[str]) -> dict[str, Number]:
+    """The scores by which a run is known, as many as there are, in place of all."""
+    return {key: numbers[key] for key in keys if key in numbers}
+
+
+def to_json(numbers: Mapping[str, Number]) -> bytes:
     """Sorted JSON; measured numbers to six digits, more than they are worth."""
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
     return (json.dumps(rounded, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

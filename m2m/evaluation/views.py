@@ -1,4 +1,4 @@
-"""How close drawn views come to the true ones: PSNR, SSIM and LPIPS, by angle from the nearest given view."""
+"""How close drawn views come to the true ones: PSNR, SSIM and a perceptual distance, by angle."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from m2m.contact_sheet import animation
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
-from m2m.evaluation.agreement import paired_interval
 from m2m.evaluation.networks import Networks
+from m2m.evaluation.paired import paired_interval
 from m2m.evaluation.perceptual import perceptual_distance
 from m2m.evaluation.sampling import continue_sets
 from m2m.evaluation.task_sampling import TaskDraws
 from m2m.params import EvaluateNvs
 
-METRICS = ("psnr", "ssim", "lpips")
+METRICS = ("psnr", "ssim", "perceptual")
 ANGLES = (0, 30, 60, 90, 180)
 """Degrees; edges of the bins by angle from the nearest given view, each bin without its upper one but the last."""
 MOST_PSNR = 100.0
@@ -88,6 +88,15 @@ def measure(
     return numbers | numbers_of(blind, nearest_given(cameras, few), given=few, prefix="baseline/untuned/")
 
 
+def of_model(
+    members: Sequence[ImageSet], drawn: Sequence[NDArray[np.uint8]], given: int, networks: Networks
+) -> dict[str, float]:
+    """Flat numbers of a model alone: of each set the views after the given ones, (views, H, W, 3)."""
+    images = np.stack([one.images for one in members])  # (sets, views, H, W, 3)
+    nearest = nearest_given(np.stack([one.cameras() for one in members]), given)
+    return numbers_of(compare_views(np.stack(drawn), images[:, given:], networks), nearest, given=given)
+
+
 def turntable(draws: TaskDraws) -> bytes:
     """A GIF: some test objects, each drawn from all around after one given view, at the height of its camera."""
     members = draws.members[: min(draws.params.gallery_sets, TURNED)]
@@ -128,7 +137,7 @@ def compare_views(drawn: NDArray[np.uint8], real: NDArray[np.uint8], networks: N
         psnr = [peak_signal_noise_ratio(x, y, data_range=255.0) for x, y in zip(a, b, strict=True)]
         parts["psnr"].append(torch.stack(psnr).clamp(max=MOST_PSNR))
         parts["ssim"].append(structural_similarity_index_measure(a, b, data_range=255.0, reduction="none"))  # type: ignore[arg-type]
-        parts["lpips"].append(perceptual_distance(networks.inception, ours, true))
+        parts["perceptual"].append(perceptual_distance(networks.inception, ours, true))
     return {name: torch.cat(values).double().cpu().reshape(drawn.shape[:2]) for name, values in parts.items()}
 
 

@@ -17,8 +17,8 @@ from m2m.params import Variant
 
 BY_POSITION = (
     Column("fid", "FID (lower is better)"),
-    Column("content_agreement", "Content agreement, %", factor=100),
-    Column("style_agreement", "Style agreement, %", factor=100),
+    Column("kept", "Kept of what is shared, %", factor=100),
+    Column("free", "Free in the rest, %", factor=100),
     Column("clip_image_image", "CLIP image–image"),
     Column("clip_text_image", "CLIP text–image"),
     Column("diversity", "Distance to the others of the set"),
@@ -74,8 +74,10 @@ def training_charts(curves: Mapping[Variant, Path]) -> list[Chart]:
 
 
 def _points(numbers: Numbers, key: str, factor: float) -> list[tuple[float, float]]:
-    found = takewhile(lambda position: f"{key}/position/{position:02}" in numbers, count(1))
-    return [(position, factor * float(numbers[f"{key}/position/{position:02}"])) for position in found]
+    after = f"/given={numbers['given']}"  # what is measured after several numbers of given images says after which
+    end = after if f"{key}/position/01{after}" in numbers else ""
+    found = takewhile(lambda position: f"{key}/position/{position:02}{end}" in numbers, count(1))
+    return [(position, factor * float(numbers[f"{key}/position/{position:02}{end}"])) for position in found]
 
 
 def _read(path: Path) -> Sequence[Mapping[str, float]]:

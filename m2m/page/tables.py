@@ -13,7 +13,12 @@ Numbers = Mapping[str, float | int | str]
 NAMES: Mapping[Variant, str] = {"self": "M2M-Self", "dino": "M2M-DINO"}
 BASELINES = {
     "mis": "Held-out MIS sets (ceiling)",
-    "copy": "The given image, copied",
+    "ideal": "An ideal reader of the given images",
+    "name_then_draw": "Named, then drawn by Stable Diffusion",
+    "independent": "Each drawn after the given images alone",
+    "painted": "After the given images, painted anew",
+    "nearest": "The nearest training set",
+    "copy": "The given images, copied",
     "stable_diffusion": "Stable Diffusion without caption (floor)",
     "shuffled": "Held-out MIS sets, colours exchanged",
 }
@@ -42,12 +47,7 @@ PAPER = {
     "M2M-DINO, 6M": ("8.88 ± 0.87", "28.07 ± 0.58", "23.05 ± 0.49", "77.41 ± 0.03"),
 }
 """Shen et al., 2024, on 10K MIS test sets, in the order of `QUALITY`."""
-AGREEMENT = (
-    Column("noun_agreement", "Shape, %", 1, 100),
-    Column("colour_agreement", "Colour, %", 1, 100),
-    Column("content_agreement", "Content, %", 1, 100),
-    Column("style_agreement", "Style, %", 1, 100),
-)
+PATTERN = {"pattern_score": "Pattern score, %", "kept": "Kept, %", "free": "Free, %", "fresh": "Fresh, %"}
 VARIETY = (
     Column("diversity", "Distance of features"),
     Column("spread/place", "Spread of place", 3),
@@ -89,9 +89,10 @@ def quality(numbers: Mapping[Variant, Numbers]) -> Table:
     return Table(table.headings, table.rows, [Row(name, cells) for name, cells in PAPER.items()])
 
 
-def agreement(numbers: Mapping[Variant, Numbers]) -> Table:
-    """Agreement with captions of variants and baselines; no columns where the class network names no attributes."""
-    return _compare(AGREEMENT, numbers)
+def pattern(numbers: Mapping[Variant, Numbers]) -> Table:
+    """What variants and baselines keep and vary; no columns where the class network names no attributes."""
+    given = next(iter(numbers.values()))["given"]
+    return _compare([Column(f"{key}/given={given}", title, 1, 100) for key, title in PATTERN.items()], numbers)
 
 
 def variety(numbers: Mapping[Variant, Numbers]) -> Table:
@@ -100,32 +101,38 @@ def variety(numbers: Mapping[Variant, Numbers]) -> Table:
 
 
 def given(numbers: Mapping[Variant, Numbers]) -> Table | None:
-    """Content and style by number of given pictures, with paired differences; None where there is no agreement."""
-    found = [re.fullmatch(r"content_agreement/given=(\d+)/mean", key) for key in next(iter(numbers.values()))]
+    """The pattern score by number of given images, and its parts; None where there is none."""
+    found = [re.fullmatch(r"pattern_score/given=(\d+)", key) for key in next(iter(numbers.values()))]
     counts = sorted(int(match[1]) for match in found if match)
     rows = [
         Row(
             f"{NAMES[variant]}, {count} given",
-            [cell for name in ("content", "style") for cell in _of_given(of_variant, name, count)],
+            [
+                *_with_interval(of_variant, f"pattern_score/given={count}"),
+                *(_cell(of_variant, "", Column(f"{key}/given={count}", "", 1, 100)) for key in list(PATTERN)[1:]),
+                _cell(of_variant, "baseline/ideal/", Column(f"pattern_score/given={count}", "", 1, 100)),
+            ],
             variant,
         )
         for variant, of_variant in numbers.items()
         for count in counts
     ]
-    return Table(["Content, %", "difference", "Style, %", "difference"], rows) if counts else None
+    score, *parts = PATTERN.values()
+    return Table([score, "95 %", *parts, "Ideal reader, %"], rows) if counts else None
 
 
 def glance(numbers: Numbers) -> list[Fact]:
     """The few figures of a variant that tell whether it does what it is for."""
+    given = numbers["given"]
     shares = {
-        "content_agreement": "of the agreement in content that held-out sets reach",
-        "style_agreement": "of their agreement in style",
-        "diversity": "of their variety",
-        "fid_drift": "drift of FID from first to last position, of what exchanging the colours costs",
+        f"pattern_score/given={given}": f"pattern score after {given} given images; held-out sets reach 100 %",
+        f"baseline/ideal/pattern_score/given={given}": "what an ideal reader of these images reaches",
+        "relative/diversity": "of the variety of held-out sets",
+        "relative/fid_drift": "drift of FID from first to last position, of what exchanging the colours costs",
     }
     facts = []
     for name, label in shares.items():
-        if (share := numbers.get(f"relative/{name}")) is not None:
+        if (share := numbers.get(name)) is not None:
             facts.append(Fact(label, f"{100 * float(share):.0f} %"))
     return facts
 
@@ -159,12 +166,7 @@ def _cell(numbers: Numbers, prefix: str, column: Column) -> str:
     return " ± ".join(f"{column.factor * float(numbers[f'{key}/{part}']):.{column.digits}f}" for part in parts)
 
 
-def _of_given(numbers: Numbers, name: str, count: int) -> tuple[str, str]:
-    """Agreement with `count` given pictures, and its difference from the usual number, with its interval."""
-    agreement = f"{100 * float(numbers[f'{name}_agreement/given={count}/mean']):.1f}"
-    pair = re.compile(rf"(paired/{name}_agreement/given={count}-minus-\d+)/mean")
-    match = next(filter(None, map(pair.fullmatch, numbers)), None)
-    if match is None:
-        return agreement, MISSING
-    mean, low, high = (100 * float(numbers[f"{match[1]}/{part}"]) for part in ("mean", "low", "high"))
-    return agreement, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _with_interval(numbers: Numbers, key: str) -> tuple[str, str]:
+    """A share in per cent, and its interval."""
+    value, low, high = (100 * float(numbers[f"{key}{end}"]) for end in ("", "/low", "/high"))
+    return f"{value:.1f}", f"[{low:.1f}, {high:.1f}]"

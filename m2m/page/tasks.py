@@ -14,7 +14,7 @@ from m2m.params import Task, Variant
 VIEWS = (
     Column("psnr/given=1", "PSNR, dB ↑"),
     Column("ssim/given=1", "SSIM ↑", 3),
-    Column("lpips/given=1", "LPIPS ↓", 3),
+    Column("perceptual/given=1", "Perceptual distance ↓", 3),
     Column("psnr/given=2", "PSNR, 2 given ↑"),
     Column("ssim/given=2", "SSIM, 2 given ↑", 3),
 )

@@ -24,13 +24,15 @@ from m2m.params.datasets import (
     WorldViews,
 )
 from m2m.params.evaluation import (
+    ComparedParams,
     DrawingParams,
     EvaluateMis,
     EvaluateNvs,
     EvaluateParams,
     EvaluateVpg,
     GateParams,
-    SubsetParams,
+    LongParams,
+    ProbeParams,
 )
 from m2m.params.foundation import (
     Fit,
@@ -72,6 +74,7 @@ from m2m.params.section import (
 
 __all__ = [
     "Cc12mCaptions",
+    "ComparedParams",
     "ContextNoise",
     "DrawingParams",
     "Ema",
@@ -94,17 +97,18 @@ __all__ = [
     "HubSnapshot",
     "LearningParams",
     "LearningRate",
+    "LongParams",
     "Params",
     "PositiveInt",
     "Precision",
     "PredictionType",
     "Probability",
+    "ProbeParams",
     "ReportParams",
     "SamplingParams",
     "Section",
     "SetSize",
     "SolverName",
-    "SubsetParams",
     "Task",
     "TaskSets",
     "TrainCommon",

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from m2m.params.section import PositiveInt, Precision, Section, SolverName, Task
 
+Count = Annotated[int, Field(ge=0)]
 
-class SubsetParams(Section):
-    """The evaluation with more given images, on the first sets of the test split."""
 
-    given: tuple[PositiveInt, ...]
-    sets: PositiveInt
+class LongParams(Section):
+    """Longer continuations of the first sets, to see whether they drift."""
+
+    given: PositiveInt
+    generated: PositiveInt
+    sets: Count = Field(description="0: none are drawn")
+
+
+class ComparedParams(Section):
+    """What is compared with the model at a price: drawn anew for the first sets."""
+
+    sets: Count = Field(description="0: none are drawn")
+
+
+class ProbeParams(Section):
+    """Given pictures exchanged with each other, to see whether their places matter."""
+
+    sets: Count = Field(description="0: none are drawn")
+    generated: PositiveInt
 
 
 class GateParams(Section):
@@ -21,9 +37,10 @@ class GateParams(Section):
 
     metric: str = Field(
         min_length=1,
-        description="figure of metrics/evaluate-….json on which a version must beat the champion of the same dataset",
+        description="figure validation/… on which a version must beat the champion of the same dataset",
     )
     better: Literal["higher", "lower"] = Field(description="which of two figures is the better one")
+    require: dict[str, float] = Field(description="figures that must be at least so much, whoever the champion is")
 
 
 class DrawingParams(Section):
@@ -41,19 +58,32 @@ class DrawingParams(Section):
 
 
 class EvaluateMis(DrawingParams):
-    """Evaluation after the paper: one given image, ten generated, every metric by position."""
+    """Evaluation after the paper, every metric by position, and of whether all given images are read."""
 
     sets: PositiveInt
-    given: PositiveInt
-    generated: PositiveInt
-    subset: SubsetParams
+    given: Annotated[tuple[PositiveInt, ...], Field(min_length=1, description="how many images are given, ascending")]
+    generated: PositiveInt = Field(description="images drawn after each number of given ones")
+    main: PositiveInt = Field(description="the number of given images whose table is the paper's; one of `given`")
+    long: LongParams
+    compared: ComparedParams
+    probes: ProbeParams
+    validation_sets: PositiveInt = Field(description="for the gate, after `main` given images")
     bootstrap: PositiveInt = Field(description="resamples for the confidence intervals")
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.main not in self.given or list(self.given) != sorted(set(self.given)):
+            raise ValueError(
+                f"given is {list(self.given)}, expected ascending numbers, and main, {self.main}, among them"
+            )
+        return self
 
 
 class EvaluateNvs(DrawingParams):
     """Novel views: all views of a set that are not given, against the true ones."""
 
     sets: PositiveInt
+    validation_sets: PositiveInt = Field(description="for the gate")
     given: Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewer and more given views, compared")]
     bootstrap: PositiveInt = Field(description="resamples for the confidence intervals")
 
@@ -62,6 +92,7 @@ class EvaluateVpg(DrawingParams):
     """Visual procedures: from the first step, all that follow."""
 
     sets: PositiveInt
+    validation_sets: PositiveInt = Field(description="for the gate")
 
 
 class EvaluateParams(Section):

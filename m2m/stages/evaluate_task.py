@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
 from m2m.errors import UserError
 from m2m.evaluation import steps, table, views
 from m2m.evaluation.gallery import draw_gallery, to_png
@@ -15,13 +18,26 @@ from m2m.evaluation.kept import folder_of, note_run, run_before
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.task_sampling import Pictures, TaskDraws
 from m2m.files import folder_digest, write_atomically
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, Split
 from m2m.params import EvaluateNvs, EvaluateVpg, Task, Variant
 from m2m.pipeline import load_pipeline
 from m2m.progress import progress
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers
+
+HEADLINES: Mapping[Task, Sequence[str]] = {
+    "nvs": (
+        *(f"{name}/given={given}/mean" for given in (1, 2) for name in ("psnr", "ssim", "perceptual")),
+        "baseline/nearest/psnr/given=1/mean",
+        "paired/psnr/given=2-minus-1/mean",
+    ),
+    "vpg": (
+        *("step_order/mean", "fid/mean", "clip_image_image/mean"),
+        *("baseline/untuned/step_order/mean", "baseline/untuned/fid/mean"),
+    ),
+}
+"""What the numbers file holds of each task, where it was measured."""
 
 
 def run(
@@ -42,7 +58,7 @@ def run(
     workers: Workers = ALONE,
     register: bool = True,
 ) -> table.Evaluation:
-    """Writes `metrics` (flat JSON) and galleries into `plots`; registers the model with its scores.
+    """Writes headlines to `metrics` (flat JSON), all numbers and galleries into `plots`; registers the model.
 
     Args:
         model: a fine-tuned pipeline folder.
@@ -56,14 +72,13 @@ def run(
         UserError: the parameters ask for more than the dataset has, a folder is incomplete, store or disk refuse.
     """
     data = Manifest.read(manifest)
-    sets = ImageSets(store, data, "test")
-    if params.sets > len(sets):
-        raise UserError(
-            f"evaluate.{task}.sets is {params.sets}, but the dataset has {len(sets)} test sets; lower it, or make more"
-        )
-    members = [sets[index] for index in range(params.sets)]
+    members = _members(params.sets, ImageSets(store, data, "test"), f"evaluate.{task}.sets", "test")
+    for_gate = _members(
+        params.validation_sets, ImageSets(store, data, "validation"), f"evaluate.{task}.validation_sets", "validation"
+    )
     if isinstance(params, EvaluateNvs):
         views.require(params, members)
+        views.require(params, for_gate)
     networks = Networks.load(foundation, device=device)
     digest = folder_digest(model)
     made_from: dict[str, JsonValue] = {
@@ -90,16 +105,19 @@ def run(
             workers=workers,
         )
         measured, shown = _measure(params, draws, networks, name)
-        table.require_gate(params.gate.metric, measured, key=f"evaluate.{task}.gate.metric")
-        numbers: dict[str, float | int | str] = {
-            **measured,
+        of_gate = replace(draws, members=for_gate, folder=folder / "validation")
+        measured |= {f"validation/{key}": value for key, value in _judge(params, of_gate, networks, name).items()}
+        table.require_gate(params.gate, measured, key=f"evaluate.{task}.gate")
+        rests_on: dict[str, table.Number] = {
             "sets": params.sets,
             "images": sum(len(member.images) for member in members),
             "seed": params.seed,
             "manifest": data.digest,
             **{f"network/{judge}": network for judge, network in networks.names.items()},
-            "network/lpips": networks.names["inception"],
         }
+        if isinstance(params, EvaluateNvs):
+            rests_on["network/perceptual"] = networks.names["inception"]
+        numbers = {**table.headline(measured, [*HEADLINES[task], params.gate.metric]), **rests_on}
         for given, pictures in shown.items():
             some = members[: params.gallery_sets]
             gallery = draw_gallery((one.images[:given], drawn) for one, drawn in zip(some, pictures, strict=False))
@@ -107,6 +125,7 @@ def run(
             record.image(gallery, key=f"gallery/given-{given}", step=0)
         if isinstance(params, EvaluateNvs):
             write_atomically(plots / "turntable.gif", views.turntable(draws))
+        write_atomically(plots / table.DETAILS, table.to_json({**measured, **rests_on}))
         write_atomically(metrics, table.to_json(numbers))
         record.artifact(plots, "evaluate")
         record.artifact(metrics, "evaluate")
@@ -134,3 +153,19 @@ def _measure(
         by_tuned = {1: draws.by("tuned", 1, advance)}
         by_untuned = draws.by("untuned", 1, advance)
     return steps.measure(draws.members, by_tuned[1], by_untuned, networks), by_tuned
+
+
+def _judge(params: EvaluateNvs | EvaluateVpg, draws: TaskDraws, networks: Networks, name: str) -> dict[str, float]:
+    """Flat numbers of what the fine-tuned model alone draws, after the fewest given pictures."""
+    given = params.given[0] if isinstance(params, EvaluateNvs) else 1
+    with progress(draws.pictures(given), f"{name}, validation", unit="images") as advance:
+        drawn = draws.by("tuned", given, advance)
+    if isinstance(params, EvaluateNvs):
+        return views.of_model(draws.members, drawn, given, networks)
+    return steps.of_model(draws.members, drawn, networks)
+
+
+def _members(count: int, sets: ImageSets, key: str, split: Split) -> list[ImageSet]:
+    if count > len(sets):
+        raise UserError(f"{key} is {count}, but the dataset has {len(sets)} {split} sets; lower it, or make more")
+    return [sets[index] for index in range(count)]

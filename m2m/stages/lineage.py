@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import wrap
@@ -67,8 +68,9 @@ def _with_main_metrics(value: object) -> object:
 
 
 def _main(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Means over the positions, of the model itself."""
-    return {name: value for name, value in metrics.items() if name.count("/") == 1 and name.endswith("/mean")}
+    """Means over the positions, and pattern scores, of the model itself."""
+    main = re.compile(r"[^/]+/mean|pattern_score/given.\d+")  # MLflow knows no "="
+    return {name: value for name, value in metrics.items() if main.fullmatch(name)}
 
 
 def to_text(lineage: Lineage) -> str:

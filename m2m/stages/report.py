@@ -22,7 +22,7 @@ from m2m.page.tasks import TaskNumbers, TaskPart, task_part
 from m2m.params import ReportParams, Task, Variant
 
 TASK_KEYS = ("sets", "images", "seed", "manifest", "network/inception", "network/clip")
-KEYS = (*TASK_KEYS, "fid/mean")
+KEYS = (*TASK_KEYS, "fid/mean", "given")
 """What a file of numbers holds at least."""
 
 
@@ -32,7 +32,7 @@ class Evaluated:
 
     variant: Variant
     metrics: Path
-    """numbers (JSON)"""
+    """all numbers of the evaluation (JSON)"""
     plots: Path
     """folder with galleries"""
     curve: Path
@@ -86,7 +86,7 @@ def run(
         glance={variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
         galleries=sorted(shown, key=lambda gallery: gallery.given),
         quality=tables.quality(numbers),
-        agreement=tables.agreement(numbers),
+        pattern=tables.pattern(numbers),
         variety=tables.variety(numbers),
         given=tables.given(numbers),
         positions=position_charts(numbers),

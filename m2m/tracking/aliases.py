@@ -1,22 +1,32 @@
 """Which version of a registered model is the candidate, and which the champion.
 
-``candidate`` is the newest version. ``champion`` is the best on the gate's metric, and moves only between versions that
-were evaluated on the same manifest: figures from different test sets do not compare.
+``candidate`` is the newest version. ``champion`` is the best on the gate's metric of those that have what the gate
+requires of all, and moves only between versions that were evaluated on the same manifest: figures from different sets
+do not compare.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from mlflow import MlflowClient
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+NOTHING: Mapping[str, float] = MappingProxyType({})
 _logger = logging.getLogger("m2m.tracking")
 
 
 def set_aliases(
-    client: MlflowClient, name: str, version: str, *, metric: str, better: Literal["higher", "lower"]
+    client: MlflowClient,
+    name: str,
+    version: str,
+    *,
+    metric: str,
+    better: Literal["higher", "lower"],
+    require: Mapping[str, float] = NOTHING,
 ) -> None:
     """Points the aliases to a new version where it deserves them; calling it again changes nothing.
 
@@ -26,9 +36,24 @@ def set_aliases(
     aliases = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
     if int(aliases.get(CANDIDATE, 0)) < int(version):  # what was delivered late is not the newest
         client.set_registered_model_alias(name, CANDIDATE, version)
+    if lacks := _lacks(client, name, version, require):
+        _logger.warning("tracking: version %s of %s cannot be champion: %s", version, name, lacks)
+        return
     champion = aliases.get(CHAMPION)
     if champion is None or _beats(client, name, version, champion, metric, better):
         client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def _lacks(client: MlflowClient, name: str, version: str, require: Mapping[str, float]) -> str:
+    """The first requirement that a version does not meet, in words; empty if it meets all."""
+    figures = client.get_run(str(client.get_model_version(name, version).run_id)).data.metrics if require else {}
+    for metric, least in require.items():
+        value = figures.get(metric)
+        if value is None:
+            return f"it has no {metric}"
+        if not value >= least:
+            return f"{metric} is {value:.3g}, at least {least:g} is required"
+    return ""
 
 
 def _beats(client: MlflowClient, name: str, version: str, champion: str, metric: str, better: str) -> bool:

@@ -60,7 +60,7 @@ class Run(Protocol):
         Args:
             metrics: the scores of this model; they are logged for the run, too.
             tags: ``manifest`` says on which data it was evaluated.
-            gate: what a version must be better at than the champion on the same data.
+            gate: what a version must be better at than the champion on the same data, and what all must reach.
 
         Returns:
             The version, or None if the server is away: then it will be registered later.

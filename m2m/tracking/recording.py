@@ -106,7 +106,11 @@ class Recording:
             file=self._journal.keep(model_folder),
             metrics={_allowed(key): float(value) for key, value in metrics.items()},
             tags=dict(tags),
-            gate={"metric": _allowed(gate.metric), "better": gate.better},
+            gate={
+                "metric": _allowed(gate.metric),
+                "better": gate.better,
+                "require": {_allowed(key): value for key, value in gate.require.items()},
+            },
             time=now(),
         )
         run = self._delivery.drain()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m2m.evaluation.measure import Benchmark, measure, read
+from m2m.evaluation.measure import Batch, Benchmark, measure, read
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.scores import fid
 from m2m.models.classifier import Readings
@@ -57,8 +57,11 @@ def pictures() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, size=(4, 5, 8, 8, 3), dtype=np.uint8)
 
 
-def _batches(pictures: np.ndarray, size: int) -> list[tuple[list[str], np.ndarray]]:
-    return [(CAPTIONS[start : start + size], pictures[start : start + size]) for start in range(0, 4, size)]
+def _batches(pictures: np.ndarray, size: int) -> list[Batch]:
+    return [
+        Batch(CAPTIONS[start : start + size], pictures[start : start + size, :0], pictures[start : start + size])
+        for start in range(0, 4, size)
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
@@ -76,7 +79,7 @@ def test_every_picture_keeps_its_set_and_position(networks: Networks, pictures: 
 def test_positions_can_be_chosen_and_repeated(networks: Networks, pictures: np.ndarray) -> None:
     found = measure(_batches(pictures, 2), networks)
     chosen = found.at([3, 0, 0])
-    again = measure([(CAPTIONS, pictures[:, [3, 0, 0]])], networks)
+    again = measure([Batch(CAPTIONS, pictures[:, :0], pictures[:, [3, 0, 0]])], networks)
     for name in ("embeddings", "text_image"):
         torch.testing.assert_close(getattr(chosen, name), getattr(again, name))
     torch.testing.assert_close(chosen.readings.features, again.readings.features)
@@ -91,9 +94,10 @@ def test_fid_compares_with_held_out_pictures_of_other_positions(networks: Networ
     assert benchmark.fid(after.readings)[1] == fid(features[:, 3], features[:, [2, 4]].flatten(0, 1))
 
 
-def test_a_judge_without_attributes_gives_no_agreement_and_no_spread(networks: Networks, pictures: np.ndarray) -> None:
+def test_a_judge_without_attributes_gives_no_spread(networks: Networks, pictures: np.ndarray) -> None:
     benchmark = Benchmark(CAPTIONS, measure(_batches(pictures, 4), networks), given=1)
     scores = benchmark.scores(benchmark.held_out.at(range(1, 5)), networks)
-    assert set(scores.by_position) == {"fid", "inception_score", "clip_text_image", "clip_image_image", "diversity"}
+    expected = {"fid", "kid", "inception_score", "clip_text_image", "clip_image_image", "diversity"}
+    assert set(scores.by_position) == expected
     assert scores.overall == {}
     assert {len(values) for values in scores.by_position.values()} == {4}

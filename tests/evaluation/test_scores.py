@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from m2m.evaluation.scores import clip_image_image, fid, inception_score, joint_logits
+from m2m.evaluation.scores import clip_image_image, fid, inception_score, joint_logits, kid
 
 
 def _features(n: int, width: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -77,3 +77,18 @@ def test_clip_image_image_is_the_mean_cosine_to_the_given_pictures() -> None:
     ]
     unit = [torch.nn.functional.normalize(torch.from_numpy(values), dim=-1) for values in (drawn, given)]
     np.testing.assert_allclose(clip_image_image(*unit).numpy(), expected)
+
+
+def test_kid_is_unbiased_at_any_number_of_pictures() -> None:
+    random = np.random.default_rng(0)
+    lots = [torch.from_numpy(random.normal(size=(40, 8))) for _ in range(60)]
+    apart = [kid(one, other) for one, other in zip(lots[::2], lots[1::2], strict=True)]
+    assert abs(np.mean(apart)) < 3 * np.std(apart) / np.sqrt(len(apart))
+    assert kid(lots[0] + 1, lots[1]) > 10 * np.std(apart)
+
+
+def test_inception_score_has_ten_splits_where_there_is_enough_for_them() -> None:
+    logits = torch.zeros(500, 3).double()
+    logits[torch.arange(500), torch.arange(500) % 3] = 50.0
+    assert inception_score(logits) < 3, "splits of fifty do not hold three classes equally often"
+    assert inception_score(logits[:498]) == pytest.approx(3)

@@ -21,6 +21,7 @@ LENGTHS = (4, 3, 5, 3, 4)
 PARAMS = EvaluateVpg(
     seed=0,
     sets=5,
+    validation_sets=1,
     solver="ddim",
     num_inference_steps=1,
     guidance_scale=1.0,
@@ -28,7 +29,7 @@ PARAMS = EvaluateVpg(
     sets_per_batch=2,
     precision="float32",
     gallery_sets=1,
-    gate=GateParams(metric="fid/mean", better="lower"),
+    gate=GateParams(metric="validation/fid/mean", better="lower", require={}),
 )
 
 

@@ -34,6 +34,7 @@ cameras = st.builds(Camera, azimuth=st.floats(0, 360), elevation=st.floats(-80, 
 PARAMS = EvaluateNvs(
     seed=0,
     sets=3,
+    validation_sets=1,
     given=(1, 2),
     solver="ddim",
     num_inference_steps=1,
@@ -42,7 +43,7 @@ PARAMS = EvaluateNvs(
     sets_per_batch=1,
     precision="float32",
     gallery_sets=1,
-    gate=GateParams(metric="psnr/given=1/mean", better="higher"),
+    gate=GateParams(metric="validation/psnr/given=1/mean", better="higher", require={}),
     bootstrap=20,
 )
 
@@ -70,12 +71,12 @@ def test_a_picture_is_perfectly_like_itself_and_less_so_the_more_noise_is_on_it(
     assert {name: tuple(values.shape) for name, values in same.items()} == dict.fromkeys(METRICS, (3, 5))
     assert (same["psnr"] == MOST_PSNR).all()
     torch.testing.assert_close(same["ssim"], torch.ones(3, 5).double(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(same["lpips"], torch.zeros(3, 5).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(same["perceptual"], torch.zeros(3, 5).double(), atol=1e-6, rtol=0)
     noise = np.random.default_rng(1).normal(size=real.shape)
     little, much = (
         compare_views((real + amount * noise).clip(0, 255).astype(np.uint8), real, committed) for amount in (10, 40)
     )
-    for name, sign in (("psnr", 1), ("ssim", 1), ("lpips", -1)):
+    for name, sign in (("psnr", 1), ("ssim", 1), ("perceptual", -1)):
         assert (sign * same[name] > sign * little[name]).all()
         assert (sign * little[name] > sign * much[name]).all()
 
@@ -160,7 +161,7 @@ def test_true_views_score_best_and_copies_as_the_nearest_given_ones(
     true = {count: [one.images[count:] for one in members] for count in (1, 2)}
     numbers = measure(PARAMS, members, true, [one.images[:1].repeat(4, axis=0) for one in members], committed)
     assert numbers["psnr/given=1/mean"] == numbers["psnr/given=2/mean"] == MOST_PSNR
-    assert numbers["lpips/given=1/mean"] == pytest.approx(0, abs=1e-6)
+    assert numbers["perceptual/given=1/mean"] == pytest.approx(0, abs=1e-6)
     assert numbers["paired/psnr/given=2-minus-1/mean"] == 0
     for name in METRICS:  # with one given view the nearest is that one, which is what was said to be drawn untuned
         untuned, nearest = (numbers[f"baseline/{which}/{name}/given=1/mean"] for which in ("untuned", "nearest"))

@@ -22,7 +22,7 @@ VARIANTS: tuple[Variant, ...] = ("self", "dino")
 
 
 def view_numbers(value: float) -> dict[str, float | int | str]:
-    keys = [f"{name}/given={given}" for name in ("psnr", "ssim", "lpips") for given in (1, 2)]
+    keys = [f"{name}/given={given}" for name in ("psnr", "ssim", "perceptual") for given in (1, 2)]
     keys += [f"psnr/given=1/angle/{part}" for part in ("000-030", "090-180")]
     numbers: dict[str, float | int | str] = {"sets": 64}
     for prefix, shift in (("", 0.0), ("baseline/nearest/", -1.0), ("baseline/untuned/", -2.0)):

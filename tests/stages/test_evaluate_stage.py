@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,37 +16,49 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from mlflow import MlflowClient
 from PIL import Image
 
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.evaluation import lots, sampling
+from m2m.evaluation.measure import Batch
 from m2m.evaluation.table import Evaluation
 from m2m.files import folder_digest
 from m2m.foundation import contrast
 from m2m.foundation.words import learn_tokenizer
-from m2m.manifest import Manifest, ShardEntry
-from m2m.models.classifier import WorldClassifier
+from m2m.manifest import Manifest, ShardEntry, Split
 from m2m.models.unet import ImageSetUNet
-from m2m.params import EvaluateMis, GateParams, SubsetParams, TransformerFit
+from m2m.params import ComparedParams, EvaluateMis, GateParams, LongParams, ProbeParams, TransformerFit
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.stages import evaluate
 from m2m.store import LocalStore
-from m2m.tracking import NullTracker
-from m2m.world.grammar import Caption
+from m2m.tracking import NullTracker, open_tracker
+from m2m.world.grammar import Caption, completions
 from m2m.world.pictures import paint
 from m2m.world.variation import Variation
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
 
-SETS, IMAGES = 6, 5
-CAPTIONS = [Caption(NOUNS[index], COLOUR_NAMES[index], ALL_STYLES[index % 6]) for index in range(SETS)]
+SETS, IMAGES = 6, 8
+CAPTIONS = [
+    Caption("star", None, None),
+    Caption(None, "blue", None),
+    Caption(None, None, "neon"),
+    Caption("moon", "red", None),
+    Caption("heart", "green", "comic"),
+    Caption(None, "pink", "flat"),
+]
+VALIDATION_SETS = 2
 PARAMS = EvaluateMis(
     seed=3,
     sets=SETS,
-    given=1,
+    given=(1, 2, 4),
     generated=4,
-    subset=SubsetParams(given=(2, 3), sets=3),
+    main=2,
+    long=LongParams(given=2, generated=8, sets=3),
+    compared=ComparedParams(sets=3),
+    probes=ProbeParams(sets=2, generated=2),
+    validation_sets=VALIDATION_SETS,
     solver="ddim",
     num_inference_steps=2,
     guidance_scale=1.5,
@@ -55,7 +67,7 @@ PARAMS = EvaluateMis(
     precision="float32",
     gallery_sets=2,
     bootstrap=20,
-    gate=GateParams(metric="content_agreement/mean", better="higher"),
+    gate=GateParams(metric="validation/pattern_score", better="higher", require={"validation/fid": 0.0}),
 )
 
 
@@ -70,6 +82,9 @@ class Workplace:
     def metrics(self) -> Path:
         return self.root / "metrics" / "evaluate-self.json"
 
+    def details(self) -> dict[str, Any]:
+        return dict(json.loads((self.plots / "details.json").read_text()))
+
     @property
     def plots(self) -> Path:
         return self.root / "reports" / "evaluate-self"
@@ -77,6 +92,12 @@ class Workplace:
     def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> Evaluation:
         outputs = {"metrics": self.metrics, "plots": self.plots, "work": self.root / "work", "tracker": NullTracker()}
         return evaluate.run(params, "self", **{**self.inputs, **outputs, "device": "cpu", **changed})
+
+
+def _picture(caption: Caption, random: np.random.Generator) -> np.ndarray:
+    """Of a caption and what training shows of what it leaves open."""
+    room = completions(caption)
+    return paint(room[int(random.integers(len(room)))], Variation.draw(random))
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +109,38 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_stable_diffusion: Path
         torch.manual_seed(0)
         fit = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
         contrast.save(foundation / "clip", contrast.build(fit, tokenizer), tokenizer)
-        classes = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES, "step": ("0", "1")}
-        WorldClassifier(classes, widths=(8, 16, 16, 8)).save_pretrained(foundation / "inception")
-        unet = ImageSetUNet.from_stable_diffusion(tiny_stable_diffusion, variant="self", max_context=4, context_dim=0)
+        unet = ImageSetUNet.from_stable_diffusion(tiny_stable_diffusion, variant="self", max_context=5, context_dim=0)
         M2MPipeline(
             vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),
             unet=unet,
             scheduler=DDIMScheduler.from_pretrained(tiny_stable_diffusion, subfolder="scheduler", clip_sample=False),
         ).save_pretrained(root / "model")
     shutil.copytree(tiny_stable_diffusion, foundation / "stable-diffusion")
+    shutil.copytree(Path(__file__).parents[2] / "models" / "foundation" / "inception", foundation / "inception")
 
     random = np.random.default_rng(0)
-    sets = [
-        ImageSet(
-            id=f"test-{index}",
-            caption=caption.text(),
-            images=np.stack([paint(caption, Variation.draw(random)) for _ in range(IMAGES)]),
-        )
-        for index, caption in enumerate(CAPTIONS)
-    ]
-    store = LocalStore(root / "store")
-    stats = write_shard(sets, root / "shard.tar")
-    entry = ShardEntry(key=f"shards/{stats.sha256}.tar", split="test", **vars(stats))
-    store.put(entry.key, root / "shard.tar", entry.sha256)
-    Manifest(schema_version=1, kind="mis", made_by={}, images_per_set=IMAGES, redrawn=0, shards=(entry,)).write(
+
+    def painted(split: str, captions: Sequence[Caption]) -> list[ImageSet]:
+        return [
+            ImageSet(
+                id=f"{split}-{index}",
+                caption=caption.text(),
+                images=np.stack([_picture(caption, random) for _ in range(IMAGES)]),
+            )
+            for index, caption in enumerate(captions)
+        ]
+
+    store, entries = LocalStore(root / "store"), []
+    splits: dict[Split, Sequence[Caption]] = {
+        "train": CAPTIONS[1:4],
+        "validation": CAPTIONS[2 : 2 + VALIDATION_SETS],
+        "test": CAPTIONS,
+    }
+    for split, captions in splits.items():
+        stats = write_shard(painted(split, captions), root / "shard.tar")
+        entries.append(ShardEntry(key=f"shards/{stats.sha256}.tar", split=split, **vars(stats)))
+        store.put(entries[-1].key, root / "shard.tar", stats.sha256)
+    Manifest(schema_version=1, kind="mis", made_by={}, images_per_set=IMAGES, redrawn=0, shards=tuple(entries)).write(
         root / "mis.json"
     )
     return {"model": root / "model", "foundation": foundation, "manifest": root / "mis.json", "store": store}
@@ -182,58 +211,108 @@ def finished(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, Any]) -
     return workplace, notes
 
 
-def test_the_numbers_file_is_flat_sorted_and_says_what_it_rests_on(finished: tuple[Workplace, Notes]) -> None:
+def test_the_numbers_file_holds_headlines_and_says_what_they_rest_on(finished: tuple[Workplace, Notes]) -> None:
     workplace, _ = finished
-    numbers = json.loads(workplace.metrics.read_text())
+    numbers, details = json.loads(workplace.metrics.read_text()), workplace.details()
     assert list(numbers) == sorted(numbers)
-    assert all(np.isfinite(value) for value in numbers.values() if not isinstance(value, str))
-    assert (numbers["sets"], numbers["images"], numbers["seed"]) == (SETS, SETS * 4, 3)
+    assert numbers.items() <= details.items()
+    assert all(np.isfinite(value) for value in details.values() if not isinstance(value, str))
+    assert (numbers["sets"], numbers["images"], numbers["given"], numbers["seed"]) == (SETS, 3 * SETS * 4, 2, 3)
     assert numbers["manifest"] == Manifest.read(workplace.inputs["manifest"]).digest
     assert numbers["network/inception"].startswith("world-classifier@")
+    assert set(numbers) == {
+        *("sets", "images", "given", "seed", "manifest", "network/inception", "network/clip"),
+        *(f"pattern_score/given={given}" for given in (1, 2, 4)),
+        *("baseline/ideal/pattern_score/given=2", "relative/diversity", "validation/pattern_score"),
+        *("fid/mean", "kid/mean", "inception_score/mean", "clip_text_image/mean", "clip_image_image/mean"),
+    }
 
 
 def test_mean_and_deviation_are_those_over_positions(finished: tuple[Workplace, Notes]) -> None:
-    numbers = json.loads(finished[0].metrics.read_text())
-    names = ("fid", "inception_score", "clip_text_image", "clip_image_image", "content_agreement", "diversity")
-    for prefix in ("", "baseline/mis/", "baseline/copy/"):
+    numbers = finished[0].details()
+    names = ("fid", "kid", "inception_score", "clip_text_image", "clip_image_image", "diversity")
+    for prefix in ("", "baseline/mis/", "baseline/copy/", "baseline/nearest/", "baseline/stable_diffusion/"):
         for name in names:
             positions = [numbers[f"{prefix}{name}/position/{position:02}"] for position in range(1, 5)]
-            assert numbers[f"{prefix}{name}/mean"] == pytest.approx(np.mean(positions), rel=1e-4, abs=1e-12)
+            assert numbers[f"{prefix}{name}/mean"] == pytest.approx(np.mean(positions), rel=1e-4, abs=1e-8)
             assert numbers[f"{prefix}{name}/std"] == pytest.approx(np.std(positions), rel=1e-3, abs=1e-4)
-    assert f"baseline/stable_diffusion/fid/position/{lots.UNCONDITIONAL_POSITIONS:02}" in numbers
+    for name in names:
+        assert numbers[f"{name}/given=2/mean"] == numbers[f"{name}/mean"]
+        assert f"{name}/given=4/mean" in numbers
     assert "baseline/shuffled/fid/mean" in numbers
 
 
 def test_copies_are_most_alike_and_least_diverse(finished: tuple[Workplace, Notes]) -> None:
-    numbers = json.loads(finished[0].metrics.read_text())
-    assert numbers["baseline/copy/clip_image_image/mean"] == pytest.approx(100)
-    assert numbers["baseline/copy/diversity/mean"] == numbers["baseline/copy/spread/place"] == 0
-    assert numbers["baseline/mis/diversity/mean"] > 0
+    numbers = finished[0].details()
+    assert 0 < numbers["baseline/copy/diversity/mean"] < numbers["baseline/mis/diversity/mean"]
+    assert numbers["baseline/copy/spread/place"] < numbers["baseline/mis/spread/place"]
+    assert numbers["baseline/copy/clip_image_image/mean"] > numbers["baseline/mis/clip_image_image/mean"]
+    for given in (1, 2, 4):
+        assert numbers[f"baseline/copy/pattern_score/given={given}"] == 0
+        assert numbers[f"baseline/mis/pattern_score/given={given}"] == 1
 
 
 def test_shares_follow_from_the_other_numbers(finished: tuple[Workplace, Notes]) -> None:
-    numbers = json.loads(finished[0].metrics.read_text())
+    numbers = finished[0].details()
     share = numbers["diversity/mean"] / numbers["baseline/mis/diversity/mean"]
     assert numbers["relative/diversity"] == pytest.approx(share, rel=1e-4)
+    spread = numbers["spread/place"] / numbers["baseline/mis/spread/place"]
+    assert numbers["relative/spread/place"] == pytest.approx(spread, rel=1e-4)
 
 
-def test_more_given_pictures_are_compared_in_pairs(finished: tuple[Workplace, Notes]) -> None:
-    numbers = json.loads(finished[0].metrics.read_text())
-    for given in (2, 3):
-        for name in ("noun", "colour", "content", "style"):
-            more, one = (numbers[f"{name}_agreement/given={count}/mean"] for count in (given, 1))
-            pair = f"paired/{name}_agreement/given={given}-minus-1"
-            assert numbers[f"{pair}/mean"] == pytest.approx(more - one, abs=1e-5)
-            assert numbers[f"{pair}/low"] <= numbers[f"{pair}/mean"] <= numbers[f"{pair}/high"]
+def test_the_pattern_is_scored_after_each_number_of_given_pictures(finished: tuple[Workplace, Notes]) -> None:
+    numbers = finished[0].details()
+    for prefix in ("", "baseline/mis/", "baseline/ideal/", "baseline/nearest/", "baseline/stable_diffusion/"):
+        for given in (1, 2, 4):
+            score, low, high = (numbers[f"{prefix}pattern_score/given={given}{end}"] for end in ("", "/low", "/high"))
+            assert 0 <= low <= high <= 1
+            assert 0 <= score <= 1
+            for name in ("kept", "free", "fresh"):
+                parts = [numbers[f"{prefix}{name}/{part}/given={given}"] for part in ("noun", "colour", "style")]
+                assert numbers[f"{prefix}{name}/given={given}"] == pytest.approx(np.mean(parts), abs=1e-5)
+                assert f"{prefix}{name}/position/04/given={given}" in numbers
+    for more, less in ((2, 1), (4, 2)):
+        change = numbers[f"pattern_score/given={more}"] - numbers[f"pattern_score/given={less}"]
+        assert numbers[f"difference/given={more}-minus-{less}"] == pytest.approx(change, abs=1e-5)
+    late, early = numbers["long/kept/position=5-8"], numbers["long/kept/position=1-2"]
+    assert numbers["difference/long/position=5-8-minus-1-2/kept"] == pytest.approx(late - early, abs=1e-5)
+    assert "long/kept/position/08/given=2" in numbers
+
+
+def test_rivals_are_compared_over_the_same_sets(finished: tuple[Workplace, Notes]) -> None:
+    numbers = finished[0].details()
+    for name, counts in {"independent": (1, 2), "name_then_draw": (1, 2, 4), "painted": (2,)}.items():
+        for given in counts:
+            assert 0 <= numbers[f"baseline/{name}/pair_agreement/given={given}"] <= 1
+            for what in ("pairs",):
+                key = f"difference/{name}/{what}/given={given}"
+                assert numbers[f"{key}/low"] <= numbers[key] <= numbers[f"{key}/high"]
+            assert f"difference/held_out-minus-{name}/pairs/given={given}" in numbers
+
+
+def test_places_are_probed(finished: tuple[Workplace, Notes]) -> None:
+    numbers = finished[0].details()
+    for probe in ("a", "b"):
+        shares = [numbers[f"places/{probe}/{place}"] for place in range(1, 5)]
+        assert numbers[f"places/{probe}/spread"] == pytest.approx(max(shares) - min(shares), abs=1e-5)
+    for name, places in {"A": 1, "AB": 2, "ABBBB": 5}.items():
+        for at in range(1, places + 1):
+            for prefix in ("", "baseline/ideal/"):
+                for what in ("noun", "colour", "content", "style"):
+                    assert 0 <= numbers[f"{prefix}probe/{name}/at={at}/a/{what}"] <= 1
+    minority, majority = (numbers[f"baseline/ideal/probe/ABBBB/at=1/{letter}/style"] for letter in "ab")
+    assert minority < majority
+    with Image.open(finished[0].plots / "consistency.png") as gallery:
+        assert set(json.loads(gallery.info["captions"])) <= {"content consistency", "style consistency"}
 
 
 def test_plots_are_there(finished: tuple[Workplace, Notes]) -> None:
     workplace, _ = finished
-    numbers = json.loads(workplace.metrics.read_text())
+    numbers = workplace.details()
     rows = list(csv.DictReader((workplace.plots / "positions.csv").read_text().splitlines()))
     assert [row["position"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[2]["fid"]) == numbers["fid/position/03"]
-    for given in (1, 2, 3):
+    for given in (1, 2, 4):
         with Image.open(workplace.plots / f"given-{given}.png") as gallery:
             assert gallery.width > gallery.height
             assert json.loads(gallery.info["captions"]) == [caption.text() for caption in CAPTIONS[:2]]
@@ -241,7 +320,7 @@ def test_plots_are_there(finished: tuple[Workplace, Notes]) -> None:
 
 def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     workplace, notes = finished
-    numbers = json.loads(workplace.metrics.read_text())
+    numbers = workplace.details()
     told = notes.notebook.told
     made_from = {
         "variant": "self",
@@ -255,7 +334,7 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     assert tags == made_from
     assert told["metrics"]["seconds_per_image"] > 0
     assert not any("seconds" in key for key in numbers)
-    assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-3"]
+    assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-4", "gallery/consistency"]
 
 
 def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
@@ -268,13 +347,13 @@ def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
 def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[int] = []
-    draw = sampling.Continuations._draw
+    drawn: list[str] = []
+    alive, draw = 3, sampling.Continuations._draw
 
     def draw_until_killed(self: sampling.Continuations, members: Any) -> Any:
-        if len(drawn) == 3:
+        if len(drawn) == alive:
             raise KeyboardInterrupt
-        drawn.append(self.given)
+        drawn.append(self.name)
         return draw(self, members)
 
     notes = Notes()
@@ -283,46 +362,84 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             workplace.evaluate(tracker=notes)
         assert not workplace.metrics.exists()
-        assert drawn == [1, 1, 2]
+        assert drawn == ["given-1", "given-1", "given-2"]
 
-        before, drawn[:] = len(drawn), []
-        nothing = PARAMS.model_copy(update={"gate": GateParams(metric="beauty/mean", better="higher")})
-        with pytest.raises(UserError, match=r"gate.metric is beauty/mean.* content_agreement/mean.* fid/mean"):
+        before, drawn[:], alive = len(drawn), [], 1000
+        nothing = PARAMS.model_copy(update={"gate": GateParams(metric="beauty", better="higher", require={})})
+        with pytest.raises(UserError, match=r"gate.metric is beauty.* validation/fid.* validation/pattern_score"):
             workplace.evaluate(nothing, tracker=notes)
         assert not workplace.metrics.exists()
         # Another gate judges the same pictures.
         assert workplace.evaluate(tracker=notes).version == "7"
-    assert before + len(drawn) == 4  # two batches with one given picture, one each with two and three
+    batches = {"given": 3 * 2, "validation": 1, "long": 1, "independent": 2, "painted": 1, "places": 10}
+    assert before + len(drawn) == sum(batches.values()), "nothing is drawn twice"
     assert notes.resumed == [None, "run-1", "run-1"]
     assert digests(workplace) == digests(finished[0])
     assert not (workplace.root / "work" / "evaluate-self").exists()
+
+
+@pytest.mark.parametrize(
+    ("places", "passes"),
+    [([-1, -1, -1, -1], False), ([0, 1, 0, 1], False), ([4, 5, 6, 7], True)],
+    ids=["copies of one", "copies of both", "true pictures"],
+)
+def test_who_copies_given_pictures_cannot_be_champion(
+    workplace: Workplace, places: list[int], passes: bool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(_: Any, members: Sequence[ImageSet], *, given: int, images: int, **options: Any) -> np.ndarray:
+        # Probes hold no more than the given pictures.
+        there = len(members[0].images)
+        chosen = [place % (given if place < given else there) for place in (places * images)[:images]]
+        return np.stack([member.images[chosen] for member in members])
+
+    monkeypatch.setattr(sampling, "_draw", drawn)
+    require = {"validation/diversity_of_ceiling": 0.5, "validation/pattern_score": 0.01}
+    params = PARAMS.model_copy(
+        update={"gate": GateParams(metric="validation/pattern_score", better="higher", require=require)}
+    )
+    tracker = open_tracker(database, spool=workplace.root / "spool", tags={}, interval=0.05, patience=60)
+    assert workplace.evaluate(params, tracker=tracker).version == "1"
+    found = MlflowClient(database).get_registered_model("m2m-self").aliases
+    assert ("champion" in found) == passes
+    assert "candidate" in found
 
 
 def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tmp_path: Path) -> None:
     pipeline = load_pipeline(inputs["model"])
     sets = ImageSets(inputs["store"], Manifest.read(inputs["manifest"]), "test")
 
-    def drawn(sets_per_batch: int) -> np.ndarray:
+    def drawn(sets_per_batch: int, *, independent: bool = False) -> np.ndarray:
         params = PARAMS.model_copy(update={"sets_per_batch": sets_per_batch})
-        folder = tmp_path / str(sets_per_batch)
+        folder = tmp_path / f"{sets_per_batch}-{independent}"
         draws = sampling.Continuations(
-            pipeline=pipeline, sets=sets, count=SETS, given=2, total=4, params=params, folder=folder
+            name="lot",
+            pipeline=pipeline,
+            starts=sets,
+            count=SETS,
+            given=2,
+            generated=2,
+            params=params,
+            folder=folder,
+            independent=independent,
         )
         return draws.first(SETS)
 
     four, three = drawn(4), drawn(3)
     assert four.shape == (SETS, 2, 64, 64, 3)
     assert np.abs(four.astype(int) - three).max() <= 2
+    alone = drawn(4, independent=True)
+    np.testing.assert_array_equal(alone[:, 0], four[:, 0])
+    assert not np.array_equal(alone[:, 1], alone[:, 0]), "each has its own noise"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"sets": 7}, r"evaluate\.mis\.sets is 7, but there are 6 test sets"),
-        ({"generated": 5}, r"evaluate\.mis\.given \+ evaluate\.mis\.generated is 6, more than the 5 images"),
-        ({"generated": 1}, r"evaluate\.mis\.generated is 1"),
-        ({"subset": SubsetParams(given=(2,), sets=7)}, r"evaluate\.mis\.subset\.sets is 7"),
-        ({"subset": SubsetParams(given=(5,), sets=2)}, r"evaluate\.mis\.subset\.given holds 5"),
+        ({"validation_sets": 3}, r"evaluate\.mis\.validation_sets is 3, but there are 2 validation sets"),
+        ({"generated": 5}, r"evaluate\.mis\.given \+ evaluate\.mis\.generated is up to 9, more than the 8 images"),
+        ({"generated": 1}, r"evaluate\.mis\.generated or long\.generated is 1"),
+        ({"compared": ComparedParams(sets=7)}, r"evaluate\.mis\.compared\.sets is 7"),
     ],
 )
 def test_asking_for_more_than_there_is_is_one_clear_line(
@@ -341,8 +458,8 @@ def test_a_missing_folder_is_one_clear_line(workplace: Workplace, folder: str) -
 
 def test_shuffled_colours_keep_every_pixel_of_a_channel_together() -> None:
     images = np.random.default_rng(0).integers(0, 256, size=(3, 2, 8, 8, 3), dtype=np.uint8)
-    [(captions, shuffled)] = lots.colours_shuffled([(["a"] * 3, images)], seed=0)
-    assert captions == ["a"] * 3
-    for before, after in zip(images.reshape(-1, 8, 8, 3), shuffled.reshape(-1, 8, 8, 3), strict=True):
+    [batch] = lots.colours_shuffled([Batch(["a"] * 3, images[:, :0], images)], seed=0)
+    assert batch.captions == ["a"] * 3
+    for before, after in zip(images.reshape(-1, 8, 8, 3), batch.images.reshape(-1, 8, 8, 3), strict=True):
         assert not np.array_equal(before, after)
         assert {before[..., c].tobytes() for c in range(3)} == {after[..., c].tobytes() for c in range(3)}

@@ -34,15 +34,19 @@ DRAWING: dict[str, Any] = {
     "precision": "float32",
     "gallery_sets": 2,
     "sets": 3,
+    "validation_sets": 2,
 }
 PARAMS = {
     "nvs": EvaluateNvs(
-        **DRAWING, given=(1, 2), bootstrap=20, gate=GateParams(metric="psnr/given=1/mean", better="higher")
+        **DRAWING,
+        given=(1, 2),
+        bootstrap=20,
+        gate=GateParams(metric="validation/psnr/given=1/mean", better="higher", require={}),
     ),
-    "vpg": EvaluateVpg(**DRAWING, gate=GateParams(metric="fid/mean", better="lower")),
+    "vpg": EvaluateVpg(**DRAWING, gate=GateParams(metric="validation/fid/mean", better="lower", require={})),
 }
-DRAWN = {"nvs": 3 * (3 + 2 + 3), "vpg": 2 * (5 + 4 + 5)}
-"""Pictures in all, by both models; the test procedures have 6, 5 and 6 steps."""
+DRAWN = {"nvs": 3 * (3 + 2 + 3) + 2 * 3, "vpg": 2 * (5 + 4 + 5) + 5 + 4}
+"""Pictures in all, by both models; the test procedures have 6, 5 and 6 steps, those of validation 6 and 5."""
 
 
 @dataclass
@@ -62,6 +66,9 @@ class Workplace:
 
     def plots(self, task: str) -> Path:
         return self.root / task
+
+    def details(self, task: str) -> dict[str, Any]:
+        return dict(json.loads((self.plots(task) / "details.json").read_text()))
 
     def digests(self, task: str) -> dict[str, str]:
         files = [self.metrics(task), *self.plots(task).iterdir()]
@@ -129,11 +136,15 @@ def finished(
 
 
 @pytest.mark.parametrize("task", ["nvs", "vpg"])
-def test_the_numbers_file_is_flat_sorted_and_says_what_it_rests_on(
+def test_the_numbers_file_holds_headlines_and_says_what_they_rest_on(
     finished: tuple[Workplace, dict[str, Notes]], task: str
 ) -> None:
     workplace, notes = finished
     numbers, told = json.loads(workplace.metrics(task).read_text()), notes[task].told
+    details = workplace.details(task)
+    assert numbers.items() <= details.items()
+    assert PARAMS[task].gate.metric in numbers
+    assert len([key for key in numbers if "/" in key and not key.startswith("network/")]) <= 12
     assert list(numbers) == sorted(numbers)
     assert all(np.isfinite(value) for value in numbers.values() if not isinstance(value, str))
     manifest = Manifest.read(workplace.inputs(task)["manifest"]).digest
@@ -146,7 +157,7 @@ def test_the_numbers_file_is_flat_sorted_and_says_what_it_rests_on(
     assert told["dataset"] == (task, manifest)
     folder, name, scores = told["registered"]
     assert (folder, name) == (workplace.inputs(task)["model"], f"m2m-self-{task}")
-    assert {key: float(f"{value:.6g}") for key, value in scores.items()}.items() <= numbers.items()
+    assert {key: float(f"{value:.6g}") for key, value in scores.items()}.items() <= details.items()
     assert told["metrics"]["seconds_per_image"] > 0
     assert not (workplace.root / "work" / f"evaluate-self-{task}").exists()
 
@@ -155,8 +166,8 @@ def test_views_are_measured_by_view_and_angle_beside_what_must_be_beaten(
     finished: tuple[Workplace, dict[str, Notes]],
 ) -> None:
     workplace, notes = finished
-    numbers = json.loads(workplace.metrics("nvs").read_text())
-    for name in ("psnr", "ssim", "lpips"):
+    numbers = workplace.details("nvs")
+    for name in ("psnr", "ssim", "perceptual"):
         for prefix, given in (
             ("", 1),
             ("", 2),
@@ -176,14 +187,16 @@ def test_views_are_measured_by_view_and_angle_beside_what_must_be_beaten(
     with Image.open(workplace.plots("nvs") / "turntable.gif") as turntable:
         assert turntable.n_frames == FRAMES
         assert turntable.width == 2 * turntable.height, "two objects beside each other"
-    assert {path.name for path in workplace.plots("nvs").iterdir()} == {"given-1.png", "given-2.png", "turntable.gif"}
+    assert {path.name for path in workplace.plots("nvs").iterdir()} == {
+        *("details.json", "given-1.png", "given-2.png", "turntable.gif")
+    }
 
 
 def test_steps_are_measured_by_position_beside_what_bounds_them(
     finished: tuple[Workplace, dict[str, Notes]],
 ) -> None:
     workplace, _ = finished
-    numbers = json.loads(workplace.metrics("vpg").read_text())
+    numbers = workplace.details("vpg")
     for prefix in ("", "baseline/true/", "baseline/untuned/", "baseline/repeated/"):
         assert f"{prefix}fid/mean" in numbers
         for name in ("step_order", "clip_image_image"):
@@ -195,7 +208,7 @@ def test_steps_are_measured_by_position_beside_what_bounds_them(
     assert numbers["baseline/true/fid/mean"] == pytest.approx(0, abs=1e-4)
     with Image.open(workplace.plots("vpg") / "given-1.png") as gallery:
         assert len(json.loads(gallery.info["captions"])) == 2
-    assert {path.name for path in workplace.plots("vpg").iterdir()} == {"given-1.png"}
+    assert {path.name for path in workplace.plots("vpg").iterdir()} == {"details.json", "given-1.png"}
 
 
 @pytest.mark.parametrize("task", ["nvs", "vpg"])
@@ -236,6 +249,7 @@ def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
     ("task", "change", "words"),
     [
         ("nvs", {"sets": 4}, r"evaluate\.nvs\.sets is 4, but the dataset has 3 test sets; lower it, or make more"),
+        ("vpg", {"validation_sets": 3}, r"validation_sets is 3, but the dataset has 2 validation sets"),
         ("vpg", {"sets": 4}, r"evaluate\.vpg\.sets is 4, but the dataset has 3 test sets; lower it, or make more"),
         ("nvs", {"given": (1, 4)}, r"evaluate\.nvs\.given is \[1, 4\]; expected fewer and more"),
         ("nvs", {"given": (2, 1)}, r"evaluate\.nvs\.given is \[2, 1\]; expected fewer and more"),

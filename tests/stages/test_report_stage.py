@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from m2m.stages import report
 
 PARAMS = ReportParams(title="Pictures & more")
 METRICS = ("fid", "inception_score", "clip_text_image", "clip_image_image", "diversity")
-AGREEMENTS = ("noun_agreement", "colour_agreement", "content_agreement", "style_agreement")
+
 VOID = {"meta", "img", "line", "polyline", "circle", "br"}
 
 
@@ -40,7 +41,7 @@ def _scores(prefix: str, names: tuple[str, ...], value: float) -> dict[str, floa
 
 
 def _numbers(network: str, *, agreement: bool) -> dict[str, float | int | str]:
-    names = METRICS + (AGREEMENTS if agreement else ())
+    names = METRICS
     numbers: dict[str, float | int | str] = {
         **_scores("", names, 0.5),
         **_scores("baseline/mis/", names, 0.75),
@@ -48,17 +49,16 @@ def _numbers(network: str, *, agreement: bool) -> dict[str, float | int | str]:
         **_scores("baseline/stable_diffusion/", names, 0.3),
         **_scores("baseline/shuffled/", ("fid",), 41.5),
         "relative/diversity": 0.876,
-        **{"sets": 192, "images": 1920, "seed": 0, "given": 1, "subset/sets": 64, "manifest": "ab" * 32},
+        **{"sets": 192, "images": 1920, "seed": 0, "given": 1, "manifest": "ab" * 32},
         **{"network/inception": network, "network/clip": "clip@123"},
     }
     if agreement:
-        for name in ("content", "style"):
-            numbers |= {f"{name}_agreement/given={given}/mean": 0.8 + given / 100 for given in (1, 4)}
-            numbers |= {f"paired/{name}_agreement/given=4-minus-1/{part}": value for part, value in _interval.items()}
+        for prefix, given in product(("", "baseline/mis/", "baseline/ideal/"), (1, 4)):
+            for name in ("pattern_score", "kept", "free", "fresh"):
+                ends = {"": 0.8, "/low": 0.712, "/high": 0.871}
+                numbers |= {f"{prefix}{name}/given={given}{end}": value for end, value in ends.items()}
+                numbers |= {f"{prefix}{name}/position/{place:02}/given={given}": 0.75 for place in (1, 2)}
     return numbers
-
-
-_interval = {"mean": 0.03, "low": -0.012, "high": 0.071}
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_the_page_shows_the_numbers_beside_the_papers(
         out=tmp_path / "index.html",
     )
     page = (tmp_path / "index.html").read_text()
-    for text in ("0.50 ± 0.25", "75.0 ± 25.0", "41.50 ± 0.25", "88 %", "+3.0 [-1.2, +7.1]", "SHA-256 " + "ab" * 32):
+    for text in ("0.50 ± 0.25", "41.50 ± 0.25", "88 %", "[71.2, 87.1]", "An ideal reader", "SHA-256 " + "ab" * 32):
         assert text in page
     for text in ("9.56 ± 1.21", "28.07 ± 0.58", "22.71 ± 0.52", "77.41 ± 0.03", "They cannot be compared"):
         assert text in page
@@ -293,7 +293,7 @@ def test_without_attributes_there_is_no_agreement(
     item = make_item("self", network="inception-v3-compat@1", agreement=False)
     report.run(PARAMS, items=[item], sampling=sampling, manifest=manifest, out=tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
-    assert "Shape, %" not in page
+    assert "Pattern score" not in page
     assert "More preceding images" not in page
     assert "They cannot be compared" not in page
     assert "with the same kind of networks" in page
