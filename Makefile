@@ -40,7 +40,7 @@ repro: $(READY) ## Make what is stale: data, models, evaluation, report; as `dvc
 	@echo "  the runs         make ui"
 	@echo "  a first sample   .venv/bin/m2m sample --model models/m2m-dino --images YOUR.jpg --num-images 6 --out out"
 
-profile: $(READY) ## Make PROFILE (embedded, smoke, gpu, paper) the active parameters
+profile: $(READY) ## Make PROFILE (embedded, smoke, full, gpu, paper) the active parameters
 	cp profiles/$(PROFILE).yaml params.yaml
 
 test: lint ## Lint, types, layers, all tests but the slow ones; which lines they reach: TEST="--cov --cov-report=term"

@@ -13,7 +13,7 @@ from m2m.world.vocabulary import MAX_STEPS
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["embedded", "smoke", "full", "gpu", "paper"])
 def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
     params = load_params(ROOT / "profiles" / f"{name}.yaml")
     common, evaluate, sets = params.train.common, params.evaluate.mis, params.generate.images_per_set
@@ -30,7 +30,7 @@ def test_a_profile_asks_for_nothing_that_cannot_be(name: str) -> None:
         assert common.checkpoint_every < variant.images
 
 
-@pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["embedded", "smoke", "full", "gpu", "paper"])
 def test_a_profile_s_tasks_ask_for_nothing_that_cannot_be(name: str) -> None:
     params = load_params(ROOT / "profiles" / f"{name}.yaml")
     views, procedures = params.views, params.procedures
@@ -54,7 +54,7 @@ def test_a_profile_s_tasks_ask_for_nothing_that_cannot_be(name: str) -> None:
     assert few < many < views.views
 
 
-@pytest.mark.parametrize("name", ["embedded", "smoke", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["embedded", "smoke", "full", "gpu", "paper"])
 def test_a_profile_times_what_the_paper_does(name: str) -> None:
     sampling = load_params(ROOT / "profiles" / f"{name}.yaml").sampling
     assert sampling.solver == "ddim"
@@ -69,7 +69,7 @@ def test_the_active_parameters_are_the_embedded_ones() -> None:
 
 
 def test_profiles_on_the_embedded_world_share_its_foundation() -> None:
-    embedded, *others = (load_params(ROOT / "profiles" / f"{name}.yaml") for name in ("embedded", "smoke", "gpu"))
+    embedded, *others = (load_params(ROOT / "profiles" / f"{name}.yaml") for name in ("embedded", "smoke", "full", "gpu"))
     assert all(other.foundation == embedded.foundation for other in others)
 
 
