@@ -68,6 +68,7 @@ def test_generate(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     result = m2m("generate", "--params", PARAMS)
     assert "data/mis.json: 12 train sets, 4 validation sets, 8 test sets of 4 images in 2 shards" in result.stdout
     assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
+    assert call.given["inception"] == Path("models/foundation/inception")
     assert call.given["store"].uri == str(tmp_path / "data/store")
     assert call.given["device"] == "cpu"
 

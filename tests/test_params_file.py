@@ -32,34 +32,34 @@ def line_of(text: str, words: str) -> int:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("    set_size: 6", "    set_syze: 6", "train.common.set_syze: unknown key; did you mean 'set_size'?"),
+        ("    set_size: 9", "    set_syze: 9", "train.common.set_syze: unknown key; did you mean 'set_size'?"),
         (
             "  sets_per_shard: 32",
             "  colour: red",
             "generate.colour: unknown key; expected seed, images_per_set, solver",
         ),
         ("    weight_decay: 0.01\n", "", "train.common.weight_decay: missing; every key must be there"),
-        ("  test: 192", "  test: 192\n  test: 193", "captions.test: given twice (first on line"),
+        ("  test: 98", "  test: 98\n  test: 99", "captions.test: given twice (first on line"),
         (
-            "  test: 192",
+            "  test: 98",
             "  test: 0",
             "captions.test: is 0, should be greater than or equal to 1 (captions for testing, all of them of pictures)",
         ),
         (
-            "  validation: 48",
+            "  validation: 49",
             "  validation: 0",
             "captions.validation: is 0, should be greater than or equal to 1 (captions for validation, all of them of",
         ),
-        ("  steps: 32", "  steps: 300", "captions: views + steps are 364; expected at most train, 352"),
-        ("  validation: 48\n", "", "captions.validation: missing; every key must be there"),
+        ("  steps: 24", "  steps: 500", "captions: views + steps are 548; expected at most train, 492"),
+        ("  validation: 49\n", "", "captions.validation: missing; every key must be there"),
         ("  validation: 16\n", "", "views.validation: missing; every key must be there"),
-        ("  test: 192", "  test: many", "captions.test: is 'many', should be a valid integer"),
-        ("  test: 192", "  test: '192'", "captions.test: is '192', should be a valid integer"),
-        ("  test: 192", "  test: true", "captions.test: is true, should be a valid integer"),
-        ("  test: 192", "  test: 1.5", "captions.test: is 1.5, should be a valid integer"),
-        ("  test: 192", "  test:", "captions.test: is empty, should be a valid integer"),
-        ("  test: 192", "  test: [1]", "captions.test: is a list, should be a valid integer"),
-        ("  test: 192", "  test: " + "9" * 5000, "captions.test: a number of 5000 digits"),
+        ("  test: 98", "  test: many", "captions.test: is 'many', should be a valid integer"),
+        ("  test: 98", "  test: '98'", "captions.test: is '98', should be a valid integer"),
+        ("  test: 98", "  test: true", "captions.test: is true, should be a valid integer"),
+        ("  test: 98", "  test: 1.5", "captions.test: is 1.5, should be a valid integer"),
+        ("  test: 98", "  test:", "captions.test: is empty, should be a valid integer"),
+        ("  test: 98", "  test: [1]", "captions.test: is a list, should be a valid integer"),
+        ("  test: 98", "  test: " + "9" * 5000, "captions.test: a number of 5000 digits"),
         ("given: [1, 2, 4, 8]", "given: [1, 0]", "evaluate.mis.given.1: is 0, should be greater than or equal to 1"),
         ("given: [1, 2, 4, 8]", "given: 2", "evaluate.mis.given: is 2, should be a list"),
         ("decay: 0.99\n", "decay: .nan\n", "train.common.ema.decay: is nan, should be"),
@@ -80,7 +80,7 @@ def line_of(text: str, words: str) -> int:
         ("report:\n", "report: &it\n  it: *it\n", "report.it: refers to itself"),
         ("report:\n", "? [1, 2]\n: 3\nreport:\n", "a key that is no plain word"),
         ("report:\n", "report: [\n", "not valid YAML: "),
-        ("  test: 192", "\ttest: 192", "not valid YAML: "),
+        ("  test: 98", "\ttest: 192", "not valid YAML: "),
         ("report:\n", "--- \nreport:\n", "not valid YAML: "),
         ("title: ", "title: \x07", "not valid YAML: "),
     ],
@@ -102,7 +102,7 @@ def test_the_line_names_file_line_and_key(old: str, new: str, expected: str, tmp
         ("  test: 192", "  test: 0", "  test: 0"),
         ("given: [1, 2, 4, 8]\n    gen", "given: [1,\n      0]\n    gen", "      0]"),
         ("    weight_decay: 0.01\n", "", "  common:"),  # what is missing belongs into the block above
-        ("  test: 192", "  test: 192\n  test: 193", "  test: 193"),
+        ("  test: 98", "  test: 98\n  test: 99", "  test: 99"),
     ],
 )
 def test_the_line_is_the_right_one(old: str, new: str, line: str, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(
         re.sub(r"learning_rate: \S+", "learning_rate: 3e-4", GOOD)
-        .replace("  test: 192", "  test: 010")
+        .replace("  test: 98", "  test: 010")
         .replace("title: Many-to-many image generation", "title: yes")
     )
     params = load_params(file)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from m2m.params import HubFoundation, WorldProcedures, WorldSets
+from m2m.params import HubFoundation, WorldCaptions, WorldProcedures, WorldSets
 from m2m.params_file import load_params
+from m2m.world.grammar import KINDS
 from m2m.world.vocabulary import MAX_STEPS
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,13 @@ def test_a_profile_times_what_the_paper_does(name: str) -> None:
 
 def test_the_active_parameters_are_the_embedded_ones() -> None:
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles" / "embedded.yaml").read_bytes()
+
+
+def test_the_active_captions_are_as_many_of_each_kind() -> None:
+    captions = load_params(ROOT / "params.yaml").captions
+    assert isinstance(captions, WorldCaptions)
+    pictures = captions.train - captions.views - captions.steps
+    assert not any(count % len(KINDS) for count in (pictures, captions.validation, captions.test))
 
 
 def test_profiles_on_the_embedded_world_share_its_foundation() -> None:

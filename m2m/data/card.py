@@ -11,7 +11,7 @@ from m2m.manifest import Manifest, ShardEntry, Split
 
 _USE = """\
 Models learn from `train`; `validation` is to look at, to tune and to choose by; `test` is for the figures of what was
-chosen, and for nothing else. No set's subject is in two splits."""
+chosen, and for nothing else."""
 _NAMES = {"openrail++": "CreativeML Open RAIL++-M", "apache-2.0": "Apache-2.0"}
 
 
@@ -109,7 +109,7 @@ with Auto-regressive Diffusion Models* (Shen et al., 2024).
 |---|---|---|---|
 {splits}
 
-{_USE}
+{_USE} No set's subject is in two splits.
 
 ## How it was made
 

@@ -83,8 +83,8 @@ def fit(
         for key, tensor in saved.items():
             if key.startswith("optimizer/"):
                 _, slot, of = key.split("/", 2)
-                state = tensor.to(parameters[of].device, copy=True)  # off the mapped file
-                trained_by[parameters[of]].state[parameters[of]][slot] = state
+                moved = tensor.to(parameters[of].device, copy=True)  # off the mapped file
+                trained_by[parameters[of]].state[parameters[of]][slot] = moved
 
     module.train()
     total, counted, began, line, saved_at = torch.zeros(()), 0, time.monotonic(), time.monotonic(), time.monotonic()

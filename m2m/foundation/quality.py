@@ -150,4 +150,5 @@ def match(folder: Path, unseen: Lessons, among: int = 48) -> float:
         pixel_values=contrast.pixels(unseen.images[chosen]),
     ).logits_per_image
     nearest = [meanings[index] for index in logits.argmax(dim=1).tolist()]
-    return sum(found == own[index] for found, index in zip(nearest, chosen, strict=True)) / len(chosen)
+    hits: list[bool] = [found == own[index] for found, index in zip(nearest, chosen, strict=True)]
+    return sum(hits) / len(hits)

@@ -128,7 +128,8 @@ class School:
         lessons = self.lessons
         loss = contrast.contrastive_loss(model, lessons.images, self.tokens, lessons.shown, lessons.said)
         self.teach("clip", model, loss, self.params.clip, len(self.tokens))
-        return model
+        taught: CLIPModel = model
+        return taught
 
     def dino(self) -> Dinov2Model:
         """The encoder trained without labels, on two looks at each of as many scenes."""

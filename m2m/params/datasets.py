@@ -10,8 +10,9 @@ from m2m.params.section import PositiveInt, Precision, Probability, Section, Sol
 
 
 class WorldCaptions(Section):
-    """Captions by the grammar of the embedded world; no combination that one split names is in another.
+    """Captions by the grammar of the embedded world; no combination that one split names in full is in another.
 
+    As many captions of pictures are of each kind, by what they name and what they leave open.
     Those for training tell all that its Stable Diffusion can draw, in any mixture: what is left out of it, training on
     the sets forgets. Validation and test are on pictures.
     """

@@ -87,8 +87,9 @@ def _mix(params: WorldCaptions) -> str:
     kinds = ", ".join(" and ".join(named) for named in KINDS)
     return (
         f"as many captions of pictures of each kind, which name {kinds}; what they leave open varies freely over the "
-        f"combinations of training. Of the {params.train} for training {params.views} tell of rendered objects and "
-        f"{params.steps} of steps of procedures, and leave nothing open"
+        "combinations of training, and those that validation and test name in full are in no other split. "
+        f"Of the {params.train} for training {params.views} tell of rendered objects and {params.steps} of steps of "
+        "procedures, and leave nothing open"
     )
 
 

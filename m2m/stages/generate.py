@@ -177,7 +177,7 @@ def load_judge(folder: Path, device: str) -> WorldClassifier | None:
         if json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"] != ARCHITECTURE:
             return None
         return WorldClassifier.from_pretrained(folder).to(device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         text = f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
         raise UserError(text) from error

@@ -120,7 +120,7 @@ def make_looks(*, pictures: int, views: int, steps: int, seed: int, processes: i
 def _scenes(counts: tuple[int, ...], *, seed: int, split: Split, looks: int, processes: int) -> Iterator[_Scene]:
     """Shapes, then solids, then half-built things."""
     with ExitStack() as stack:
-        find = partial(map)
+        find: Callable[..., Iterator[_Scene]] = map
         if processes > 1:
             pool = stack.enter_context(process_pool(processes))
             find = partial(pool.map, chunksize=SCENES_AT_ONCE)

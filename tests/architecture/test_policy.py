@@ -23,7 +23,7 @@ TRACKING = {"Chain", "NullTracker", "RecordedRun", "Run", "Trace", "Tracker"} | 
     "open_tracker",
     "origin_tags",
 }
-READS_BETTER_WHOLE = {"m2m/pipeline.py", "m2m/models/unet.py"}
+READS_BETTER_WHOLE = {"m2m/pipeline.py", "m2m/models/unet.py", "m2m/models/image_set_attention.py"}
 
 
 def test_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from m2m.data import captions as module
 from m2m.data.captions import Caption, CaptionSource, captions_digest, read_captions, read_source, write_captions
 from m2m.errors import UserError
 
-SOURCE = CaptionSource(name="a source", licence="its terms")
+SOURCE = CaptionSource(name="a source", licence="its terms", mix="of two kinds")
 CAPTIONS = [
     Caption("a-1", "a red star, neon", "train"),
     Caption("a-2", '<PERSON> über ☃ — "quoted"', "test"),
@@ -76,3 +76,9 @@ def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["train"]}), tmp_path / "own.parquet")
     with pytest.raises(UserError, match="does not say where its captions come from"):
         read_source(tmp_path / "own.parquet")
+    older = pq.read_table(tmp_path / "own.parquet").replace_schema_metadata(
+        {"name": "a source", "licence": "its terms"}
+    )
+    pq.write_table(older, tmp_path / "older.parquet")
+    with pytest.raises(UserError, match="does not say where its captions come from; run the captions stage again"):
+        read_source(tmp_path / "older.parquet")

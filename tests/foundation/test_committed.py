@@ -1,20 +1,36 @@
 """What the foundation that comes with the repository promises, measured on combinations that it never saw."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from m2m.foundation import classify, contrast, quality, text_to_image, vae
+from m2m.foundation.card import NETWORKS
 from m2m.foundation.words import learn_tokenizer
 from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
+from m2m.params_file import load_params
 from m2m.world.corpus import make_corpus
-from m2m.world.grammar import picture_captions, procedure_captions, view_captions
+from m2m.world.grammar import (
+    ATTRIBUTES,
+    KINDS,
+    Caption,
+    captions_naming,
+    picture_captions,
+    procedure_captions,
+    view_captions,
+)
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES
 
-FOLDER = Path(__file__).parents[2] / "models" / "foundation"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "models" / "foundation"
 pytestmark = pytest.mark.skipif(not FOLDER.joinpath("inception").is_dir(), reason="no foundation has been made")
 SEED = 20  # of pictures that served no decision
 
@@ -65,31 +81,95 @@ def test_the_class_network_measures_places(classifier: WorldClassifier, unseen: 
     assert error[:, :3].mean() < 0.03  # place and size, of the picture's side
 
 
-def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_say(
-    classifier: WorldClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusers import StableDiffusionPipeline
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(FOLDER / "stable-diffusion")
 
-    monkeypatch.setattr(quality, "DRAWINGS", 64)
-    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER / "stable-diffusion")
-    images, labels = quality.drawings(pipeline, SEED)
+
+def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_say(
+    classifier: WorldClassifier, pipeline: StableDiffusionPipeline
+) -> None:
+    captions = picture_captions("test")[::3]
+    images = quality.drawings(pipeline, captions, SEED)
+    labels = {
+        head: torch.tensor([names.index(getattr(caption, head)) for caption in captions])
+        for head, names in quality.NAMES.items()
+    }
     right = classify.right(classifier, images, labels)
-    assert (right["noun"] & right["colour"]).float().mean() >= 0.9
-    assert right["style"].float().mean() >= 0.9
+    assert (right["noun"] & right["colour"]).float().mean() >= 0.87
+    assert right["style"].float().mean() >= 0.95
     assert len(images.unique(dim=0)) == len(images)
 
 
-@torch.no_grad()
-def test_clip_tells_unseen_captions_apart(unseen: Lessons) -> None:
+def test_what_it_draws_for_open_captions_keeps_to_them_and_varies_as_the_world_does(
+    classifier: WorldClassifier, pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, fewer in (("OPEN_CAPTIONS", 2), ("SOLVER_STEPS", 8)):
+        monkeypatch.setattr(quality, name, fewer)
+    figures = quality.freedom(pipeline, classifier, SEED)
+    for head in quality.NAMES:
+        assert figures[f"open/{head}/kept"] >= 0.95
+        assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)
+    # What it was never shown it draws as well: the stage that draws sets has to look.
+    assert 0 < figures["open/held-out"] < 0.4
+
+
+def test_what_stands_beside_it_is_of_this_kind() -> None:
+    figures = json.loads((FOLDER / "quality.json").read_text())
+    for head in quality.NAMES:
+        assert figures[f"open/{head}/kept"] >= 0.95
+        assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)
+    params = load_params(ROOT / "params.yaml").foundation
+    for name in NETWORKS:
+        assert f"revision {params.revision})" in (FOLDER / name / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def nearest(unseen: Lessons) -> Callable[[list[list[Caption]]], list[int]]:
+    """For each picture of a shape the place of the caption, of those that it is given, that CLIP finds nearest."""
     from transformers import CLIPModel, CLIPTokenizer
 
     model, tokenizer = CLIPModel.from_pretrained(FOLDER / "clip"), CLIPTokenizer.from_pretrained(FOLDER / "clip")
-    captions = list(dict.fromkeys(unseen.captions))
-    inputs = {"input_ids": text_to_image.tokenize(tokenizer, captions), "pixel_values": contrast.pixels(unseen.images)}
-    logits = model(**inputs).logits_per_image
-    own = logits[range(len(unseen.captions)), [captions.index(caption) for caption in unseen.captions]]
-    above = (own[:, None] > logits).float().sum(dim=1) / (len(captions) - 1)
-    assert above.median() >= 0.95
+
+    @torch.no_grad()
+    def call(of_each: list[list[Caption]]) -> list[int]:
+        every = list(dict.fromkeys(caption for captions in of_each for caption in captions))
+        tokens = text_to_image.tokenize(tokenizer, [caption.text() for caption in every])
+        pixels = contrast.pixels(unseen.images[unseen.placed])
+        logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image  # (pictures, captions)
+        return [
+            max(range(len(captions)), key=lambda place, row=row, captions=captions: row[every.index(captions[place])])
+            for row, captions in zip(logits, of_each, strict=True)
+        ]
+
+    return call
+
+
+def right_words(unseen: Lessons, nearest: Any, place: int, *, full: bool) -> float:
+    """The share of pictures whose word for one attribute is found among all, in captions that differ in it alone."""
+    names = (SHAPES, COLOUR_NAMES, STYLES)[place]
+    asked, own = [], []
+    for _, noun, colour, style, *_ in unseen.shown[unseen.placed].tolist():
+        meaning = Caption(NOUNS[noun], COLOUR_NAMES[colour], ALL_STYLES[style])
+        attribute = ATTRIBUTES[place]
+        captions = [replace(meaning, **{attribute: name}) for name in names]
+        asked.append(captions if full else [caption.naming((attribute,)) for caption in captions])
+        own.append(names.index(getattr(meaning, attribute)))
+    found = nearest(asked)
+    return sum(one == other for one, other in zip(found, own, strict=True)) / len(own)
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["in-full-captions", "alone"])
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        pytest.param("noun", marks=pytest.mark.xfail(strict=True, reason="the committed one tells no shapes apart")),
+        "colour",
+        "style",
+    ],
+)
+def test_clip_finds_what_an_unseen_picture_shows(attribute: str, full: bool, unseen: Lessons, nearest: Any) -> None:
+    assert right_words(unseen, nearest, ATTRIBUTES.index(attribute), full=full) >= 0.8
 
 
 def test_both_tokenizers_are_the_one_that_the_words_of_the_world_give() -> None:
@@ -99,7 +179,7 @@ def test_both_tokenizers_are_the_one_that_the_words_of_the_world_give() -> None:
     captions = [
         caption.text(template)
         for caption in (
-            *picture_captions("train"),
+            *(caption for named in KINDS for caption in captions_naming(named, "train")),
             *view_captions("train"),
             *chain(*procedure_captions("train")),
         )

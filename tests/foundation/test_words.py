@@ -7,7 +7,7 @@ from transformers import CLIPTokenizer
 
 from m2m.foundation.words import MAX_TOKENS, learn_tokenizer
 from m2m.manifest import Split
-from m2m.world.grammar import picture_captions, procedure_captions, view_captions
+from m2m.world.grammar import KINDS, captions_naming, procedure_captions, view_captions
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def captions() -> list[str]:
         caption
         for split in get_args(Split)
         for caption in (
-            *picture_captions(split),
+            *(caption for named in KINDS for caption in captions_naming(named, split)),
             *view_captions(split),
             *(step for steps in procedure_captions(split) for step in steps),
         )

@@ -1,5 +1,6 @@
 import logging
 from collections import Counter
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.stages import captions
-from m2m.world.grammar import parse, picture_captions
+from m2m.world.grammar import KINDS, captions_naming, parse
 from m2m.world.vocabulary import CONSTRUCTION, RENDERED
 
 
@@ -30,13 +31,30 @@ def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[Caption
     return list(read_captions(folder / "captions.parquet"))
 
 
-def test_no_split_has_a_combination_of_another(tmp_path: Path) -> None:
+def test_no_split_names_a_combination_of_another(tmp_path: Path) -> None:
     rows = written(world(views=48, steps=32), tmp_path)
     assert Counter(row.split for row in rows) == {"train": 256, "validation": 48, "test": 192}
     assert [row.split for row in rows] == sorted((row.split for row in rows), key=get_args(Split).index)
     assert len({row.id for row in rows}) == len(rows)
     for row in rows:
-        assert parse(row.text).split == row.split, row
+        caption = parse(row.text)
+        assert caption.open or caption.split == row.split, row
+
+
+def test_each_kind_of_picture_caption_is_as_common_and_comes_in_no_order(tmp_path: Path) -> None:
+    rows = written(world(train=256, views=25, steps=20, validation=49, test=192), tmp_path)
+    for split, share in (("train", 211 / 7), ("validation", 7), ("test", 192 / 7)):
+        parsed = [parse(row.text) for row in rows if row.split == split]
+        pictures = [caption for caption in parsed if caption.style not in (RENDERED, CONSTRUCTION)]
+        kinds = Counter(caption.named for caption in pictures)
+        assert kinds.keys() == {*KINDS}
+        assert {kinds[named] for named in KINDS} <= {floor(share), ceil(share)}
+        # What is left over makes full ones first: of them there is the most to test.
+        assert kinds[KINDS[-1]] == max(kinds.values())
+        kind_by_kind = sorted(pictures, key=lambda caption: KINDS.index(caption.named), reverse=True)
+        assert pictures != kind_by_kind
+        if split != "validation":  # of few, half may lack one by chance
+            assert {caption.named for caption in pictures[: len(pictures) // 2]} == {*KINDS}
 
 
 def test_training_captions_are_of_all_kinds_in_no_order(tmp_path: Path) -> None:
@@ -57,15 +75,16 @@ def test_more_of_a_kind_than_there_are_captions_is_refused() -> None:
 def test_captions_spread_evenly_over_combinations_and_wordings(counts: tuple[int, int, int], tmp_path: Path) -> None:
     rows = written(world(**dict(zip(get_args(Split), counts, strict=True))), tmp_path)
     for split, count in zip(get_args(Split), counts, strict=True):
-        combinations = picture_captions(split)
-        wordings: dict[Any, Counter[str]] = {combination: Counter() for combination in combinations}
-        for row in rows:
-            if row.split == split:
-                wordings[parse(row.text)][row.text] += 1
-        least = count // len(combinations)
-        assert {texts.total() for texts in wordings.values()} <= {least, least + 1}
-        for combination, texts in wordings.items():
-            assert max(texts.values(), default=0) <= -(-texts.total() // combination.templates)
+        for place, named in enumerate(reversed(KINDS)):
+            combinations = captions_naming(named, split)
+            wordings: dict[Any, Counter[str]] = {combination: Counter() for combination in combinations}
+            for row in rows:
+                if row.split == split and parse(row.text).named == named:
+                    wordings[parse(row.text)][row.text] += 1
+            least = (count // 7 + (place < count % 7)) // len(combinations)
+            assert {texts.total() for texts in wordings.values()} <= {least, least + 1}
+            for combination, texts in wordings.items():
+                assert max(texts.values(), default=0) <= -(-texts.total() // combination.templates)
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -76,9 +95,18 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert [row.text for row in written(world(seed=1), tmp_path)] != [row.text for row in first]
 
 
-def test_it_says_where_captions_come_from(tmp_path: Path) -> None:
-    written(world(), tmp_path)
-    assert read_source(tmp_path / "captions.parquet").name == "the embedded world"
+def test_it_says_where_captions_come_from_and_of_what_kinds_they_are(tmp_path: Path) -> None:
+    written(world(views=48, steps=32), tmp_path)
+    source = read_source(tmp_path / "captions.parquet")
+    assert source.name == "the embedded world"
+    for words in (
+        "as many captions of pictures of each kind",
+        "noun, colour, style, noun and colour, noun and style, colour and style, noun and colour and style",
+        "Of the 256 for training 48 tell of rendered objects and 32 of steps of procedures",
+    ):
+        assert words in source.mix
+    written(world(views=3), tmp_path)
+    assert "3 tell of rendered objects and 0 of steps" in read_source(tmp_path / "captions.parquet").mix
 
 
 def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,7 +119,8 @@ def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog
     assert (report.train, report.validation, report.test, report.bad) == (6, 1, 2, 1)
     assert report.examples == ("line 5: 1 columns instead of 2",)
     assert "left out 1 bad lines: line 5: 1 columns instead of 2" in caplog.text
-    assert read_source(tmp_path / "captions.parquet").name == "Conceptual 12M"
+    source = read_source(tmp_path / "captions.parquet")
+    assert (source.name, source.mix) == ("Conceptual 12M", "")
 
 
 @pytest.mark.parametrize("content", [b"", b"no tab\n", b"\xff\xfe\n", b"u\tone\n"])

@@ -34,7 +34,16 @@ TINY = WorldFoundation(
 @pytest.fixture(scope="module", autouse=True)
 def _few_pictures_to_measure() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in (("PICTURES", 6), ("VIEWS", 1), ("STEPS", 2), ("DRAWINGS", 4), ("SOLVER_STEPS", 2)):
+        few = {
+            "PICTURES": 6,
+            "VIEWS": 1,
+            "STEPS": 2,
+            "DRAWINGS": 4,
+            "SOLVER_STEPS": 2,
+            "OPEN_CAPTIONS": 1,
+            "OF_EACH": 2,
+        }
+        for name, count in few.items():
             patch.setattr(quality, name, count)
         yield
 
@@ -85,6 +94,7 @@ def test_the_stage_tells_how_good_the_networks_are(made: Path) -> None:
     figures = json.loads((made / "foundation" / "quality.json").read_text())
     shares = {name: value for name, value in figures.items() if name != "vae/psnr"}
     assert {"inception/content/real-picture", "inception/style/drawn", "clip/match"} <= shares.keys()
+    assert {"open/noun/kept", "open/style/repeats", "open/colour/repeats-world", "open/held-out"} <= shares.keys()
     assert all(0 <= value <= 1 for value in shares.values())
     assert 0 < figures["vae/psnr"] < 26  # two steps do not make it good
 
@@ -105,6 +115,33 @@ def test_a_second_run_trains_nothing_and_makes_the_same(
     assert ": step " not in capsys.readouterr().out
     assert folder_digest(tmp_path / "again") == folder_digest(made / "foundation")
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+def test_any_number_of_processes_draws_the_same_lessons(made: Path, tmp_path: Path) -> None:
+    foundation.run(TINY, out=tmp_path / "foundation", work=tmp_path / "work", processes=2)
+    assert folder_digest(tmp_path / "foundation") == folder_digest(made / "foundation")
+
+
+def test_the_corpus_and_the_looks_are_drawn_in_as_many_processes_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    corpus, looks = world.make_corpus, world.make_looks
+
+    def make_corpus(*, processes: int, **counts: Any) -> Any:
+        asked.append(("corpus", processes))
+        return corpus(**counts)
+
+    def make_looks(*, processes: int, **counts: Any) -> Any:
+        asked.append(("looks", processes))
+        return looks(**counts)
+
+    monkeypatch.setattr(world, "make_corpus", make_corpus)
+    monkeypatch.setattr(world, "make_looks", make_looks)
+    monkeypatch.setattr(world.School, "teach", lambda *_, **__: None)
+    params = TINY.model_copy(update={"views": 0})
+    world.School(params, tmp_path, device="cpu", processes=3).dino()
+    assert asked == [("corpus", 3), ("looks", 3)]
 
 
 def test_a_run_that_ends_early_leaves_what_was_there_and_goes_on(
@@ -147,7 +184,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of finished networks that training was given; it makes one file."""
     kept: list[Path] = []
 
-    def train(_: WorldFoundation, *, out: Path, work: Path) -> None:
+    def train(_: WorldFoundation, *, out: Path, work: Path, device: str, processes: int) -> None:
+        assert (device, processes) == ("cpu", 1)
         kept.append(work)
         (out / "file").write_text("made")
 

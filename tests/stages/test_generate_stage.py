@@ -20,12 +20,15 @@ from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest, Split
+from m2m.models.classifier import Readings, WorldClassifier
 from m2m.params import GenerateParams
 from m2m.seeds import image_seed
 from m2m.stages import generate, verify
 from m2m.store import LocalStore, Store, open_store
 from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
+from m2m.world.grammar import parse
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, split_of
 
 ROWS = [
     *(Caption(f"test-{n}", f"b {n}", "test") for n in range(2)),
@@ -33,7 +36,7 @@ ROWS = [
     Caption("validation-0", "c", "validation"),
 ]
 """In another order than the manifest's."""
-SOURCE = CaptionSource(name="a test", licence="none")
+SOURCE = CaptionSource(name="a test", licence="none", mix="as many of each kind")
 FIELDS = {
     "seed": 3,
     "images_per_set": 3,
@@ -57,6 +60,10 @@ class Workplace:
         self.captions = folder / "captions.parquet"
         self.work = folder / "work"
         self.stable_diffusion = stable_diffusion
+        self.inception = folder / "inception"
+        self.inception.mkdir(parents=True, exist_ok=True)
+        # A class network that knows nothing of the world.
+        (self.inception / "config.json").write_text('{"architecture": "inception-v3-compat"}')
         self.store = store or LocalStore(folder / "store")
         write_captions(self.captions, captions, SOURCE)
 
@@ -65,6 +72,7 @@ class Workplace:
             GenerateParams.model_validate({**FIELDS, **changes}),
             captions=self.captions,
             stable_diffusion=self.stable_diffusion,
+            inception=self.inception,
             manifest=self.manifest,
             work=self.work,
             store=self.store,
@@ -151,7 +159,7 @@ def test_the_manifest_says_what_made_it_and_nothing_of_when_and_where(made: Work
     assert made_by["parameters"] == FIELDS
     assert made_by["stable_diffusion"] == {"licence": "not stated", "sha256": folder_digest(made.stable_diffusion)}
     assert made_by["captions"].pop("sha256")
-    assert made_by["captions"] == {"name": "a test", "licence": "none"}
+    assert made_by["captions"] == {"name": "a test", "licence": "none", "mix": "as many of each kind"}
     assert set(made_by) == {"stage", "parameters", "captions", "stable_diffusion"}
 
 
@@ -164,7 +172,9 @@ def test_the_card_names_numbers_and_terms(made: Workplace) -> None:
         "| `solver` | unipc |",
     ):
         assert text in card
+    assert "- Captions: a test: as many of each kind; SHA-256" in card
     assert "Licence of the captions: none." in card
+    assert "in two splits" not in card, "open captions may be"
     assert str(made.manifest.parent) not in card
 
 
@@ -275,10 +285,209 @@ def test_an_image_that_stays_bad_ends_the_run_and_is_named(place: Workplace, mon
                 latents[row] = float("nan")
 
     batches = drawings(monkeypatch, spoil)
-    with pytest.raises(UserError, match="set train-0: image 1 is not finite or of one colour in all 3 attempts"):
+    with pytest.raises(UserError, match=r"set train-0: image 1 is not finite, .* in all 3 attempts"):
         place.run()
     assert not place.manifest.exists()
     assert len(batches) == 2 + 1 + 1
+
+
+# What a class network of the world reads as held out
+
+
+WORDS = [
+    Caption("open-0", "something in flat style", "train"),
+    Caption("full-0", "a yellow star, flat", "train"),
+    Caption("full-1", "a green circle, flat", "train"),
+    Caption("held-0", "a red circle, flat", "test"),
+    Caption("held-1", "a yellow circle, flat", "validation"),
+    Caption("open-1", "a circle", "test"),
+    Caption("other-0", "a photo of Zermatt", "train"),
+]
+"""Of training: full ones and open ones, the open ones of the test, too. Then held-out ones, and another world's."""
+KNOWN: dict[str, tuple[str, ...]] = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES}
+TRAINED, HELD_OUT, VALIDATION = ("circle", "green", "flat"), ("circle", "red", "flat"), ("circle", "yellow", "flat")
+
+
+class Reader:
+    """Stands in for the class network: reads a held-out triple from chosen pictures, which it knows by their noises."""
+
+    classes = KNOWN
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *chosen: Tensor, triple: tuple[str, ...] = HELD_OUT) -> None:
+        self.chosen, self.triple, self.all, self.seen = [*chosen], triple, False, 0
+        self.batch: Tensor | None = None
+        denoise = StableDiffusion.denoise
+
+        def watched(model: StableDiffusion, noise: Tensor, embeddings: Tensor) -> Tensor:
+            self.batch = noise
+            return denoise(model, noise, embeddings)
+
+        monkeypatch.setattr(StableDiffusion, "denoise", watched)
+        monkeypatch.setattr(generate, "load_judge", lambda *_: self)
+
+    def __call__(self, pictures: Tensor) -> Readings:
+        assert self.batch is not None
+        assert pictures.dtype == torch.uint8
+        assert pictures.shape[1:] == (3, 64, 64)
+        self.seen += len(pictures)
+        logits = {head: torch.zeros(len(pictures), len(names)) for head, names in KNOWN.items()}
+        for row, noise in enumerate(self.batch):
+            held_out = self.all or any(torch.equal(noise, one) for one in self.chosen)
+            for head, word in zip(KNOWN, self.triple if held_out else TRAINED, strict=True):
+                logits[head][row, KNOWN[head].index(word)] = 1
+        return Readings(features=torch.zeros(0), logits=logits, geometry=torch.zeros(0))
+
+
+@pytest.fixture
+def worded(tiny_stable_diffusion: Path, tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path, tiny_stable_diffusion, WORDS)
+
+
+def test_each_split_s_words_are_what_they_are_taken_for() -> None:
+    assert [split_of(*triple) for triple in (TRAINED, HELD_OUT, VALIDATION)] == ["train", "test", "validation"]
+    assert [parse(row.text).split for row in WORDS[:-1]] == ["train", "train", "train", "test", "validation", "train"]
+
+
+@pytest.mark.parametrize("triple", [HELD_OUT, VALIDATION])
+def test_what_is_read_as_held_out_is_drawn_again_with_other_noise_and_counted(
+    triple: tuple[str, ...], worded: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = {("open-0", 1): 2, ("full-0", 0): 1, ("open-1", 2): 1}
+    chosen = [noise_of(*image, attempt) for image, count in attempts.items() for attempt in range(count)]
+    # Neither of a caption that asks for it, nor of words that nobody knows, is anything refused.
+    spared = [noise_of(set_id, 1) for set_id in ("held-0", "held-1", "other-0")]
+    Reader(monkeypatch, *chosen, *spared, triple=triple)
+    assert worded.run().redrawn == 4
+    assert "drawn again with new noise: 4 times" in worded.manifest.with_suffix(".md").read_text()
+    sets = worded.sets()
+    for one in sets.values():
+        for index in range(3):
+            attempt = attempts.get((one.id, index), 0)
+            assert one.extras["seeds"][index] == image_seed(3, one.id, index, attempt)
+    model = StableDiffusion(
+        worded.stable_diffusion, solver="unipc", num_inference_steps=2, guidance_scale=3.0, device="cpu"
+    )
+    one = sets["open-0"]
+    latents = model.denoise(
+        torch.stack([noise_of("open-0", index, attempts.get(("open-0", index), 0)) for index in range(3)]),
+        model.embed([one.caption] * 3),
+    )
+    torch.testing.assert_close(torch.from_numpy(one.latents), latents, atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_that_reads_everything_as_held_out_spares_what_asks_for_it_and_other_worlds(
+    worded: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(monkeypatch)
+    reader.all = True
+    write_captions(worded.captions, [row for row in WORDS if row.id.startswith(("held", "other"))], SOURCE)
+    assert worded.run().redrawn == 0
+    assert reader.seen > 0
+    assert set(worded.sets()) == {"held-0", "held-1", "other-0"}
+
+
+@pytest.mark.parametrize(
+    "triple", [("cube", "orange", "flat"), ("circle", "red", "rendered"), ("house", "red", "neon")]
+)
+def test_what_is_no_picture_of_a_shape_is_in_no_split(
+    triple: tuple[str, ...], worded: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(monkeypatch, triple=triple)
+    reader.all = True
+    assert worded.run().redrawn == 0
+
+
+def test_an_image_that_stays_in_a_held_out_combination_ends_the_run_and_is_named(
+    worded: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Reader(monkeypatch, *(noise_of("full-1", 2, attempt) for attempt in range(3)))
+    with pytest.raises(
+        UserError, match=r"set full-1: image 2 is .* in a held-out combination in all 3 attempts"
+    ) as caught:
+        worded.run()
+    assert "generate.guidance_scale" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not worded.manifest.exists()
+
+
+def test_a_reader_s_weights_are_named_and_make_other_shards(worded: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    WorldClassifier(KNOWN, widths=(8, 8)).save_pretrained(worded.inception)
+    batches = drawings(monkeypatch)
+    # It may read as held out whatever it likes: of random weights nothing is known.
+    monkeypatch.setattr(generate, "read_as_held_out", lambda _, pictures: np.zeros(len(pictures), np.bool_))
+    first = worded.run()
+    assert first.made_by["inception"] == {"sha256": folder_digest(worded.inception)}
+    count = len(batches)
+    worded.run()
+    assert len(batches) == count
+    WorldClassifier(KNOWN, widths=(8, 8)).save_pretrained(worded.inception)
+    assert worded.run().made_by["inception"] != first.made_by["inception"]
+    assert len(batches) == 2 * count
+
+
+def test_the_readings_are_those_of_the_loaded_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    WorldClassifier(KNOWN).save_pretrained(tmp_path)
+    network = generate.load_judge(tmp_path, "cpu")
+    assert network is not None
+    pictures = torch.randint(256, (40, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.no_grad():
+        network.heads["noun"].weight.mul_(50)  # so that it reads various things
+        network.heads["style"].weight.mul_(50)
+        network.heads["colour"].weight.mul_(50)
+        readings = network(pictures.permute(0, 3, 1, 2))
+    triples = list(zip(*(readings.names(KNOWN, head) for head in KNOWN), strict=True))
+    of_shapes = [noun in SHAPES and style in STYLES for noun, _, style in triples]
+    expected = [known and split_of(*triple) != "train" for known, triple in zip(of_shapes, triples, strict=True)]
+    assert generate.read_as_held_out(network, pictures).tolist() == expected
+
+
+def test_a_class_network_of_no_world_says_nothing(worded: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generate.load_judge(worded.inception, "cpu") is None
+    monkeypatch.setattr(generate, "read_as_held_out", None)
+    manifest = worded.run()
+    assert manifest.redrawn == 0
+    assert "inception" not in manifest.made_by
+
+
+def spoil_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+
+
+def other_weights(folder: Path) -> None:
+    shutil.copy(folder / "config.json", folder / "kept")
+    WorldClassifier({"noun": ("star",)}, widths=(8, 16)).save_pretrained(folder)
+    shutil.move(folder / "kept", folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        shutil.rmtree,
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text('{"architecture": '),
+        lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: (folder / "config.json").write_text('{"architecture": "world-classifier"}'),
+        lambda folder: (folder / "config.json").write_text(
+            '{"architecture": "world-classifier", "classes": [], "widths": [8, 8]}'
+        ),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        spoil_weights,
+        other_weights,
+    ],
+)
+def test_a_damaged_class_network_is_one_line(damage: Callable[[Path], Any], worded: Workplace) -> None:
+    WorldClassifier(KNOWN, widths=(8, 8)).save_pretrained(worded.inception)
+    damage(worded.inception)
+    with pytest.raises(UserError, match="inception: incomplete or damaged") as caught:
+        worded.run()
+    assert "run the foundation stage again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not worded.manifest.exists()
+    assert not worded.work.exists()
 
 
 class Interrupting(LocalStore):

@@ -96,6 +96,7 @@ def test_the_world_gives_objects_with_poses_and_latents(made: Workplace) -> None
     card = made.manifest.with_suffix(".md").read_text()
     assert "Each set shows one object from 3 cameras. The images have 64 x 64 pixels" in card
     assert "| train | 3 | 2 |" in card
+    assert "No set's subject is in two splits." in card
     assert "| validation | 1 | 1 |" in card
 
 

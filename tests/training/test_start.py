@@ -34,7 +34,7 @@ def test_from_nothing_it_is_the_parent_and_after_images_not_far_from_it(
     make_common: Callable[..., TrainCommon], variant: Any, one_image: float, five_images: float
 ) -> None:
     pipeline = from_stable_diffusion(FOUNDATION, variant, make_common(max_context=5, prediction_type="v_prediction"))
-    corpus = make_corpus(pictures=SETS * POSITIONS, views=0, steps=0, seed=30, held_out=True)
+    corpus = make_corpus(pictures=SETS * POSITIONS, views=0, steps=0, seed=30, split="test")
     pictures = torch.from_numpy(corpus.images).permute(0, 3, 1, 2)  # (36, 3, H, W)
     latents = pipeline._encode(pictures)  # (36, 4, h, w)
     read = latents

@@ -1,25 +1,100 @@
+from collections import Counter
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from m2m.world.corpus import Corpus, make_corpus, make_looks
-from m2m.world.grammar import parse
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, STYLES
+from m2m.manifest import Split
+from m2m.world import corpus as module
+from m2m.world.corpus import OPEN, Corpus, make_corpus, make_looks
+from m2m.world.grammar import KINDS, Caption, parse
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, CONSTRUCTION, NOUNS, RENDERED, STYLES, split_of
+
+PICTURES, VIEWS, STEPS = 700, 12, 100
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["trained", "held-out"])
-def corpus(request: pytest.FixtureRequest) -> tuple[Corpus, bool]:
-    return make_corpus(pictures=400, views=12, steps=100, seed=7, held_out=request.param), request.param
+@pytest.fixture(scope="module", params=get_args(Split))
+def corpus(request: pytest.FixtureRequest) -> tuple[Corpus, Split]:
+    return make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=7, split=request.param), request.param
 
 
-def test_labels_say_what_the_captions_say(corpus: tuple[Corpus, bool]) -> None:
-    made, held = corpus
-    assert len(made) == len(made.images) == 512
+def shown_in(made: Corpus, row: int) -> tuple[str, str, str]:
+    return NOUNS[made.noun[row]], COLOUR_NAMES[made.colour[row]], ALL_STYLES[made.style[row]]
+
+
+def equal(one: Corpus, other: Corpus) -> bool:
+    arrays = ("images", "noun", "colour", "style", "step", "shown", "said", "geometry", "has_geometry")
+    same = [np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays]
+    return one.captions == other.captions and all(same)
+
+
+def test_captions_say_nothing_but_what_is_shown(corpus: tuple[Corpus, Split]) -> None:
+    made, _ = corpus
+    assert len(made) == len(made.images) == PICTURES + VIEWS + STEPS
+    for row, text in enumerate(made.captions):
+        caption, shown = parse(text), dict(zip(("noun", "colour", "style"), shown_in(made, row), strict=True))
+        assert {name: shown[name] for name in caption.named} == {name: getattr(caption, name) for name in caption.named}
+        assert made.step[row] == (caption.step or 0)
+        assert made.has_geometry[row] == (shown["style"] in STYLES) == (row < PICTURES)
+        assert not caption.open or row < PICTURES
+
+
+def test_it_shows_only_combinations_of_its_split(corpus: tuple[Corpus, Split]) -> None:
+    made, split = corpus
     for row, text in enumerate(made.captions):
         caption = parse(text)
-        assert (caption.split == "test") == held
-        assert (NOUNS[made.noun[row]], COLOUR_NAMES[made.colour[row]]) == (caption.noun, caption.colour)
-        assert (ALL_STYLES[made.style[row]], made.step[row]) == (caption.style, caption.step or 0)
-        assert made.has_geometry[row] == (caption.style in STYLES)
+        if caption.second is None:
+            assert split_of(*shown_in(made, row)) == split, "also where the caption leaves it open"
+        else:
+            assert caption.split == split
+
+
+def test_each_kind_of_caption_and_each_wording_comes_equally_often(corpus: tuple[Corpus, Split]) -> None:
+    captions = list(map(parse, corpus[0].captions[:PICTURES]))
+    kinds = Counter(caption.named for caption in captions)
+    assert kinds.keys() == {*KINDS}
+    assert max(abs(count - PICTURES / 7) for count in kinds.values()) < 37, "four standard deviations"
+    for named in KINDS:
+        said = [(one, text) for one, text in zip(captions, corpus[0].captions, strict=False) if one.named == named]
+        wordings = Counter(
+            next(number for number in range(one.templates) if one.text(number) == text) for one, text in said
+        )
+        assert len(wordings) == said[0][0].templates
+        assert min(wordings.values()) > 0.4 * len(said) / len(wordings)
+
+
+def test_traits_tell_what_is_shown_and_what_of_it_is_said(corpus: tuple[Corpus, Split]) -> None:
+    made, _ = corpus
+    assert made.shown.shape == made.said.shape == (len(made), 7)
+    for name, column in (("noun", 1), ("colour", 2), ("style", 3)):
+        assert np.array_equal(made.shown[:, column], getattr(made, name))
+    for row, text in enumerate(made.captions):
+        caption = parse(text)
+        assert np.array_equal(made.said[row], traits(caption))
+        named = made.said[row] != OPEN
+        assert np.array_equal(made.said[row][named], made.shown[row][named])
+        if not caption.open:
+            assert np.array_equal(made.said[row], made.shown[row])
+    of_a_kind = Counter(zip(made.shown[:, 0].tolist(), made.style >= len(STYLES), strict=True))
+    assert of_a_kind == {(0, False): PICTURES, (2, True): VIEWS, (1, True): STEPS}
+
+
+def traits(caption: Caption) -> list[int]:
+    """By hand: 0 shapes, 1 procedures, 2 solids; then each word's number, or `OPEN`."""
+
+    def number(words: tuple[str, ...], word: str | None) -> int:
+        return words.index(word) if word else OPEN
+
+    noun, colour = caption.second or (None, None)
+    return [
+        {RENDERED: 2, CONSTRUCTION: 1}.get(caption.style or "", 0),
+        number(NOUNS, caption.noun),
+        number(COLOUR_NAMES, caption.colour),
+        number(ALL_STYLES, caption.style),
+        caption.step or OPEN,
+        number(NOUNS, noun),
+        number(COLOUR_NAMES, colour),
+    ]
 
 
 def test_geometry_is_where_the_object_is() -> None:
@@ -35,14 +110,24 @@ def test_geometry_is_where_the_object_is() -> None:
     assert (made.geometry[circles, 3] == 0).all()
 
 
-def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(corpus: tuple[Corpus, bool]) -> None:
-    made, held = corpus
-    again = make_corpus(pictures=400, views=12, steps=100, seed=7, held_out=held)
-    assert again.captions == made.captions
-    for name in ("images", "noun", "colour", "style", "step", "geometry", "has_geometry"):
-        assert np.array_equal(getattr(again, name), getattr(made, name)), name
-    other = make_corpus(pictures=400, views=0, steps=0, seed=8, held_out=held)
-    assert not np.array_equal(other.images, made.images[:400])
+def test_the_same_arguments_give_the_same_bytes_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SCENES_AT_ONCE", 4)  # or one process alone would draw them all
+    counts = {"pictures": 40, "views": 3, "steps": 9}
+    alone = make_corpus(**counts, seed=7, split="test")
+    assert equal(alone, make_corpus(**counts, seed=7, split="test"))
+    assert equal(alone, make_corpus(**counts, seed=7, split="test", processes=2))
+    looks = make_looks(**counts, seed=7)
+    assert np.array_equal(looks, make_looks(**counts, seed=7, processes=2))
+
+
+def test_another_seed_or_split_gives_others() -> None:
+    made, other, held_out = (
+        make_corpus(pictures=40, views=0, steps=0, seed=seed, split=split)
+        for seed, split in ((7, "train"), (8, "train"), (7, "test"))
+    )
+    pictures = np.concatenate([made.images, other.images, held_out.images]).reshape(120, -1)
+    assert len(np.unique(pictures, axis=0)) == 120
+    assert made.captions != other.captions
 
 
 def test_one_kind_does_not_change_another() -> None:
@@ -50,6 +135,7 @@ def test_one_kind_does_not_change_another() -> None:
     fewer = make_corpus(pictures=5, views=0, steps=10, seed=3, split="train")
     assert fewer.captions == both.captions[:5] + both.captions[20:]
     assert np.array_equal(fewer.images[5:], both.images[20:])
+    assert np.array_equal(fewer.images[:5], both.images[:5])
 
 
 def test_an_empty_corpus_is_refused() -> None:
@@ -61,7 +147,6 @@ def test_two_looks_show_one_scene_that_has_moved() -> None:
     looks = make_looks(pictures=30, views=4, steps=10, seed=5)
     assert looks.shape == (2, 44, 64, 64, 3)
     assert looks.dtype == np.uint8
-    assert np.array_equal(looks, make_looks(pictures=30, views=4, steps=10, seed=5))
     between, others = (
         np.abs(looks[0].astype(int) - other.astype(int)).mean(axis=(1, 2, 3)) for other in (looks[1], looks[1][::-1])
     )

@@ -84,6 +84,11 @@ def test_other_nouns_are_refused() -> None:
         paint(Caption("house", "red", "construction", step=1), MIDDLE)
 
 
+def test_what_leaves_something_open_cannot_be_painted() -> None:
+    with pytest.raises(ValueError, match="'a red star' leaves the style open"):
+        paint(Caption("star", "red", None), MIDDLE)
+
+
 def _chroma(colour: np.ndarray) -> np.ndarray:
     grey = colour - colour.mean(axis=-1, keepdims=True)
     return grey / np.linalg.norm(grey, axis=-1, keepdims=True)
