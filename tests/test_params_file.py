@@ -98,8 +98,8 @@ def test_the_line_names_file_line_and_key(old: str, new: str, expected: str, tmp
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("    set_size: 6", "    set_syze: 6", "    set_syze"),
-        ("  test: 192", "  test: 0", "  test: 0"),
+        ("    set_size: 9", "    set_syze: 9", "    set_syze"),
+        ("  test: 98", "  test: 0", "  test: 0"),
         ("given: [1, 2, 4, 8]\n    gen", "given: [1,\n      0]\n    gen", "      0]"),
         ("    weight_decay: 0.01\n", "", "  common:"),  # what is missing belongs into the block above
         ("  test: 98", "  test: 98\n  test: 99", "  test: 99"),
