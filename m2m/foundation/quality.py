@@ -106,7 +106,7 @@ def freedom(pipeline: StableDiffusionPipeline, network: WorldClassifier, seed: i
     of the world's own pictures. ``open/held-out``: the share of pictures in combinations that no training shows.
     """
     kinds = [captions_naming(named, "train") for named in KINDS[:-1]]
-    captions = [caption for kind in kinds for caption in kind[:: max(1, len(kind) // OPEN_CAPTIONS)]]
+    captions = [caption for kind in kinds for caption in kind[:: max(1, len(kind) // OPEN_CAPTIONS + 1)]]
     images = drawings(pipeline, [caption for caption in captions for _ in range(OF_EACH)], seed)
     logits = [network(part).logits for part in torch.split(images, 256)]
     shown = {
