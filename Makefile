@@ -59,7 +59,8 @@ ablations: $(READY) ## Fine-tune from Stable Diffusion instead of M2M, to compar
 		m2m finetune --variant $$variant --task $$task --from-scratch \
 			--out work/ablations/m2m-$$item --curve work/ablations/finetune-$$item.csv && \
 		m2m evaluate --variant $$variant --task $$task --no-register --model work/ablations/m2m-$$item \
-			--plots work/ablations/evaluate-$$item --metrics ablations/from-scratch-$$item.json || exit; \
+			--plots work/ablations/evaluate-$$item --metrics work/ablations/evaluate-$$item.json && \
+		cp work/ablations/evaluate-$$item/details.json ablations/from-scratch-$$item.json || exit; \
 	done; done
 
 bench: $(READY) ## Measure speed against goals: BENCH="--device cuda --scale sd21" on a GPU
