@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, takewhile
 from pathlib import Path
 
 from markupsafe import Markup
 
 from m2m.errors import UserError
 from m2m.page.line_chart import Line, line_chart
-from m2m.page.tables import NAMES, Column, Numbers
+from m2m.page.tables import NAMES, Column, Numbers, after_main
 from m2m.params import Variant
 
 BY_POSITION = (
     Column("fid", "FID (lower is better)"),
-    Column("kept", "Kept of what is shared, %", factor=100),
+    Column("kid", "KID (lower is better)"),
     Column("free", "Free in the rest, %", factor=100),
     Column("clip_image_image", "CLIP image–image"),
     Column("clip_text_image", "CLIP text–image"),
@@ -34,19 +34,41 @@ class Chart:
     svg: Markup
 
 
+def chart(title: str, lines: Sequence[Line], *, by: str) -> list[Chart]:
+    """One chart of the lines that have points; none if no variant's has."""
+    drawn = [line for line in lines if line.points]
+    if not any(line.style in NAMES for line in drawn):
+        return []
+    return [Chart(title, line_chart(drawn, title=f"{title} by {by}", x_label=by))]
+
+
+def variant_lines(numbers: Mapping[Variant, Numbers], key: str, factor: float) -> list[Line]:
+    """A line of each variant, its points from the keys that fit `key`, whose one group is a point's place."""
+    return [Line(NAMES[variant], variant, points(of_variant, key, factor)) for variant, of_variant in numbers.items()]
+
+
+def points(numbers: Numbers, key: str, factor: float) -> list[tuple[float, float]]:
+    """What is measured at each place, in order."""
+    matches = ((re.fullmatch(key, name), value) for name, value in numbers.items())
+    return sorted((float(match[1]), factor * float(value)) for match, value in matches if match)
+
+
+def at_positions(numbers: Mapping[Variant, Numbers], key: str) -> str:
+    """What keys of a metric by position look like.
+
+    Some end with the number of given pictures after which it was measured; of several, the main one counts.
+    """
+    return rf"{key}/position/(\d+)(?:{after_main(numbers)})?"
+
+
 def position_charts(numbers: Mapping[Variant, Numbers]) -> list[Chart]:
     """Each metric by generated position, of all variants and of held-out sets."""
+    shared = next(iter(numbers.values()))
     charts = []
     for column in BY_POSITION:
-        ceiling = _points(next(iter(numbers.values())), f"baseline/mis/{column.key}", column.factor)
-        if ceiling:
-            lines = [Line("held-out MIS sets", "bound", ceiling)] + [
-                Line(NAMES[variant], variant, _points(of_variant, column.key, column.factor))
-                for variant, of_variant in numbers.items()
-            ]
-            charts.append(
-                Chart(column.title, line_chart(lines, title=f"{column.title} by position", x_label="position"))
-            )
+        key = at_positions(numbers, column.key)
+        ceiling = Line("held-out MIS sets", "bound", points(shared, f"baseline/mis/{key}", column.factor))
+        charts += chart(column.title, [ceiling, *variant_lines(numbers, key, column.factor)], by="position")
     return charts
 
 
@@ -71,13 +93,6 @@ def training_charts(curves: Mapping[Variant, Path]) -> list[Chart]:
         )
         for key, title in CURVES.items()
     ]
-
-
-def _points(numbers: Numbers, key: str, factor: float) -> list[tuple[float, float]]:
-    after = f"/given={numbers['given']}"  # what is measured after several numbers of given images says after which
-    end = after if f"{key}/position/01{after}" in numbers else ""
-    found = takewhile(lambda position: f"{key}/position/{position:02}{end}" in numbers, count(1))
-    return [(position, factor * float(numbers[f"{key}/position/{position:02}{end}"])) for position in found]
 
 
 def _read(path: Path) -> Sequence[Mapping[str, float]]:

@@ -22,6 +22,8 @@ QUALITY = 88
 ROWS_OF_OTHERS = 4
 """Sets shown where more pictures are given: enough to compare, the page stays short."""
 
+CONSISTENCY_GIVEN = 4
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -30,6 +32,8 @@ class Gallery:
     variant: Variant
     name: str
     given: int
+    about: str
+    """what follows the name above it"""
     captions: list[str]
     source: str
     """a data URI"""
@@ -52,12 +56,22 @@ def galleries(variant: Variant, plots: Path) -> list[Gallery]:
         raise UserError(f"{plots}: no galleries in it; the evaluate stage must run first")
     fewest = min(found)
     return [
-        _load(variant, given, path, None if given == fewest else ROWS_OF_OTHERS)
+        _load(variant, given, path, about=f"{given} given", rows=None if given == fewest else ROWS_OF_OTHERS)
         for given, path in sorted(found.items())
     ]
 
 
-def _load(variant: Variant, given: int, path: Path, rows: int | None) -> Gallery:
+def consistency(variant: Variant, plots: Path) -> list[Gallery]:
+    """The figure after the paper's, ``consistency.png``; none where no such pictures were found among the sets.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = plots / "consistency.png"
+    return [_load(variant, CONSISTENCY_GIVEN, path, about="what is consistent")] if path.exists() else []
+
+
+def _load(variant: Variant, given: int, path: Path, *, about: str, rows: int | None = None) -> Gallery:
     try:
         with Image.open(path) as file:
             captions = json.loads(file.info[CAPTIONS])
@@ -72,4 +86,4 @@ def _load(variant: Variant, given: int, path: Path, rows: int | None) -> Gallery
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=QUALITY)
     source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Gallery(variant, NAMES[variant], given, captions, source, picture.width, picture.height)
+    return Gallery(variant, NAMES[variant], given, about, captions, source, picture.width, picture.height)

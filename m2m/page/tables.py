@@ -12,16 +12,15 @@ Numbers = Mapping[str, float | int | str]
 
 NAMES: Mapping[Variant, str] = {"self": "M2M-Self", "dino": "M2M-DINO"}
 BASELINES = {
-    "mis": "Held-out MIS sets (ceiling)",
     "ideal": "An ideal reader of the given images",
     "name_then_draw": "Named, then drawn by Stable Diffusion",
-    "independent": "Each drawn after the given images alone",
-    "painted": "After the given images, painted anew",
-    "nearest": "The nearest training set",
+    "mis": "Held-out MIS sets (ceiling)",
     "copy": "The given images, copied",
+    "nearest": "The nearest training set",
     "stable_diffusion": "Stable Diffusion without caption (floor)",
     "shuffled": "Held-out MIS sets, colours exchanged",
 }
+"""What does not depend on the model, and is the same beside each."""
 MISSING = "–"
 
 
@@ -34,25 +33,50 @@ class Column:
     digits: int = 2
     factor: float = 1.0
     """100 for shares that are shown in per cent"""
+    interval: bool = False
+    """in brackets, where there is one"""
+    signed: bool = False
+    of_ceiling: bool = False
+    """as a share of what held-out sets have"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row's numbers are: under `prefix`, the column's key and `suffix`."""
+
+    name: str
+    numbers: Numbers
+    prefix: str = ""
+    suffix: str = ""
+    variant: Variant | None = None
 
 
 QUALITY = (
     Column("fid", "FID ↓"),
-    Column("inception_score", "IS ↑"),
+    Column("kid", "KID ↓", 3),
+    Column("inception_score", "IS"),
     Column("clip_text_image", "CLIP text–image ↑"),
     Column("clip_image_image", "CLIP image–image ↑"),
 )
-PAPER = {
-    "M2M-Self, 9M": ("9.56 ± 1.21", "26.19 ± 0.67", "22.71 ± 0.52", "76.29 ± 0.02"),
-    "M2M-DINO, 6M": ("8.88 ± 0.87", "28.07 ± 0.58", "23.05 ± 0.49", "77.41 ± 0.03"),
+PAPER: Mapping[str, Numbers] = {
+    "M2M-Self, 9M": {
+        **{"fid/mean": 9.56, "fid/std": 1.21, "inception_score/mean": 26.19, "inception_score/std": 0.67},
+        **{"clip_text_image/mean": 22.71, "clip_text_image/std": 0.52},
+        **{"clip_image_image/mean": 76.29, "clip_image_image/std": 0.02},
+    },
+    "M2M-DINO, 6M": {
+        **{"fid/mean": 8.88, "fid/std": 0.87, "inception_score/mean": 28.07, "inception_score/std": 0.58},
+        **{"clip_text_image/mean": 23.05, "clip_text_image/std": 0.49},
+        **{"clip_image_image/mean": 77.41, "clip_image_image/std": 0.03},
+    },
 }
-"""Shen et al., 2024, on 10K MIS test sets, in the order of `QUALITY`."""
-PATTERN = {"pattern_score": "Pattern score, %", "kept": "Kept, %", "free": "Free, %", "fresh": "Fresh, %"}
+"""Shen et al., 2024, on 10K MIS test sets."""
+ASPECTS = {"kept": "Kept", "free": "Free", "fresh": "Fresh"}
 VARIETY = (
-    Column("diversity", "Distance of features"),
-    Column("spread/place", "Spread of place", 3),
-    Column("spread/size", "Spread of size", 3),
-    Column("spread/angle", "Spread of angle", 3),
+    Column("diversity/mean", "Distance of features, %", 0, 100, of_ceiling=True),
+    Column("spread/place", "Spread of place, %", 0, 100, of_ceiling=True),
+    Column("spread/size", "Spread of size, %", 0, 100, of_ceiling=True),
+    Column("spread/angle", "Spread of angle, %", 0, 100, of_ceiling=True),
 )
 
 
@@ -83,42 +107,64 @@ class Fact:
     value: str
 
 
+def table(sources: Sequence[Source], columns: Sequence[Column], paper: Sequence[Source] = ()) -> Table:
+    """The rows and the columns of which anything is known; a table without rows if nothing is."""
+    shown = [column for column in columns if any(_cell(source, column) != MISSING for source in sources)]
+
+    def rows(of: Sequence[Source]) -> list[Row]:
+        filled = [(source, [_cell(source, column) for column in shown]) for source in of]
+        return [
+            Row(source.name, cells, source.variant)
+            for source, cells in filled
+            if any(cell != MISSING for cell in cells)
+        ]
+
+    return Table([column.title for column in shown], rows(sources), rows(paper))
+
+
+def variants(numbers: Mapping[Variant, Numbers], prefix: str = "", suffix: str = "", about: str = "") -> list[Source]:
+    """A row of each variant, whose name ends with what it is about."""
+    return [
+        Source(f"{NAMES[variant]}{about}", of_variant, prefix, suffix, variant)
+        for variant, of_variant in numbers.items()
+    ]
+
+
+def everyone(numbers: Mapping[Variant, Numbers], suffix: str = "") -> list[Source]:
+    """A row of each variant, and of each baseline."""
+    shared = next(iter(numbers.values()))
+    baselines = [Source(name, shared, f"baseline/{baseline}/", suffix) for baseline, name in BASELINES.items()]
+    return [*variants(numbers, suffix=suffix), *baselines]
+
+
+def found(numbers: Mapping[Variant, Numbers], pattern: str) -> list[tuple[str, ...]]:
+    """The groups of a pattern in the keys that it fits, shorter ones first: 8 before 13."""
+    matches = {
+        match.groups() for of_variant in numbers.values() for key in of_variant if (match := re.fullmatch(pattern, key))
+    }
+    return sorted(matches, key=lambda groups: [(len(group), group) for group in groups])
+
+
 def quality(numbers: Mapping[Variant, Numbers]) -> Table:
     """The paper's metrics of variants and baselines, and the paper's own figures."""
-    table = _compare(QUALITY, numbers)
-    return Table(table.headings, table.rows, [Row(name, cells) for name, cells in PAPER.items()])
+    return table(everyone(numbers), QUALITY, [Source(name, figures) for name, figures in PAPER.items()])
 
 
 def pattern(numbers: Mapping[Variant, Numbers]) -> Table:
-    """What variants and baselines keep and vary; no columns where the class network names no attributes."""
-    given = next(iter(numbers.values()))["given"]
-    return _compare([Column(f"{key}/given={given}", title, 1, 100) for key, title in PATTERN.items()], numbers)
+    """What variants and baselines keep and vary; without rows where the class network names no attributes."""
+    titles = {"pattern_score": "Pattern score", **ASPECTS}
+    columns = [Column(key, f"{title}, %", 1, 100) for key, title in titles.items()]
+    return table(everyone(numbers, after_main(numbers)), columns)
+
+
+def after_main(numbers: Mapping[Variant, Numbers]) -> str:
+    """How keys end of what is measured after the main number of given images."""
+    return f"/given={next(iter(numbers.values()))['given']}"
 
 
 def variety(numbers: Mapping[Variant, Numbers]) -> Table:
     """What differs within sets, of variants and baselines."""
-    return _compare(VARIETY, numbers)
-
-
-def given(numbers: Mapping[Variant, Numbers]) -> Table | None:
-    """The pattern score by number of given images, and its parts; None where there is none."""
-    found = [re.fullmatch(r"pattern_score/given=(\d+)", key) for key in next(iter(numbers.values()))]
-    counts = sorted(int(match[1]) for match in found if match)
-    rows = [
-        Row(
-            f"{NAMES[variant]}, {count} given",
-            [
-                *_with_interval(of_variant, f"pattern_score/given={count}"),
-                *(_cell(of_variant, "", Column(f"{key}/given={count}", "", 1, 100)) for key in list(PATTERN)[1:]),
-                _cell(of_variant, "baseline/ideal/", Column(f"pattern_score/given={count}", "", 1, 100)),
-            ],
-            variant,
-        )
-        for variant, of_variant in numbers.items()
-        for count in counts
-    ]
-    score, *parts = PATTERN.values()
-    return Table([score, "95 %", *parts, "Ideal reader, %"], rows) if counts else None
+    return table(everyone(numbers), VARIETY)
 
 
 def glance(numbers: Numbers) -> list[Fact]:
@@ -137,36 +183,26 @@ def glance(numbers: Numbers) -> list[Fact]:
     return facts
 
 
-def _compare(columns: Sequence[Column], numbers: Mapping[Variant, Numbers]) -> Table:
-    shared = next(iter(numbers.values()))
-    columns = [column for column in columns if _cell(shared, "", column) != MISSING]
-    rows = [
-        Row(NAMES[variant], [_cell(of_variant, "", column) for column in columns], variant)
-        for variant, of_variant in numbers.items()
-    ]
-    for baseline, name in BASELINES.items():
-        cells = [_cell(shared, f"baseline/{baseline}/", column) for column in columns]
-        if any(cell != MISSING for cell in cells):
-            rows.append(Row(name, cells))
-    return Table([column.title for column in columns], rows)
-
-
 def cells(numbers: Numbers, prefix: str, columns: Sequence[Column]) -> list[str]:
-    """What a row shows, of the numbers whose keys begin with `prefix`."""
-    return [_cell(numbers, prefix, column) for column in columns]
+    """What a row shows, of the numbers whose keys begin with `prefix`, known or not."""
+    return [_cell(Source("", numbers, prefix), column) for column in columns]
 
 
-def _cell(numbers: Numbers, prefix: str, column: Column) -> str:
-    key = prefix + column.key
-    if key in numbers:
-        return f"{column.factor * float(numbers[key]):.{column.digits}f}"
-    if f"{key}/mean" not in numbers:
+def _cell(source: Source, column: Column) -> str:
+    """A value, with its standard deviation over positions or with its interval."""
+    numbers, name = source.numbers, f"{column.key}{source.suffix}"
+    key = f"{source.prefix}{name}"
+    mean = key if key in numbers else f"{key}/mean"
+    ceiling = float(numbers.get(f"baseline/mis/{name}", 0)) if column.of_ceiling else 1
+    if mean not in numbers or not ceiling:
         return MISSING
-    parts = [part for part in ("mean", "std") if f"{key}/{part}" in numbers]  # no spread: one number for all pictures
-    return " ± ".join(f"{column.factor * float(numbers[f'{key}/{part}']):.{column.digits}f}" for part in parts)
 
+    def shown(part: str) -> str:
+        value = column.factor * float(numbers[part]) / ceiling
+        return f"{value:{'+' if column.signed else '-'}z.{column.digits}f}".replace("-", "−")
 
-def _with_interval(numbers: Numbers, key: str) -> tuple[str, str]:
-    """A share in per cent, and its interval."""
-    value, low, high = (100 * float(numbers[f"{key}{end}"]) for end in ("", "/low", "/high"))
-    return f"{value:.1f}", f"[{low:.1f}, {high:.1f}]"
+    if column.interval and f"{key}/low" in numbers:
+        return f"{shown(mean)} [{shown(f'{key}/low')}, {shown(f'{key}/high')}]"
+    if mean != key and f"{key}/std" in numbers:  # no spread: one number for all pictures
+        return f"{shown(mean)} ± {shown(f'{key}/std')}"
+    return shown(mean)

@@ -16,8 +16,9 @@ from m2m.files import write_atomically
 from m2m.manifest import Manifest
 from m2m.page import efficiency, tables
 from m2m.page.charts import position_charts, training_charts
-from m2m.page.galleries import galleries
-from m2m.page.tables import NAMES, Fact, Numbers
+from m2m.page.claim import BESIDE, claim_part
+from m2m.page.galleries import consistency, galleries
+from m2m.page.tables import BASELINES, NAMES, Fact, Numbers
 from m2m.page.tasks import TaskNumbers, TaskPart, task_part
 from m2m.params import ReportParams, Task, Variant
 
@@ -85,10 +86,11 @@ def run(
         shared=shared,
         glance={variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
         galleries=sorted(shown, key=lambda gallery: gallery.given),
+        consistency=[gallery for item in items for gallery in consistency(item.variant, item.plots)],
+        claim=claim_part(numbers),
+        beside={style: BASELINES[baseline] for baseline, style in BESIDE.items()},
         quality=tables.quality(numbers),
-        pattern=tables.pattern(numbers),
         variety=tables.variety(numbers),
-        given=tables.given(numbers),
         positions=position_charts(numbers),
         training=training,
         efficiency=efficiency.efficiency_part(_numbers(sampling, efficiency.KEYS, stage="sampling")),

@@ -86,11 +86,11 @@ def test_views_have_a_row_a_model_and_what_turns(plots: Callable[..., Any]) -> N
     assert cells["M2M-Self, fine-tuned"][0] == "0.50 ± 0.50"
     assert cells["M2M-DINO, fine-tuned"][1] == "1.500 ± 0.500"
     assert cells["M2M-DINO, the same steps from Stable Diffusion"][0] == "0.25 ± 0.50"
-    assert cells["M2M-DINO, not fine-tuned"][0] == "-0.50 ± 0.50"
+    assert cells["M2M-DINO, not fine-tuned"][0] == "−0.50 ± 0.50"
     assert cells["M2M-Self, not fine-tuned"][3] == MISSING, "it was not drawn after two"
     assert part.angles is not None
     assert part.angles.headings == ["under 30°", "over 90°"]
-    assert [row.cells for row in part.angles.rows] == [["0.50"] * 2, ["1.50"] * 2, ["-0.50"] * 2]
+    assert [row.cells for row in part.angles.rows] == [["0.50"] * 2, ["1.50"] * 2, ["−0.50"] * 2]
     for variant, source in part.turntables.items():
         kind, _, content = source.partition(",")
         assert kind == "data:image/gif;base64"

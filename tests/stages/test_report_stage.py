@@ -22,7 +22,20 @@ from m2m.params import ReportParams, Task, Variant
 from m2m.stages import report
 
 PARAMS = ReportParams(title="Pictures & more")
-METRICS = ("fid", "inception_score", "clip_text_image", "clip_image_image", "diversity")
+METRICS = ("fid", "kid", "inception_score", "clip_text_image", "clip_image_image", "diversity")
+CLAIM = (
+    "What is kept, what is free",
+    "Do drawn images help?",
+    "Does it see more than names?",
+    "Does the place matter?",
+)
+ALWAYS = (
+    "Quality, as the paper measures it",
+    "Position by position",
+    "Sampling efficiency",
+    "Training",
+    "What it was made from",
+)
 
 VOID = {"meta", "img", "line", "polyline", "circle", "br"}
 
@@ -58,6 +71,10 @@ def _numbers(network: str, *, agreement: bool) -> dict[str, float | int | str]:
                 ends = {"": 0.8, "/low": 0.712, "/high": 0.871}
                 numbers |= {f"{prefix}{name}/given={given}{end}": value for end, value in ends.items()}
                 numbers |= {f"{prefix}{name}/position/{place:02}/given={given}": 0.75 for place in (1, 2)}
+        for key in ("independent/kept", "name_then_draw/kept", "painted/kept"):
+            numbers |= {f"difference/{key}/given=4{end}": value for end, value in ends.items()}
+        numbers |= {f"places/a/{place}": 0.25 for place in range(1, 5)} | {"places/a/sets": 24}
+        numbers |= {"kept/noun/given=1": 0.75, "probe/AB/at=2/a/content": 0.375}
     return numbers
 
 
@@ -87,6 +104,9 @@ def make_item(tmp_path: Path) -> Callable[..., report.Evaluated]:
             ]
             captions = [f"set {row} <b>" for row in range(6)]
             (folder / f"given-{given}.png").write_bytes(to_png(draw_gallery(rows), captions))
+        if agreement:
+            figure = to_png(draw_gallery(rows), ["content consistency"] * 3 + ["style consistency"] * 3)
+            (folder / "consistency.png").write_bytes(figure)
         return report.Evaluated(
             variant=variant, metrics=folder / "numbers.json", plots=folder, curve=folder / "curve.csv"
         )
@@ -134,7 +154,7 @@ def test_the_page_is_whole_and_needs_no_other_file(
     balance = Balance()
     balance.feed(page)
     assert balance.open == []
-    assert len(balance.addresses) == 4
+    assert len(balance.addresses) == 6
     assert all(address.startswith("data:image/webp;base64,") for address in balance.addresses)
     assert not re.search(r"https?://|url\(|@import", page)
     assert "<h1>Pictures &amp; more</h1>" in page
@@ -157,8 +177,20 @@ def test_the_page_shows_the_numbers_beside_the_papers(
         assert text in page
     for text in ("9.56 ± 1.21", "28.07 ± 0.58", "22.71 ± 0.52", "77.41 ± 0.03", "They cannot be compared"):
         assert text in page
-    assert page.count("<svg") == 6 + 2 + 2
-    assert "M2M-DINO, 4 given" in page
+    assert page.count("<svg") == 2 + 6 + 2 + 2
+    assert "IS ↑" not in page
+
+
+def test_the_page_opens_with_the_claim_and_its_consistency(
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
+) -> None:
+    items, out = [make_item("self"), make_item("dino")], tmp_path / "index.html"
+    report.run(PARAMS, items=items, sampling=sampling, manifest=manifest, out=out)
+    headings = re.findall("<h2>(.*)</h2>", out.read_text())
+    assert headings == [*CLAIM[:1], "Preceding images → generated images", *CLAIM[1:], *ALWAYS]
+    for text in ("80.0 [71.2, 87.1]", "Kept: noun, %", "80.0 [+71.2, +87.1]", "M2M-DINO, content of A", "BA, %"):
+        assert text in out.read_text()
+    assert out.read_text().count("<li>style consistency</li>") == 2 * 3
 
 
 def test_the_page_shows_what_sampling_costs(
@@ -254,7 +286,7 @@ def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
     balance.feed(page)
     assert balance.open == []
     kinds = [address.partition(";")[0] for address in balance.addresses]
-    assert sorted(kinds) == ["data:image/gif"] * 2 + ["data:image/webp"] * 7
+    assert sorted(kinds) == ["data:image/gif"] * 2 + ["data:image/webp"] * 9
     assert not re.search(r"https?://|url\(|@import", page)
     for text in (
         "Novel views of an object",
@@ -293,11 +325,12 @@ def test_without_attributes_there_is_no_agreement(
     item = make_item("self", network="inception-v3-compat@1", agreement=False)
     report.run(PARAMS, items=[item], sampling=sampling, manifest=manifest, out=tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
-    assert "Pattern score" not in page
-    assert "More preceding images" not in page
+    assert re.findall("<h2>(.*)</h2>", page) == ["Preceding images → generated images", *ALWAYS]
+    assert "attern score" not in page
+    assert "consistency" not in page
     assert "They cannot be compared" not in page
     assert "with the same kind of networks" in page
-    assert page.count("<svg") == 4 + 2 + 2
+    assert page.count("<svg") == 5 + 2 + 2
 
 
 def test_the_same_inputs_give_the_same_bytes(
