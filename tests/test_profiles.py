@@ -77,7 +77,9 @@ def test_the_active_captions_are_as_many_of_each_kind() -> None:
 
 
 def test_profiles_on_the_embedded_world_share_its_foundation() -> None:
-    embedded, *others = (load_params(ROOT / "profiles" / f"{name}.yaml") for name in ("embedded", "smoke", "full", "gpu"))
+    embedded, *others = (
+        load_params(ROOT / "profiles" / f"{name}.yaml") for name in ("embedded", "smoke", "full", "gpu")
+    )
     assert all(other.foundation == embedded.foundation for other in others)
 
 

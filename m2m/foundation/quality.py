@@ -106,7 +106,7 @@ def freedom(pipeline: StableDiffusionPipeline, network: WorldClassifier, seed: i
     of the world's own pictures. ``open/held-out``: the share of pictures in combinations that no training shows.
     """
     kinds = [captions_naming(named, "train") for named in KINDS[:-1]]
-    captions = [caption for kind in kinds for caption in kind[:: max(1, len(kind) // OPEN_CAPTIONS + 1)]]
+    captions = [caption for kind in kinds for caption in _some(kind)]
     images = drawings(pipeline, [caption for caption in captions for _ in range(OF_EACH)], seed)
     logits = [network(part).logits for part in torch.split(images, 256)]
     shown = {
@@ -133,6 +133,11 @@ def freedom(pipeline: StableDiffusionPipeline, network: WorldClassifier, seed: i
     triples = list(zip(*shown.values(), strict=True))
     figures["open/held-out"] = sum(triple not in trained for triple in triples) / len(triples)
     return figures
+
+
+def _some(captions: Sequence[Caption]) -> Sequence[Caption]:
+    """All of a kind, or with a stride that goes through the values of both of its words."""
+    return captions if len(captions) <= OPEN_CAPTIONS else captions[:: len(captions) // OPEN_CAPTIONS + 1]
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def test_a_value_out_of_bounds_or_of_no_parameter_is_refused(wrong: dict[str, fl
 
 
 def test_profiles_are_the_files_there_are() -> None:
-    assert profiles(ROOT) == ("embedded", "gpu", "paper", "smoke")
+    assert profiles(ROOT) == ("embedded", "full", "gpu", "paper", "smoke")
 
 
 def test_every_profile_that_draws_from_the_world_or_not_gives_a_form() -> None:

@@ -114,8 +114,8 @@ def rates() -> list[str]:
 def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
     text = m2m("paper", "--gpus", "64", "--gpu-hour", "2", *rates()).stdout
     assert "generate: 300,300,000 images at 2/s a GPU (given)" in text
-    assert "train@self: 135,000,000 images at 10/s a GPU (given)" in text
-    assert "train@dino: 48,000,000 images at 5/s a GPU (given)" in text
+    assert "train@self: 136,000,000 images at 10/s a GPU (given)" in text
+    assert "train@dino: 48,000,384 images at 5/s a GPU (given)" in text
     assert "187,689 shards" in text
     assert "(assumed, 1.75 a pixel)" in text
     assert "at the given prices: gpus" in text
@@ -127,7 +127,7 @@ def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["unknown"], "m2m: no profile 'unknown' in profiles/; there are embedded, gpu, paper, smoke"),
+        (["unknown"], "m2m: no profile 'unknown' in profiles/; there are embedded, full, gpu, paper, smoke"),
         (["paper"], "m2m: nobody measured generation/512px in benchmarks/results; run make bench on the GPU, or give "),
         (["paper", "--rate", "train@self=fast"], "m2m: --rate train@self=fast: expected STAGE=N"),
     ],
