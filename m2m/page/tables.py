@@ -173,9 +173,11 @@ def glance(numbers: Numbers) -> list[Fact]:
     shares = {
         f"pattern_score/given={given}": f"pattern score after {given} given images; held-out sets reach 100 %",
         f"baseline/ideal/pattern_score/given={given}": "what an ideal reader of these images reaches",
-        "relative/diversity": "of the variety of held-out sets",
+        "relative/diversity": "of the distances within held-out sets",
         "relative/fid_drift": "drift of FID from first to last position, of what exchanging the colours costs",
     }
+    if f"pattern_score/given={given}" in numbers:
+        del shares["relative/diversity"]  # which takes wrong shapes for variety; the score does not
     facts = []
     for name, label in shares.items():
         if (share := numbers.get(name)) is not None:
