@@ -109,7 +109,7 @@ class M2MPipeline(DiffusionPipeline):
         num_images: int = 1,
         *,
         num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        guidance_scale: float = 1.5,
         context_timestep: int = 0,
         generator: Seed | Sequence[Seed] | None = None,
         latents: Tensor | None = None,
@@ -127,7 +127,7 @@ class M2MPipeline(DiffusionPipeline):
                 image may be. After an empty set, images are drawn from nothing. Of more than the window holds, the
                 newest are read, and a warning is logged; all that are read stay in it, whatever is drawn.
             guidance_scale: classifier-free guidance, u + s·(c - u) of predictions without context u and with it c; at
-                1 there is none.
+                1 there is none. Much of it keeps more of the given images than they share.
             context_timestep: the noise that context images are given, as a training timestep; 0: none.
             generator: a seed, or a generator whose initial seed is taken; one for all, or a list of one a set. Image k
                 of a set depends on its seed and k, not on `num_images` nor (but for rounding) on the rest of the batch.
