@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from m2m.evaluation.measure import Scores
 from m2m.params import GateParams
 
 Number = float | int | str
+N = TypeVar("N", float, Number)
 DETAILS = "details.json"
 """All numbers, beside the plots; the numbers file holds the headlines alone."""
 
@@ -57,7 +59,7 @@ def require_gate(gate: GateParams, measured: Mapping[str, float], *, key: str) -
         )
 
 
-def headline(numbers: Mapping[str, Number], keys: Sequence[str]) -> dict[str, Number]:
+def headline(numbers: Mapping[str, N], keys: Sequence[str]) -> dict[str, N]:
     """The scores by which a run is known, as many as there are, in place of all."""
     return {key: numbers[key] for key in keys if key in numbers}
 

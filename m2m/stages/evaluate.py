@@ -116,7 +116,9 @@ def run(
             record.metrics({"seconds_per_image": drawing.stopwatch.seconds / drawing.stopwatch.pictures})
         version = None
         if register:
-            version = record.register(model, f"m2m-{variant}", metrics=measured, tags=tags, gate=params.gate)
+            # Hundreds of metrics would hide what runs are compared by; all of them are in the artifact.
+            scored = table.headline(measured, [*_headlines(params), *params.gate.require])
+            version = record.register(model, f"m2m-{variant}", metrics=scored, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
     return table.Evaluation(numbers, version)
 

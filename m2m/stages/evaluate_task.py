@@ -133,7 +133,8 @@ def run(
             record.metrics({"seconds_per_image": draws.stopwatch.seconds / draws.stopwatch.pictures})
         version = None
         if register:
-            version = record.register(model, f"m2m-{variant}-{task}", metrics=measured, tags=tags, gate=params.gate)
+            scored = table.headline(measured, [*HEADLINES[task], params.gate.metric, *params.gate.require])
+            version = record.register(model, f"m2m-{variant}-{task}", metrics=scored, tags=tags, gate=params.gate)
     shutil.rmtree(drafts)
     return table.Evaluation(numbers, version)
 
