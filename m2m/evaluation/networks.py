@@ -22,9 +22,7 @@ from m2m.evaluation.inception_v3 import InceptionV3
 from m2m.files import folder_digest
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier
-
-ATTRIBUTES = ("noun", "colour", "style")
-"""What a caption of the embedded world names, and a head of its class network reads."""
+from m2m.world.grammar import ATTRIBUTES
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
