@@ -19,7 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import BaseImageProcessor, Dinov2Model
+from transformers import BaseImageProcessor, CLIPVisionModel, Dinov2Model
 
 from m2m import seeds
 from m2m.devices import Replayed, align
@@ -65,8 +65,8 @@ class M2MPipeline(DiffusionPipeline):
         vae: Stable Diffusion's autoencoder.
         unet: the M2M network.
         scheduler: any diffusers scheduler.
-        image_encoder: DINOv2, for M2M-DINO.
-        feature_extractor: DINOv2's image processor, for M2M-DINO.
+        image_encoder: DINOv2 or another vision transformer, for M2M-DINO.
+        feature_extractor: its image processor.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"  # type: ignore[assignment]
@@ -77,7 +77,7 @@ class M2MPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         unet: ImageSetUNet,
         scheduler: SchedulerMixin,
-        image_encoder: Dinov2Model | None = None,
+        image_encoder: Dinov2Model | CLIPVisionModel | None = None,
         feature_extractor: BaseImageProcessor | None = None,
     ) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The DINOv2 encoder of M2M-DINO: pictures to patch tokens, on whatever device the pictures are."""
+"""The encoder of M2M-DINO, DINOv2 or another vision transformer: pictures to patch tokens, on their device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Dinov2Model
+from transformers import CLIPVisionModel, Dinov2Model
 
 from m2m.devices import sent
 
 
 class Preprocessing(Protocol):
-    """What is used of DINOv2's `BitImageProcessor`: the size of the input, scale, normalise."""
+    """What is used of an image processor: the size of the input, scale, normalise."""
 
     crop_size: dict[str, int]
     rescale_factor: float
@@ -44,7 +44,7 @@ def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
     return normalised
 
 
-def dino_tokens(encoder: Dinov2Model, pixels: Tensor) -> Tensor:
+def dino_tokens(encoder: Dinov2Model | CLIPVisionModel, pixels: Tensor) -> Tensor:
     """Patch tokens without the class token: (n, 3, h, w) -> (n, L, D). The encoder is frozen: no gradient is kept."""
     with torch.no_grad():
         return encoder(pixels).last_hidden_state[:, 1:]  # type: ignore[no-any-return]

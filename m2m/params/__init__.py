@@ -59,6 +59,7 @@ from m2m.params.learning import (
 )
 from m2m.params.sampling import SamplingParams
 from m2m.params.section import (
+    Encoder,
     FrozenPart,
     LearningRate,
     PositiveInt,
@@ -78,6 +79,7 @@ __all__ = [
     "ContextNoise",
     "DrawingParams",
     "Ema",
+    "Encoder",
     "EvaluateMis",
     "EvaluateNvs",
     "EvaluateParams",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from m2m.params.section import (
+    Encoder,
     FrozenPart,
     LearningRate,
     PositiveInt,
@@ -91,6 +92,7 @@ class TrainVariant(Section):
 
 
 class TrainDino(TrainVariant):
+    encoder: Encoder = Field(description="what reads the preceding images, frozen; CLIP's image tower, to compare")
     caption_start: Annotated[int, Field(ge=0)] = Field(
         description="training sets whose captions say, by least squares, what to read in DINOv2's tokens; 0: none"
     )

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Variant = Literal["self", "dino"]
 Task = Literal["nvs", "vpg"]
+Encoder = Literal["dino", "clip"]
+"""Networks of the foundation that can read images, by the names of their folders."""
 PredictionType = Literal["epsilon", "v_prediction"]
 FrozenPart = Literal["convolutions", "self_attention", "image_set_attention", "feed_forward"]
 SolverName = Literal["ddim", "dpmsolver++", "unipc"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2m.data.sets import ImageSets
 from m2m.manifest import Manifest
-from m2m.params import TrainCommon, TrainDino, TrainVariant, Variant
+from m2m.params import Encoder, TrainCommon, TrainDino, TrainVariant, Variant
 from m2m.pipeline import M2MPipeline
 from m2m.settings import revision
 from m2m.store import Store
@@ -40,7 +40,7 @@ def run(
     Started by `torchrun`, the processes train together: the first one writes and tracks.
 
     Args:
-        foundation: the folder with ``stable-diffusion/`` and, for M2M-DINO, ``dino/``.
+        foundation: the folder with ``stable-diffusion/`` and, for M2M-DINO, its encoder's.
         work: where checkpoints lie until the model is there.
 
     Raises:
@@ -49,7 +49,8 @@ def run(
     """
     data = Manifest.read(manifest)
     stable_diffusion = foundation / "stable-diffusion"
-    folders = [stable_diffusion, foundation / "dino"] if variant == "dino" else [stable_diffusion]
+    encoder: Encoder = params.encoder if isinstance(params, TrainDino) else "dino"
+    folders = [stable_diffusion, foundation / encoder] if variant == "dino" else [stable_diffusion]
     parents = [Parent.of(folder) for folder in folders]
     fitted: Callable[[M2MPipeline, ImageSets], None] | None = None
     if isinstance(params, TrainDino) and (count := params.caption_start):
@@ -63,7 +64,7 @@ def run(
         tags={"variant": variant},
         common=common,
         variant=params,
-        start=partial(from_stable_diffusion, foundation, variant, common),
+        start=partial(from_stable_diffusion, foundation, variant, common, encoder=encoder),
         before_first_step=fitted,
         made_from={"foundation": {parent.name: parent.digest for parent in parents}},
         card=lambda images_seen: model_card(

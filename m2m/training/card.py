@@ -17,7 +17,7 @@ from m2m.params import Task, Variant
 NAMES: Mapping[Variant, str] = {"self": "M2M-Self", "dino": "M2M-DINO"}
 ENCODERS: Mapping[Variant, str] = {
     "self": "the U-Net itself, at each of its resolutions",
-    "dino": "a frozen DINOv2, whose patch tokens take the place of the text's",
+    "dino": "the frozen vision transformer in `image_encoder/`, whose patch tokens take the place of the text's",
 }
 TASK_TAGS: Mapping[Task, str] = {"nvs": "novel-view-synthesis", "vpg": "visual-procedure-generation"}
 TITLES: Mapping[Task | None, str] = {"nvs": " for novel views", "vpg": " for visual procedures"}

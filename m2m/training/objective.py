@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2Model
+from transformers import CLIPVisionModel, Dinov2Model
 
 from m2m.devices import sent
 from m2m.diffusion.objective import add_context_noise, add_noise, alphas_cumprod, denoising_loss, min_snr_weight, target
@@ -21,9 +21,9 @@ from m2m.training.examples import Draws, Examples
 
 @dataclass(frozen=True, eq=False)
 class ContextEncoder:
-    """DINOv2, frozen, and how it wants its pictures."""
+    """DINOv2 or another, frozen, and how it wants its pictures."""
 
-    model: Dinov2Model
+    model: Dinov2Model | CLIPVisionModel
     processor: Preprocessing
 
     @property

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors import SafetensorError
-from transformers import BitImageProcessorPil, Dinov2Model
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model
 
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
 from m2m.models.pose import POSE_DIM
 from m2m.models.unet import ImageSetUNet
-from m2m.params import FrozenPart, TrainCommon, Variant
+from m2m.params import Encoder, FrozenPart, TrainCommon, Variant
 from m2m.pipeline import M2MPipeline
+
+ENCODERS: Mapping[Encoder, tuple[Any, Any]] = {
+    "dino": (Dinov2Model, BitImageProcessorPil),
+    "clip": (CLIPVisionModel, CLIPImageProcessorPil),
+}
+"""Vision transformers that M2M-DINO can read images with, and their image processors."""
 
 FROZEN_PARTS: dict[FrozenPart, tuple[str, ...]] = {
     "convolutions": (".resnets.", ".downsamplers.", ".upsamplers.", "conv_in.", "conv_out.", "conv_norm_out."),
@@ -26,26 +32,32 @@ FROZEN_PARTS: dict[FrozenPart, tuple[str, ...]] = {
 """What the names of a part's parameters hold, or begin with."""
 
 
-def from_stable_diffusion(foundation: Path, variant: Variant, common: TrainCommon) -> M2MPipeline:
+def from_stable_diffusion(
+    foundation: Path, variant: Variant, common: TrainCommon, *, encoder: Encoder = "dino"
+) -> M2MPipeline:
     """The pipeline before the first step: a pure function of the foundation's folders.
+
+    Args:
+        encoder: what M2M-DINO reads images with.
 
     Raises:
         UserError: a folder is missing, incomplete or damaged.
     """
-    source, dino = foundation / "stable-diffusion", foundation / "dino"
+    source, images = foundation / "stable-diffusion", foundation / encoder
+    network_class, processor_class = ENCODERS[encoder]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     try:
-        encoder = Dinov2Model.from_pretrained(dino, **options) if variant == "dino" else None
+        network = network_class.from_pretrained(images, **options) if variant == "dino" else None
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
         unet = ImageSetUNet.from_stable_diffusion(
             source,
             variant=variant,
             max_context=common.max_context,
-            context_dim=encoder.config.hidden_size if encoder else 0,
+            context_dim=network.config.hidden_size if network else 0,
             context_pool=common.context_pool if variant == "self" else 1,
         )
         schedule = DDIMScheduler.load_config(source, subfolder="scheduler", local_files_only=True)
-        processor = BitImageProcessorPil.from_pretrained(dino, local_files_only=True) if encoder else None
+        processor = processor_class.from_pretrained(images, local_files_only=True) if network else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
@@ -55,7 +67,7 @@ def from_stable_diffusion(foundation: Path, variant: Variant, common: TrainCommo
         vae=vae.requires_grad_(False),
         unet=unet,
         scheduler=make_scheduler("ddim", {**schedule, "prediction_type": common.prediction_type}),
-        image_encoder=encoder.requires_grad_(False) if encoder else None,
+        image_encoder=network.requires_grad_(False) if network else None,
         feature_extractor=processor,
     )
 

@@ -112,7 +112,7 @@ def run(
         }
         params = make_variant(images=96)
         if variant == "dino":
-            params = TrainDino.model_validate({**params.model_dump(), "caption_start": 5})
+            params = TrainDino.model_validate({**params.model_dump(), "encoder": "dino", "caption_start": 5})
         return train.run(make_common(**common or {}), variant, params, **arguments)
 
     return call
