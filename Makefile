@@ -54,14 +54,8 @@ lint: $(READY) ## Lint, types, layers
 	mypy
 	lint-imports --no-logo
 
-ablations: $(READY) ## Fine-tune from Stable Diffusion instead of M2M, to compare; resumes; see ablations/
-	for task in nvs vpg; do for variant in self dino; do item=$$variant-$$task; \
-		m2m finetune --variant $$variant --task $$task --from-scratch \
-			--out work/ablations/m2m-$$item --curve work/ablations/finetune-$$item.csv && \
-		m2m evaluate --variant $$variant --task $$task --no-register --model work/ablations/m2m-$$item \
-			--plots work/ablations/evaluate-$$item --metrics work/ablations/evaluate-$$item.json && \
-		cp work/ablations/evaluate-$$item/details.json ablations/from-scratch-$$item.json || exit; \
-	done; done
+ablations: $(READY) ## Train and measure what ablations/ablations.yaml lists, one change at a time; resumes
+	python -m ablations $(ONLY:%=--only %)
 
 bench: $(READY) ## Measure speed against goals: BENCH="--device cuda --scale sd21" on a GPU
 	python -m benchmarks $(BENCH)

@@ -152,7 +152,7 @@ def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     of_tasks = call.given["task_items"]
     assert [(one.variant, one.task) for one in of_tasks] == [(v, t) for t in ("nvs", "vpg") for v in ("self", "dino")]
     assert of_tasks[3].metrics == Path("reports/evaluate-dino-vpg/details.json")
-    assert of_tasks[0].from_scratch == Path("ablations/from-scratch-self-nvs.json")
+    assert of_tasks[0].from_scratch == Path("ablations/results/from-scratch-nvs-self-seed-0.json")
 
 
 def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:

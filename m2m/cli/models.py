@@ -22,7 +22,7 @@ from m2m.cli.program import app
 from m2m.machine import Machine
 from m2m.params import Task, Variant
 
-ABLATIONS = Path("ablations")
+ABLATIONS = Path("ablations/results")
 SAMPLING = Path("metrics/sampling.json")
 TASKS = "nvs: novel views; vpg: visual procedures."
 
@@ -217,7 +217,7 @@ def report(
             variant=variant,
             metrics=Path(f"reports/evaluate-{variant}-{task}/details.json"),
             plots=Path(f"reports/evaluate-{variant}-{task}"),
-            from_scratch=ABLATIONS / f"from-scratch-{variant}-{task}.json",
+            from_scratch=ABLATIONS / f"from-scratch-{task}-{variant}-seed-0.json",
         )
         for task in get_args(Task)
         for variant in get_args(Variant)
