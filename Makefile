@@ -56,9 +56,9 @@ lint: $(READY) ## Lint, types, layers
 
 ablations: $(READY) ## Fine-tune from Stable Diffusion instead of M2M, to compare; resumes; see ablations/
 	for task in nvs vpg; do for variant in self dino; do item=$$variant-$$task; \
-		m2m finetune --variant $$variant --task $$task --from-scratch \
+		python -m m2m.cli finetune --variant $$variant --task $$task --from-scratch \
 			--out work/ablations/m2m-$$item --curve work/ablations/finetune-$$item.csv && \
-		m2m evaluate --variant $$variant --task $$task --no-register --model work/ablations/m2m-$$item \
+		python -m m2m.cli evaluate --variant $$variant --task $$task --no-register --model work/ablations/m2m-$$item \
 			--plots work/ablations/evaluate-$$item --metrics work/ablations/evaluate-$$item.json && \
 		cp work/ablations/evaluate-$$item/details.json ablations/from-scratch-$$item.json || exit; \
 	done; done
