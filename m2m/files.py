@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 
@@ -46,6 +45,31 @@ def new_file(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def sealed_file(path: Path) -> Iterator[Path]:
+    """As `new_file`, with the SHA-256 of its content beside it (``.sha256``), which `is_intact` checks.
+
+    Raises:
+        UserError: the disk is full, read-only or out of reach.
+    """
+    with new_file(path) as draft:
+        yield draft
+        seal = _seal(path)
+        # A kill before the draft takes its place leaves the older content, which must stay believed.
+        older = seal.read_bytes().split()[-1:] if seal.is_file() else []
+        write_atomically(seal, b"\n".join([*older, file_digest(draft).encode()]) + b"\n")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether there is a file that `sealed_file` wrote, with the content that it wrote."""
+    seal = _seal(path)
+    return path.is_file() and seal.is_file() and file_digest(path).encode() in seal.read_bytes().split()
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -90,25 +114,11 @@ def folder_digest(folder: Path) -> str:
     )
     if not names:
         raise UserError(f"{folder}: no such folder, or nothing in it")
-    return _listing_digest((name, folder / name) for name in names)
+    return listing_digest((name, folder / name) for name in names)
 
 
-def code_digest(*modules: str) -> str:
-    """SHA-256 over the source of modules, and of all in a package, in hexadecimal: it names what the code gives.
-
-    >>> code_digest("m2m.diffusion", "m2m.data.shards")
-    """
-    files: list[Path] = []
-    for module in modules:
-        spec = find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        source = Path(spec.origin)
-        files += sorted(source.parent.rglob("*.py")) if spec.submodule_search_locations else [source]
-    return _listing_digest((file.name, file) for file in files)
-
-
-def _listing_digest(files: Iterable[tuple[str, Path]]) -> str:
+def listing_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over names and the contents of their files, in hexadecimal."""
     lines = (f"{file_digest(path)}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m2m.errors import UserError
-from m2m.files import code_digest, file_digest, folder_digest, new_file, write_atomically, writing
+from m2m.files import file_digest, folder_digest, is_intact, new_file, sealed_file, write_atomically, writing
 
 
 def names(folder: Path) -> set[str]:
@@ -102,18 +102,41 @@ def test_a_folder_without_files_has_no_digest(tmp_path: Path) -> None:
             folder_digest(folder)
 
 
-def test_a_digest_of_code_sees_every_source_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("drawing/__init__.py", "drawing/inks/__init__.py", "drawing/inks/red.py", "paper.py"):
-        write_atomically(tmp_path / name, b"")
-    drawing, both = code_digest("drawing"), code_digest("drawing", "paper")
-    assert drawing != both == code_digest("drawing", "paper")
+def test_a_sealed_file_is_believed_until_a_bit_changes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    assert not is_intact(path)
+    for content in (b"one", b"two"):
+        with sealed_file(path) as draft:
+            draft.write_bytes(content)
+        assert is_intact(path)
+    assert names(path.parent) == {"file", "file.sha256"}
+    path.write_bytes(b"tww")
+    assert not is_intact(path)
+    path.write_bytes(b"two")
+    (tmp_path / "new" / "file.sha256").write_bytes(b"\xff")
+    assert not is_intact(path)
+    (tmp_path / "new" / "file.sha256").unlink()
+    assert not is_intact(path)
 
-    (tmp_path / "drawing" / "__pycache__").mkdir()
-    (tmp_path / "drawing" / "__pycache__" / "red.pyc").touch()
-    assert code_digest("drawing") == drawing
-    write_atomically(tmp_path / "drawing/inks/red.py", b"shade = 1")
-    assert code_digest("drawing") != drawing
+
+def test_a_kill_before_the_new_content_stands_leaves_the_old_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    with sealed_file(path) as draft:
+        draft.write_bytes(b"old")
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), sealed_file(path) as draft:
+        draft.write_bytes(b"new")
+    assert path.read_bytes() == b"old"
+    assert is_intact(path)
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes in no other, as /proc is")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from m2m.code import code_digest
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
@@ -70,7 +71,9 @@ def run(
         "model": digest,
         "manifest": data.digest,
         "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets", "gate"}),
+        "judges": dict(networks.names),
         "device": device.partition(":")[0],
+        "code": code_digest(__name__),
     }
     drafts = work / f"evaluate-{variant}"
     folder = folder_of(drafts, made_from)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from m2m.code import code_digest
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
@@ -87,6 +88,7 @@ def run(
         "manifest": data.digest,
         "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets", "gate"}),
         "device": device.partition(":")[0],
+        "code": code_digest(__name__),
     }
     name = f"evaluate-{variant}-{task}"
     drafts = work / name

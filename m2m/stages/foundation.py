@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from m2m.code import code_digest
 from m2m.errors import UserError
 from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
 from m2m.foundation import hub, quality, world
@@ -26,8 +27,9 @@ def run(
     """
     with new_folder(out) as draft:
         if isinstance(params, WorldFoundation):
-            # What other parameters made must not be taken for these parameters' own.
-            digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()
+            # What other parameters, code or devices made must not be taken for these parameters' own.
+            made_from = (params.model_dump_json(), device.partition(":")[0], code_digest(__name__))
+            digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
             unfinished = work / "foundation" / digest[:16]
             world.train(params, out=draft, work=unfinished, device=device, processes=processes)
             figures = quality.measure(draft, seed=params.seed, device=device)

@@ -217,6 +217,19 @@ def test_other_parameters_start_afresh_and_say_so(run: Run, tmp_path: Path, capl
     assert "starts afresh" in caplog.text
 
 
+def test_other_code_starts_afresh_and_says_so(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tracker=Remembering(fails_at=96))
+    monkeypatch.setattr("m2m.training.job.code_digest", lambda module: f"of other code than {module}")
+    tracker = Remembering()
+    run(tmp_path, tracker=tracker)
+    assert tracker.resumed == [None]
+    assert list(tracker.points) == [48, 96]
+    assert "starts afresh" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
