@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,14 @@ _REFUSALS = {
     errno.ENOTDIR: "its folder is a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+DIGESTS = "digests.json"
+"""In a folder of weights: the SHA-256 of each of its files, written by who made it."""
+RESTORE = (
+    "restore it from git, or have DVC check its cache and make again what is lost: "
+    'chmod -R u+w "$(dvc cache dir)" && dvc repro'
+)
+"""DVC believes a file of its cache that cannot be written, whatever is in it, and even puts it over a new one."""
 
 
 @contextmanager
@@ -49,23 +58,38 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def sealed_file(path: Path) -> Iterator[Path]:
-    """As `new_file`, with the SHA-256 of its content beside it (``.sha256``), which `is_intact` checks.
+    """As `new_file`, with the SHA-256 of its content beside it, as ``sha256sum`` writes it (``.sha256``).
 
     Raises:
         UserError: the disk is full, read-only or out of reach.
     """
+    seal = _seal(path)
     with new_file(path) as draft:
         yield draft
-        seal = _seal(path)
-        # A kill before the draft takes its place leaves the older content, which must stay believed.
-        older = seal.read_bytes().split()[-1:] if seal.is_file() else []
-        write_atomically(seal, b"\n".join([*older, file_digest(draft).encode()]) + b"\n")
+        new = f"{file_digest(draft)}  {path.name}\n".encode()
+        # Until the draft takes its place, a kill leaves the older content, which must stay believed.
+        older = seal.read_bytes().splitlines(keepends=True)[-1:] if seal.is_file() else []
+        write_atomically(seal, b"".join([*older, new]))
+    write_atomically(seal, new)
 
 
 def is_intact(path: Path) -> bool:
     """Whether there is a file that `sealed_file` wrote, with the content that it wrote."""
     seal = _seal(path)
-    return path.is_file() and seal.is_file() and file_digest(path).encode() in seal.read_bytes().split()
+    if not path.is_file() or not seal.is_file():
+        return False
+    digest = file_digest(path).encode()
+    return any(line.startswith(digest) for line in seal.read_bytes().splitlines())
+
+
+def check_seal(path: Path) -> None:
+    """Compares a file with the digest that lies beside it. Where there is none, nobody promised anything.
+
+    Raises:
+        UserError: it is not what its maker wrote.
+    """
+    if path.is_file() and _seal(path).is_file() and not is_intact(path):
+        raise UserError(f"{path}: damaged, its SHA-256 is not the one in {_seal(path).name}; {RESTORE}")
 
 
 def _seal(path: Path) -> Path:
@@ -102,19 +126,64 @@ def file_digest(path: Path) -> str:
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names (relative, sorted) and contents of all files of a folder, in hexadecimal.
 
-    Hidden files do not count: they are the notes of tools (download caches hold time stamps), not content.
+    Hidden files do not count: they are the notes of tools (download caches hold time stamps), not content. Nor does
+    ``digests.json``, which tells nothing new.
 
     Raises:
         UserError: there is no such folder, or it holds no file.
     """
+    return listing_digest((name, folder / name) for name in _names(folder))
+
+
+def write_digests(folder: Path) -> None:
+    """Writes ``digests.json``, the SHA-256 of each file of a folder by its name: who reads the folder checks it.
+
+    Raises:
+        UserError: there is no such folder, it holds no file, or the disk refuses.
+    """
+    digests = {name: file_digest(folder / name) for name in _names(folder)}
+    write_atomically(folder / DIGESTS, (json.dumps(digests, indent=1) + "\n").encode())
+
+
+def check_digests(folder: Path, *parts: str) -> None:
+    """Compares a folder with the digests that its maker wrote. Where there are none, nobody promised anything.
+
+    Args:
+        parts: files, or folders with all that is in them, relative; none: all of it.
+
+    Raises:
+        UserError: a file is missing or not what its maker wrote; names it.
+    """
+    list_ = folder / DIGESTS
+    if not list_.is_file():
+        return
+    try:
+        digests = dict(json.loads(list_.read_bytes()))
+        if not all(name.isprintable() for name in digests):
+            raise ValueError
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{list_}: damaged, not a list of digests; {RESTORE}") from error
+    for name, digest in digests.items():
+        if parts and not any(name == part or name.startswith(f"{part}/") for part in parts):
+            continue
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing, but listed in {DIGESTS}; {RESTORE}")
+        if file_digest(folder / name) != digest:
+            raise UserError(
+                f"{folder / name}: damaged, its SHA-256 is not the one in {DIGESTS}; {RESTORE}; "
+                f"if it was changed on purpose, remove {list_}"
+            )
+
+
+def _names(folder: Path) -> list[str]:
     names = sorted(
         name.as_posix()
         for name in (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        if not any(part.startswith(".") for part in name.parts)
+        if not any(part.startswith(".") for part in name.parts) and name.as_posix() != DIGESTS
     )
     if not names:
         raise UserError(f"{folder}: no such folder, or nothing in it")
-    return listing_digest((name, folder / name) for name in names)
+    return names
 
 
 def listing_digest(files: Iterable[tuple[str, Path]]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from m2m.errors import UserError
-from m2m.files import file_digest, folder_digest, write_atomically
+from m2m.files import check_seal, file_digest, folder_digest, sealed_file, write_atomically
 
 __all__ = ["Manifest", "ShardEntry", "Split", "file_digest", "folder_digest", "shard_key", "write_atomically"]
 
@@ -72,12 +72,14 @@ class Manifest(_Record):
         """Reads a manifest.
 
         Raises:
-            UserError: there is none, or it does not follow the schema; names the first fault.
+            UserError: there is none, it is not what its maker wrote, or it does not follow the schema; names the first
+                fault.
         """
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read manifest {path}: {error.strerror}; run the stage that makes it") from error
+        check_seal(path)
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
@@ -86,12 +88,13 @@ class Manifest(_Record):
             raise UserError(f"{path} is not a valid manifest: {where}: {fault['msg']}") from error
 
     def write(self, path: Path) -> None:
-        """Writes the canonical JSON, whole or not at all.
+        """Writes the canonical JSON, whole or not at all, with its digest beside it (``.sha256``).
 
         Raises:
             UserError: the disk refuses.
         """
-        write_atomically(path, self.canonical)
+        with sealed_file(path) as draft:
+            draft.write_bytes(self.canonical)
 
     @cached_property
     def canonical(self) -> bytes:

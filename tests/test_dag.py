@@ -49,10 +49,10 @@ case $1 in
   foundation) for part in stable-diffusion/unet stable-diffusion/vae dino clip inception; do
       fresh models/foundation/$part/config.json
     done ;;
-  captions) fresh data/captions.parquet ;;
-  generate) fresh data/mis.json; fresh data/mis.md ;;
-  views) fresh data/nvs.json; fresh data/nvs.md ;;
-  procedures) fresh data/vpg.json; fresh data/vpg.md ;;
+  captions) fresh data/captions.parquet; fresh data/captions.parquet.sha256 ;;
+  generate) fresh data/mis.json; fresh data/mis.json.sha256; fresh data/mis.md ;;
+  views) fresh data/nvs.json; fresh data/nvs.json.sha256; fresh data/nvs.md ;;
+  procedures) fresh data/vpg.json; fresh data/vpg.json.sha256; fresh data/vpg.md ;;
   train) fresh models/m2m-$variant/model_index.json; fresh reports/train-$variant.csv ;;
   finetune) fresh models/m2m-$item/model_index.json; fresh reports/finetune-$item.csv ;;
   evaluate) mkdir -p metrics; echo "{\\"fid\\": $(date +%N)}" > metrics/evaluate-$item.json

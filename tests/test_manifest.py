@@ -72,3 +72,15 @@ def test_what_is_wrong_in_a_manifest_is_named(old: str, new: str, fault: str, tm
         Manifest.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_with_another_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mis.json"
+    manifest().write(path)
+    good = path.read_bytes()
+    for place in range(len(good)):
+        content = bytearray(good)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"mis\.json: damaged, its SHA-256 is not the one in mis\.json\.sha256"):
+            Manifest.read(path)

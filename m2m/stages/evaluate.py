@@ -21,7 +21,7 @@ from m2m.evaluation.measuring import Measuring, Splits, painters
 from m2m.evaluation.model import Model
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.sampling import Continuations
-from m2m.files import folder_digest, write_atomically
+from m2m.files import folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest
 from m2m.params import EvaluateMis, Variant
 from m2m.pipeline import load_pipeline
@@ -112,6 +112,7 @@ def run(
             record.image(consistency, key="gallery/consistency", step=0)
         numbers = {**table.headline(measured, _headlines(params)), **rests_on}
         write_atomically(metrics, table.to_json(numbers))
+        write_digests(plots)
 
         record.artifact(plots, "evaluate")
         record.artifact(metrics, "evaluate")

@@ -9,9 +9,12 @@ from pathlib import Path
 from m2m.code import code_digest
 from m2m.errors import UserError
 from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
+from m2m.files import write_digests
 from m2m.foundation import hub, quality, world
 from m2m.params import HubFoundation, WorldFoundation
 from m2m.training.folders import new_folder
+
+FOLDERS = ("stable-diffusion", "dino", "clip", "inception")
 
 
 def run(
@@ -37,6 +40,17 @@ def run(
         else:
             hub.fetch(params, out=draft, work=work / "hub", architecture=ARCHITECTURE)
             _expect_inception(draft / "inception", params.inception.url)
+        seal(draft)
+
+
+def seal(foundation: Path) -> None:
+    """Writes into each folder of weights the digests by which the stages that read it know it.
+
+    Raises:
+        UserError: one is empty, or the disk refuses.
+    """
+    for name in FOLDERS:
+        write_digests(foundation / name)
 
 
 def _expect_inception(folder: Path, url: str) -> None:

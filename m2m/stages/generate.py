@@ -22,7 +22,7 @@ from m2m.data.making import Made, Making, blocks, make_dataset
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
-from m2m.files import folder_digest
+from m2m.files import check_digests, folder_digest
 from m2m.manifest import Manifest
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier
 from m2m.params import GenerateParams
@@ -64,6 +64,7 @@ def run(
     source, sets = read_source(captions), sum(1 for _ in read_captions(captions))
     if not sets:
         raise UserError(f"{captions} holds no captions; run the captions stage again")
+    check_digests(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
         "parameters": params.model_dump(mode="json"),
@@ -168,6 +169,7 @@ def load_judge(folder: Path, device: str) -> WorldClassifier | None:
     Raises:
         UserError: it is missing or damaged.
     """
+    check_digests(folder)
     try:
         if json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"] != ARCHITECTURE:
             return None

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
 from m2m.errors import UserError
-from m2m.files import write_atomically
+from m2m.files import check_digests, write_atomically
 from m2m.manifest import Manifest
 from m2m.page import efficiency, tables
 from m2m.page.charts import position_charts, training_charts
@@ -72,6 +72,8 @@ def run(
     Raises:
         UserError: an input is missing or not what its stage writes, or the disk refuses.
     """
+    for item in (*items, *task_items):
+        check_digests(item.plots)
     data = Manifest.read(manifest)
     numbers = {item.variant: _numbers(item.metrics) for item in items}
     shared = numbers[items[0].variant]

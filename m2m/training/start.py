@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, Dinov2Model
 
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
+from m2m.files import check_digests
 from m2m.models.pose import POSE_DIM
 from m2m.models.unet import ImageSetUNet
 from m2m.params import FrozenPart, TrainCommon, Variant
@@ -34,6 +35,8 @@ def from_stable_diffusion(foundation: Path, variant: Variant, common: TrainCommo
     """
     source, dino = foundation / "stable-diffusion", foundation / "dino"
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    for folder in (source, dino) if variant == "dino" else (source,):
+        check_digests(folder)
     try:
         encoder = Dinov2Model.from_pretrained(dino, **options) if variant == "dino" else None
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
