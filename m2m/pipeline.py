@@ -354,7 +354,7 @@ def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "
     remedy = "give a folder that training made, or restore it with dvc checkout"
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}: not a model folder, model_index.json is missing or damaged; {remedy}") from error
     if kind != M2MPipeline.__name__:
         raise UserError(f"{folder}: holds a {kind}, not an M2M model; {remedy}")

@@ -61,7 +61,7 @@ def image_size(stable_diffusion: Path) -> int:
             for part in ("unet", "vae")
         )
         return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(stable_diffusion, error) from error
 
 

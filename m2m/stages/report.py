@@ -120,7 +120,7 @@ def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate
         numbers = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; the {stage} stage must run first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); run the {stage} stage again") from error
     if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
         raise UserError(f"{path}: not what the {stage} stage writes; run it again")
