@@ -79,5 +79,5 @@ down: $(READY) ## End what make up started
 
 clean: ## Remove what can be made again: results and caches (not .venv, the object store, DVC's cache or the runs)
 	rm -rf build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf work out reports models/m2m-* data/captions.parquet data/mis.* data/nvs.* data/vpg.*
+	rm -rf work out reports models/m2m-* data/captions.parquet* data/mis.* data/nvs.* data/vpg.*
 	find infra m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +

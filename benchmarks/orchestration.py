@@ -1,7 +1,7 @@
 """What orchestration costs on top of the stages: the smoke profile as Prefect flows, and by `dvc repro` alone.
 
 ``python benchmarks/orchestration.py`` works in clones of the last commit and writes ``results/orchestration.json``. The
-time of the stages' own commands is taken by a program named m2m that stands before the real one on the PATH; what is
+time of the stages' own commands is taken by a program named python that stands before the real one on the PATH; what is
 left of a run's time, when no command runs, is the orchestration's.
 """
 
@@ -29,7 +29,7 @@ from tests.flows.serving import Run, served, started_server  # noqa: E402
 
 CLOCK = """#!/bin/sh
 begin=$(date +%s.%N)
-"{m2m}" "$@"
+"{python}" "$@"
 code=$?
 echo "$begin $(date +%s.%N)" >> "{times}"
 exit $code
@@ -47,9 +47,9 @@ def main() -> None:
 def measure(folder: Path) -> list[Row]:
     bins = Path(sys.executable).parent
     times = folder / "times"
-    clock = folder / "bin" / "m2m"
+    clock = folder / "bin" / "python"
     clock.parent.mkdir()
-    clock.write_text(CLOCK.format(m2m=bins / "m2m", times=times))
+    clock.write_text(CLOCK.format(python=sys.executable, times=times))
     clock.chmod(0o755)
     for name in ("M2M_STORE", "MLFLOW_TRACKING_URI", "M2M_DEVICE"):
         os.environ.pop(name, None)

@@ -19,7 +19,7 @@ def rows(setting: Setting) -> Iterator[Row]:
     nothing = (sys.executable, "-c", "pass")
     works = {
         "import": (sys.executable, "-c", "import m2m"),
-        "help": (str(BIN / "m2m"), "--help"),
+        "help": (sys.executable, "-m", "m2m.cli", "--help"),
     }
     if _call(str(BIN / "dvc"), "status", "--quiet").returncode == 0:
         works["repro"] = (str(BIN / "dvc"), "repro")

@@ -134,7 +134,6 @@ def _run_all(
     stages = select(read_graph(place.folder), targets, items=variants)
     env = {
         **os.environ,
-        "PYTHONPATH": str(place.folder),  # the code of the commit, not that of the checkout
         "M2M_FLOW_RUN_ID": str(runtime.flow_run.id),
         "M2M_FLOW_RUN_URL": str(runtime.flow_run.ui_url or ""),
         "DVC_EXP_NAME": place.experiment or "",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 
@@ -25,6 +25,14 @@ _REFUSALS = {
     errno.ENOTDIR: "its folder is a file",
     errno.ENAMETOOLONG: "the name is too long",
 }
+
+DIGESTS = "digests.json"
+"""In a folder of weights: the SHA-256 of each of its files, written by who made it."""
+RESTORE = (
+    "restore it from git, or have DVC check its cache and make again what is lost: "
+    'chmod -R u+w "$(dvc cache dir)" && dvc repro'
+)
+"""DVC believes a file of its cache that cannot be written, whatever is in it, and even puts it over a new one."""
 
 
 @contextmanager
@@ -46,6 +54,46 @@ def new_file(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def sealed_file(path: Path) -> Iterator[Path]:
+    """As `new_file`, with the SHA-256 of its content beside it, as ``sha256sum`` writes it (``.sha256``).
+
+    Raises:
+        UserError: the disk is full, read-only or out of reach.
+    """
+    seal = _seal(path)
+    with new_file(path) as draft:
+        yield draft
+        new = f"{file_digest(draft)}  {path.name}\n".encode()
+        # Until the draft takes its place, a kill leaves the older content, which must stay believed.
+        older = seal.read_bytes().splitlines(keepends=True)[-1:] if seal.is_file() else []
+        write_atomically(seal, b"".join([*older, new]))
+    write_atomically(seal, new)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether there is a file that `sealed_file` wrote, with the content that it wrote."""
+    seal = _seal(path)
+    if not path.is_file() or not seal.is_file():
+        return False
+    digest = file_digest(path).encode()
+    return any(line.startswith(digest) for line in seal.read_bytes().splitlines())
+
+
+def check_seal(path: Path) -> None:
+    """Compares a file with the digest that lies beside it. Where there is none, nobody promised anything.
+
+    Raises:
+        UserError: it is not what its maker wrote.
+    """
+    if path.is_file() and _seal(path).is_file() and not is_intact(path):
+        raise UserError(f"{path}: damaged, its SHA-256 is not the one in {_seal(path).name}; {RESTORE}")
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -78,37 +126,68 @@ def file_digest(path: Path) -> str:
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names (relative, sorted) and contents of all files of a folder, in hexadecimal.
 
-    Hidden files do not count: they are the notes of tools (download caches hold time stamps), not content.
+    Hidden files do not count: they are the notes of tools (download caches hold time stamps), not content. Nor does
+    ``digests.json``, which tells nothing new.
 
     Raises:
         UserError: there is no such folder, or it holds no file.
     """
+    return listing_digest((name, folder / name) for name in _names(folder))
+
+
+def write_digests(folder: Path) -> None:
+    """Writes ``digests.json``, the SHA-256 of each file of a folder by its name: who reads the folder checks it.
+
+    Raises:
+        UserError: there is no such folder, it holds no file, or the disk refuses.
+    """
+    digests = {name: file_digest(folder / name) for name in _names(folder)}
+    write_atomically(folder / DIGESTS, (json.dumps(digests, indent=1) + "\n").encode())
+
+
+def check_digests(folder: Path, *parts: str) -> None:
+    """Compares a folder with the digests that its maker wrote. Where there are none, nobody promised anything.
+
+    Args:
+        parts: files, or folders with all that is in them, relative; none: all of it.
+
+    Raises:
+        UserError: a file is missing or not what its maker wrote; names it.
+    """
+    list_ = folder / DIGESTS
+    if not list_.is_file():
+        return
+    try:
+        digests = dict(json.loads(list_.read_bytes()))
+        if not all(name.isprintable() for name in digests):
+            raise ValueError
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{list_}: damaged, not a list of digests; {RESTORE}") from error
+    for name, digest in digests.items():
+        if parts and not any(name == part or name.startswith(f"{part}/") for part in parts):
+            continue
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing, but listed in {DIGESTS}; {RESTORE}")
+        if file_digest(folder / name) != digest:
+            raise UserError(
+                f"{folder / name}: damaged, its SHA-256 is not the one in {DIGESTS}; {RESTORE}; "
+                f"if it was changed on purpose, remove {list_}"
+            )
+
+
+def _names(folder: Path) -> list[str]:
     names = sorted(
         name.as_posix()
         for name in (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        if not any(part.startswith(".") for part in name.parts)
+        if not any(part.startswith(".") for part in name.parts) and name.as_posix() != DIGESTS
     )
     if not names:
         raise UserError(f"{folder}: no such folder, or nothing in it")
-    return _listing_digest((name, folder / name) for name in names)
+    return names
 
 
-def code_digest(*modules: str) -> str:
-    """SHA-256 over the source of modules, and of all in a package, in hexadecimal: it names what the code gives.
-
-    >>> code_digest("m2m.diffusion", "m2m.data.shards")
-    """
-    files: list[Path] = []
-    for module in modules:
-        spec = find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        source = Path(spec.origin)
-        files += sorted(source.parent.rglob("*.py")) if spec.submodule_search_locations else [source]
-    return _listing_digest((file.name, file) for file in files)
-
-
-def _listing_digest(files: Iterable[tuple[str, Path]]) -> str:
+def listing_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over names and the contents of their files, in hexadecimal."""
     lines = (f"{file_digest(path)}  {name}\n" for name, path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

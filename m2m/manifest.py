@@ -12,13 +12,14 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from m2m.errors import UserError
-from m2m.files import file_digest, folder_digest, write_atomically
+from m2m.files import check_seal, file_digest, folder_digest, sealed_file, write_atomically
 
 __all__ = ["Manifest", "ShardEntry", "Split", "file_digest", "folder_digest", "shard_key", "write_atomically"]
 
 Split = Literal["train", "validation", "test"]
 """What a set is for: to learn from; to look at, tune and choose by; to measure what was chosen. In order."""
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=1 << 40)]
+SetId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 def shard_key(sha256: str) -> str:
@@ -37,8 +38,8 @@ class ShardEntry(_Record):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: Count
     """Bytes."""
-    first_set: str
-    last_set: str
+    first_set: SetId
+    last_set: SetId
     count: Count
     """Sets."""
     split: Split
@@ -72,26 +73,34 @@ class Manifest(_Record):
         """Reads a manifest.
 
         Raises:
-            UserError: there is none, or it does not follow the schema; names the first fault.
+            UserError: there is none, it is not what its maker wrote, or it does not follow the schema; names the first
+                fault.
         """
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read manifest {path}: {error.strerror}; run the stage that makes it") from error
+        check_seal(path)
         try:
-            return cls.model_validate_json(content)
+            found = cls.model_validate_json(content)
+            assert found.canonical  # numbers that cannot be written, such as of 5000 digits, are known by it
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            where = ".".join(map(str, fault["loc"])) or "the file"
-            raise UserError(f"{path} is not a valid manifest: {where}: {fault['msg']}") from error
+            fault = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(key) if str(key).isprintable() else repr(key) for key in fault["loc"]) or "the file"
+            text = " ".join(fault["msg"].split())
+            raise UserError(f"{path} is not a valid manifest: {where[:200]}: {text[:200]}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not a valid manifest: made_by: {error}") from error
+        return found
 
     def write(self, path: Path) -> None:
-        """Writes the canonical JSON, whole or not at all.
+        """Writes the canonical JSON, whole or not at all, with its digest beside it (``.sha256``).
 
         Raises:
             UserError: the disk refuses.
         """
-        write_atomically(path, self.canonical)
+        with sealed_file(path) as draft:
+            draft.write_bytes(self.canonical)
 
     @cached_property
     def canonical(self) -> bytes:

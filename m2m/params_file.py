@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ Key = str | int
 Keys = tuple[Key, ...]
 
 _EXPECTED = "a complete parameter file such as profiles/embedded.yaml"
+MAX_BYTES = 1 << 20
+MAX_NODES = 10_000
+"""A parameter file has some hundreds of values."""
+
 _TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 """What PyYAML sees in a file that has no tags."""
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -60,6 +65,8 @@ class _Document:
     path: Path
     value: Any = None
     lines: dict[Keys, int] = field(default_factory=dict)
+    nodes: int = 0
+    """How many values have been seen so far."""
 
     def line(self, keys: Keys) -> int:
         """The line of a key, or of the nearest one above it that is there."""
@@ -74,12 +81,16 @@ class _Document:
 def _read(path: Path) -> _Document:
     document = _Document(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; expected {_EXPECTED}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected {_EXPECTED}") from error
     try:
+        if len(content) > MAX_BYTES:
+            raise document.fault(1, (), f"more than {MAX_BYTES} bytes; expected {_EXPECTED}")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise document.fault(1, (), f"empty; expected {_EXPECTED}")
@@ -92,6 +103,8 @@ def _read(path: Path) -> _Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise document.fault(line, (), f"not valid YAML: {error.reason} (character {error.character!r})") from None
+    except (ValueError, OverflowError) as error:  # PyYAML's own: a character or a version that there cannot be
+        raise document.fault(1, (), f"not valid YAML: {_one_line(str(error))}") from None
     except RecursionError:
         raise document.fault(1, (), "nested too deeply to be a parameter file") from None
     return document
@@ -100,6 +113,9 @@ def _read(path: Path) -> _Document:
 def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[yaml.Node, ...]) -> Any:
     """The value of a node; notes the line of each key, refuses a key given twice and a node that contains itself."""
     line = node.start_mark.line + 1
+    document.nodes += 1
+    if document.nodes > MAX_NODES:  # aliases of aliases grow without end
+        raise document.fault(line, keys, f"more than {MAX_NODES} values; expected {_EXPECTED}")
     if node in within:
         raise document.fault(line, keys, "refers to itself; write the value out")
     if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
@@ -130,6 +146,8 @@ def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[y
 
 def _scalar(node: yaml.ScalarNode, document: _Document, keys: Keys) -> Any:
     text = str(node.value)
+    if "\0" in text:
+        raise document.fault(node.start_mark.line + 1, keys, "a NUL character; leave it out")
     if node.style is not None:  # quoted, or a block: a string whatever it looks like
         return text
     if text in _WORDS:
@@ -190,10 +208,14 @@ def _without_tags(location: Keys, value: Any) -> Iterator[Key]:
         yield key
 
 
+@cache
+def _schema() -> Mapping[str, Any]:
+    return Params.model_json_schema()
+
+
 def _schema_at(keys: Keys, value: Any) -> Mapping[str, Any]:
     """The JSON schema of what may stand under `keys`, unions decided by the values there; empty where there is none."""
-    root: Mapping[str, Any] = Params.model_json_schema()
-    schema = root
+    schema = root = _schema()
     for key in (*keys, None):
         if "discriminator" in schema:
             tag = value.get(schema["discriminator"]["propertyName"]) if isinstance(value, Mapping) else None

@@ -26,6 +26,7 @@ from m2m.devices import Replayed, align
 from m2m.diffusion.guidance import guided
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
+from m2m.files import DIGESTS, check_digests
 from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.models.pose import Viewpoints, relative_poses
 from m2m.models.preceding import PrecedingImages
@@ -91,6 +92,21 @@ class M2MPipeline(DiffusionPipeline):
         )
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> M2MPipeline:
+        """As every diffusers pipeline; a folder that training made is first compared with its ``digests.json``.
+
+        Raises:
+            UserError: a file of it is missing or damaged.
+        """
+        check_digests(Path(pretrained_model_name_or_path))
+        return cast(M2MPipeline, super().from_pretrained(pretrained_model_name_or_path, **options))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """As every diffusers pipeline; digests of what lay there before are removed."""
+        (Path(save_directory) / DIGESTS).unlink(missing_ok=True)
+        super().save_pretrained(save_directory, **options)  # type: ignore[no-untyped-call]
 
     @property
     def image_size(self) -> int:
@@ -338,7 +354,7 @@ def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "
     remedy = "give a folder that training made, or restore it with dvc checkout"
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}: not a model folder, model_index.json is missing or damaged; {remedy}") from error
     if kind != M2MPipeline.__name__:
         raise UserError(f"{folder}: holds a {kind}, not an M2M model; {remedy}")

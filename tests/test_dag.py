@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -39,6 +40,7 @@ BOTH = [*of_variant("self"), *of_variant("dino"), "sampling", "report"]
 
 STAND_IN = """#!/bin/sh
 # Does a stage's part in the graph: notes that it was called, writes outputs that differ from call to call.
+shift 2  # -m m2m.cli
 echo "$*" >> "$CALLS"
 fresh() { mkdir -p "$(dirname "$1")"; date +%N%s > "$1"; }
 variant=$3
@@ -47,10 +49,10 @@ case $1 in
   foundation) for part in stable-diffusion/unet stable-diffusion/vae dino clip inception; do
       fresh models/foundation/$part/config.json
     done ;;
-  captions) fresh data/captions.parquet ;;
-  generate) fresh data/mis.json; fresh data/mis.md ;;
-  views) fresh data/nvs.json; fresh data/nvs.md ;;
-  procedures) fresh data/vpg.json; fresh data/vpg.md ;;
+  captions) fresh data/captions.parquet; fresh data/captions.parquet.sha256 ;;
+  generate) fresh data/mis.json; fresh data/mis.json.sha256; fresh data/mis.md ;;
+  views) fresh data/nvs.json; fresh data/nvs.json.sha256; fresh data/nvs.md ;;
+  procedures) fresh data/vpg.json; fresh data/vpg.json.sha256; fresh data/vpg.md ;;
   train) fresh models/m2m-$variant/model_index.json; fresh reports/train-$variant.csv ;;
   finetune) fresh models/m2m-$item/model_index.json; fresh reports/finetune-$item.csv ;;
   evaluate) mkdir -p metrics; echo "{\\"fid\\": $(date +%N)}" > metrics/evaluate-$item.json
@@ -103,8 +105,8 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The whole pipeline has run once and is committed, as a user's checkout would be."""
     base = tmp_path_factory.mktemp("dag")
     (base / "bin").mkdir()
-    (base / "bin" / "m2m").write_text(STAND_IN)
-    (base / "bin" / "m2m").chmod(0o755)
+    (base / "bin" / "python").write_text(STAND_IN)
+    (base / "bin" / "python").chmod(0o755)
     environment = {
         **os.environ,
         "PATH": f"{base / 'bin'}:{os.environ['PATH']}",
@@ -208,3 +210,72 @@ def _leaves(tree: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield from _leaves(value, (*keys, key))
     else:
         yield keys
+
+
+def test_the_command_of_every_stage_looks_into_the_working_folder_first() -> None:
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        assert stage.get("do", stage)["cmd"].startswith(f"python -m m2m.cli {name.partition('@')[0]}")
+
+
+class Checkout:
+    """A commit of the real code and graph. `PYTHONPATH` leads elsewhere, as what another checkout installed does."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.ran = folder, folder.with_name("ran")
+        for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(ROOT / "m2m", folder / "m2m", ignore=shutil.ignore_patterns("__pycache__"))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("RAN", str(self.ran))
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        for name in ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR"):
+            patch.setenv(name, str(folder.with_name(name)))
+        self.run("git", "init", "-q")
+        self.run("git", "add", ".")
+        self.run("git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qm", "All")
+
+    def run(self, *command: str, at: Path | None = None) -> None:
+        done = subprocess.run(command, cwd=at or self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def change(self, folder: Path) -> None:
+        """A change of code, which notes whose it is when it runs."""
+        with (folder / "m2m" / "stages" / "captions.py").open("a") as module:
+            module.write('\nimport os\nwith open(os.environ["RAN"], "a") as ran:\n    ran.write(__file__ + "\\n")\n')
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    return Checkout(tmp_path / "checkout", monkeypatch)
+
+
+def test_a_worktree_runs_its_own_code(checkout: Checkout, tmp_path: Path) -> None:
+    worktree = tmp_path / "worktree"
+    checkout.run("git", "worktree", "add", "-q", str(worktree))
+    checkout.change(worktree)
+    checkout.run("dvc", "repro", "-q", "captions", at=worktree)
+    assert checkout.ran.read_text().splitlines() == [str(worktree / "m2m" / "stages" / "captions.py")]
+
+
+def test_the_installed_command_runs_the_code_of_where_it_is_called(checkout: Checkout) -> None:
+    checkout.change(checkout.folder)
+    script = str(Path(sys.executable).with_name("m2m"))
+    for folder in (checkout.folder, checkout.folder / "m2m"):
+        params, out = checkout.folder / "params.yaml", checkout.folder / "data" / "captions.parquet"
+        checkout.run(script, "captions", "--params", str(params), "--out", str(out), at=folder)
+    assert checkout.ran.read_text().splitlines() == [str(checkout.folder / "m2m" / "stages" / "captions.py")] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["--queue", "--temp"])
+def test_an_experiment_elsewhere_runs_its_own_code(checkout: Checkout, way: str) -> None:
+    checkout.run("git", "config", "user.name", "A")
+    checkout.run("git", "config", "user.email", "a@example.org")
+    checkout.change(checkout.folder)
+    checkout.run("dvc", "exp", "run", way, "--name", "changed", "captions")
+    if way == "--queue":
+        checkout.run("dvc", "exp", "run", "--run-all")
+    (ran,) = checkout.ran.read_text().splitlines()
+    assert Path(ran).is_relative_to(checkout.folder / ".dvc" / "tmp" / "exps")

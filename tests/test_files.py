@@ -1,12 +1,27 @@
 import errno
+import json
 import os
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from m2m.errors import UserError
-from m2m.files import code_digest, file_digest, folder_digest, new_file, write_atomically, writing
+from m2m.files import (
+    DIGESTS,
+    check_digests,
+    check_seal,
+    file_digest,
+    folder_digest,
+    is_intact,
+    new_file,
+    sealed_file,
+    write_atomically,
+    write_digests,
+    writing,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -102,18 +117,112 @@ def test_a_folder_without_files_has_no_digest(tmp_path: Path) -> None:
             folder_digest(folder)
 
 
-def test_a_digest_of_code_sees_every_source_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("drawing/__init__.py", "drawing/inks/__init__.py", "drawing/inks/red.py", "paper.py"):
-        write_atomically(tmp_path / name, b"")
-    drawing, both = code_digest("drawing"), code_digest("drawing", "paper")
-    assert drawing != both == code_digest("drawing", "paper")
+def test_a_sealed_file_is_believed_until_a_bit_changes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    assert not is_intact(path)
+    for content in (b"one", b"two"):
+        with sealed_file(path) as draft:
+            draft.write_bytes(content)
+        assert is_intact(path)
+    assert names(path.parent) == {"file", "file.sha256"}
+    path.write_bytes(b"tww")
+    assert not is_intact(path)
+    path.write_bytes(b"two")
+    (tmp_path / "new" / "file.sha256").write_bytes(b"\xff")
+    assert not is_intact(path)
+    (tmp_path / "new" / "file.sha256").unlink()
+    assert not is_intact(path)
 
-    (tmp_path / "drawing" / "__pycache__").mkdir()
-    (tmp_path / "drawing" / "__pycache__" / "red.pyc").touch()
-    assert code_digest("drawing") == drawing
-    write_atomically(tmp_path / "drawing/inks/red.py", b"shade = 1")
-    assert code_digest("drawing") != drawing
+
+def test_a_kill_before_the_new_content_stands_leaves_the_old_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    with sealed_file(path) as draft:
+        draft.write_bytes(b"old")
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == path:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), sealed_file(path) as draft:
+        draft.write_bytes(b"new")
+    assert path.read_bytes() == b"old"
+    assert is_intact(path)
+
+
+def test_a_folder_is_compared_with_the_digests_that_its_maker_wrote(tmp_path: Path) -> None:
+    for name in ("index", "unet/weights", "unet/config", "vae/weights", ".cache/tool"):
+        write_atomically(tmp_path / name, name.encode())
+    before = folder_digest(tmp_path)
+    check_digests(tmp_path)  # nobody promised anything
+    write_digests(tmp_path)
+    assert folder_digest(tmp_path) == before, "the list tells nothing new"
+    assert set(json.loads((tmp_path / DIGESTS).read_text())) == {"index", "unet/weights", "unet/config", "vae/weights"}
+    check_digests(tmp_path)
+    write_atomically(tmp_path / "notes", b"of its user")
+    write_atomically(tmp_path / "unet" / "weights", b"unet/weighus")
+    check_digests(tmp_path, "vae", "unet/config", "index")
+    for parts in ((), ("unet",), ("vae", "unet/weights")):
+        with pytest.raises(UserError, match=r"unet/weights: damaged, .* chmod -R u\+w .* dvc repro") as caught:
+            check_digests(tmp_path, *parts)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "unet" / "weights").unlink()
+    with pytest.raises(UserError, match="unet/weights: missing"):
+        check_digests(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b"7", b"[[1, 2]]", b'{"a\\nb": ""}', b"[" * 100000])
+def test_a_list_of_digests_that_is_damaged_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / DIGESTS).write_bytes(content)
+    with pytest.raises(UserError, match=r"digests\.json: damaged") as caught:
+        check_digests(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_seal_is_what_sha256sum_checks(tmp_path: Path) -> None:
+    path = tmp_path / "mis.json"
+    check_seal(path)
+    for content in (b"{}", b"{1}"):
+        with sealed_file(path) as draft:
+            draft.write_bytes(content)
+    assert (tmp_path / "mis.json.sha256").read_text() == f"{sha256(b'{1}').hexdigest()}  mis.json\n"
+    check_seal(path)
+    path.write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"mis\.json: damaged, its SHA-256 is not the one in mis\.json\.sha256"):
+        check_seal(path)
+
+
+@pytest.mark.slow
+def test_what_is_said_of_a_damaged_cache_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC restores a damaged file of its cache, and calls it up to date."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+
+    def call(command: str) -> None:
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+
+    make = "import sys; from pathlib import Path; from m2m.files import *; folder = Path('model')"
+    make += "; write_atomically(folder / 'weights', b'1234567890'); write_digests(folder)"
+    Path("make.py").write_text(make)
+    Path("dvc.yaml").write_text("stages:\n  train:\n    cmd: python make.py\n    outs: [model]\n")
+    call("git init -q && dvc init -q && dvc repro")
+    cached = [path for path in (tmp_path / ".dvc" / "cache").rglob("*") if path.is_file()]
+    kept = next(path for path in cached if path.read_bytes() == b"1234567890")
+    kept.chmod(0o644)
+    kept.write_bytes(b"1234567899")
+    kept.chmod(0o444)
+    call("rm -r model && dvc checkout && dvc repro")
+    with pytest.raises(UserError, match="damaged") as caught:
+        check_digests(tmp_path / "model")
+    call(str(caught.value).partition("make again what is lost: ")[2].partition(";")[0])
+    check_digests(tmp_path / "model")
+    assert kept.read_bytes() == b"1234567890"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes in no other, as /proc is")

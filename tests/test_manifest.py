@@ -6,6 +6,7 @@ import pytest
 
 from m2m.errors import UserError
 from m2m.manifest import Manifest, ShardEntry, Split, shard_key
+from tests.mutations import Reader, survives
 
 
 def entry(content: bytes, split: Split, **changes: Any) -> ShardEntry:
@@ -72,3 +73,50 @@ def test_what_is_wrong_in_a_manifest_is_named(old: str, new: str, fault: str, tm
         Manifest.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_with_another_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mis.json"
+    manifest().write(path)
+    good = path.read_bytes()
+    for place in range(len(good)):
+        content = bytearray(good)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"mis\.json: damaged, its SHA-256 is not the one in mis\.json\.sha256"):
+            Manifest.read(path)
+
+
+def reader() -> Reader:
+    """Reads a manifest that nobody sealed."""
+    return manifest().canonical, "mis.json", lambda path: (Manifest.read(path).digest, Manifest.read(path).sets)
+
+
+def test_damaged_manifests_are_read_rightly_or_refused_in_a_line() -> None:
+    survives("tests.test_manifest:reader", 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_thousand_damaged_manifests() -> None:
+    survives("tests.test_manifest:reader", 10_000, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"made_by": {', '"made_by": {"a": ' + "9" * 5000 + ", "),
+        ('"made_by": {', '"made_by": {"a": ' + "[" * 5000),
+        ('"made_by": {', '"made_by": {"a": "\\ud800", '),
+        ('"kind"', '"a\\n\u2028b": 1, "kind"'),
+        ('"count": ', '"count": ' + "9" * 30),
+        ('"first_set": "', '"first_set": "a\\n'),
+    ],
+)
+def test_what_cannot_be_written_or_would_break_a_line_is_refused(old: str, new: str, tmp_path: Path) -> None:
+    path, good = tmp_path / "mis.json", manifest().canonical.decode()
+    assert old in good
+    path.write_text(good.replace(old, new, 1))
+    with pytest.raises(UserError, match="not a valid manifest") as caught:
+        Manifest.read(path)
+    assert len(str(caught.value).splitlines()) == 1

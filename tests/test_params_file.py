@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from m2m.errors import UserError
 from m2m.params_file import load_params
+from tests.mutations import Reader, survives
 
 GOOD = (Path(__file__).parents[1] / "profiles" / "embedded.yaml").read_text()
 PAPER = (Path(__file__).parents[1] / "profiles" / "paper.yaml").read_text()
@@ -219,3 +220,43 @@ def test_a_changed_file_is_still_good_or_gives_one_line(
         assert "\n" not in said
         assert said.startswith(f"{file}:")
         assert said.isprintable()
+
+
+def reader() -> Reader:
+    """Reads a complete parameter file."""
+    return GOOD.encode(), "params.yaml", load_params
+
+
+def test_damaged_files_are_read_rightly_or_refused_in_a_line() -> None:
+    survives("tests.test_params_file:reader", 50)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_thousand_damaged_files() -> None:
+    survives("tests.test_params_file:reader", 10_000, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('a: "\\U00110000"', "not valid YAML"),
+        (f"%YAML {'9' * 5000}.1\n---\na: 1", "not valid YAML"),
+        ('a: "\\ud800"', "unknown key"),
+        ('"\\ud800": 1', "unknown key"),
+        ('a: "b\\0c"', "a: a NUL character"),
+        ("a\u2028b: 1", "not valid YAML"),
+        (f"a: {'9' * 5000}", "a number of 5000 digits"),
+        ("[" * 5000, "nested too deeply"),
+        ("a: " + "x" * (1 << 20), "more than 1048576 bytes"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+            "more than 10000 values",
+        ),
+    ],
+)
+def test_what_would_fill_memory_or_break_a_line_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    said = complaint(text, tmp_path)
+    assert words in said
+    assert len(said.splitlines()) == 1
+    assert said.encode(), "it can be shown"

@@ -1,4 +1,4 @@
-"""``python -m m2m.cli``: the command line where there is no console script, as under torchrun."""
+"""``python -m m2m.cli``: the command line of the checkout that one stands in, as DVC's stages and torchrun start it."""
 
 from m2m.cli import main
 

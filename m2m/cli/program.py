@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+from pathlib import Path
 
 import typer
 
@@ -24,5 +27,20 @@ def _every_command() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script, which belongs to one checkout and is called in any."""
+    _hand_over(Path.cwd())
+    app(prog_name="m2m")
+
+
+def _hand_over(folder: Path) -> None:
+    """Becomes the command line of the checkout that `folder` lies in, unless that is this one."""
+    for checkout in (folder, *folder.parents):
+        theirs = checkout / "m2m" / "cli" / "program.py"
+        if not theirs.is_file() or not (checkout / "dvc.yaml").is_file():
+            continue
+        if not theirs.samefile(__file__):
+            places = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ["PYTHONPATH"] = os.pathsep.join(places)
+            # -P: from a folder below, Python must not look there first.
+            os.execv(sys.executable, [sys.executable, "-P", "-m", "m2m.cli", *sys.argv[1:]])
+        return

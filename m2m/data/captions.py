@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m2m.errors import UserError
-from m2m.files import new_file
+from m2m.files import check_seal, sealed_file
 from m2m.manifest import Split
 
 ROWS = 1 << 16
@@ -58,12 +58,14 @@ class CaptionSource:
 def write_captions(path: Path, captions: Iterable[Caption], source: CaptionSource) -> None:
     """Writes captions in the order given, whole or not at all; the same captions give the same bytes.
 
+    Their digest lies beside them (``.sha256``).
+
     Raises:
         UserError: the disk refuses, or the iterable raises it.
     """
     schema = pa.schema([(name, pa.string()) for name in _COLUMNS], metadata=vars(source))
     rows = map(astuple, captions)
-    with new_file(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+    with sealed_file(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         while block := list(islice(rows, ROWS)):
             writer.write_table(pa.table(list(zip(*block, strict=True)), schema=schema))
 
@@ -72,7 +74,7 @@ def read_captions(path: Path) -> Iterator[Caption]:
     """Reads captions in order, some thousands at a time.
 
     Raises:
-        UserError: there is no such file, or it is no caption file.
+        UserError: there is no such file, it is not what its maker wrote, or it is no caption file.
     """
     with _open(path) as file:
         for batch in file.iter_batches(batch_size=ROWS, columns=list(_COLUMNS)):
@@ -104,6 +106,7 @@ def captions_digest(captions: Iterable[Caption]) -> str:
 
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    check_seal(path)
     try:
         with path.open("rb") as source, pq.ParquetFile(source) as file:
             if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:

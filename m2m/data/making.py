@@ -19,12 +19,12 @@ from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
-from m2m.files import write_atomically
+from m2m.files import is_intact, sealed_file, write_atomically
 from m2m.manifest import Manifest, ShardEntry, Split, shard_key
 from m2m.progress import Advance, progress
 from m2m.store import Store
@@ -206,19 +206,17 @@ def _store(shard: _Unstored, store: Store) -> FinishedShard:
             tar.unlink(missing_ok=True)
         entry = ShardEntry(key=key, split=shard.split, **vars(stats))
     done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
-    write_atomically(shard.name.with_suffix(".json"), done.model_dump_json().encode())
+    with sealed_file(shard.name.with_suffix(".json")) as draft:
+        draft.write_bytes(done.model_dump_json().encode())
     return done
 
 
 def _recorded(name: Path, split: Split, store: Store) -> FinishedShard | None:
     """The shard, if an earlier run finished it and the store still holds it: for the split that it is in now."""
     record = name.with_suffix(".json")
-    if not record.is_file():
+    if not is_intact(record):  # it is not there, or damaged: the shard is made again
         return None
-    try:
-        done = FinishedShard.model_validate_json(record.read_bytes())
-    except ValidationError:  # damaged, or of an older format: the shard is made again
-        return None
+    done = FinishedShard.model_validate_json(record.read_bytes())
     if done.entry is None:
         return done
     if not store.exists(done.entry.key, done.entry.size):

@@ -30,6 +30,8 @@ MAX_MEMBER = 64 << 20
 """Bytes of the largest member that is read."""
 MAX_SIDE = 4096
 """Pixels of the longest side of an image that is decoded."""
+MAX_PIXELS = 1 << 30
+"""Of all images of a set: 999 of 1024 x 1024."""
 
 _MEMBER = re.compile(r"(?P<id>[A-Za-z0-9_-]{1,64})\.(?P<part>json|\d{3}\.png|latents\.npy)")
 _COMPRESSION = 3  # of zlib: a third of the time of the usual 6 for a few per cent more bytes
@@ -57,7 +59,7 @@ class ImageSet:
         """
         try:
             cameras = np.array(self.extras["poses"], dtype=np.float64)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"set {self.id} has no poses; views need a camera for each image") from error
         if cameras.shape != (len(self.images), 3, 4) or not np.isfinite(cameras).all():
             raise UserError(f"set {self.id}: its poses are not {len(self.images)} finite matrices of 3 x 4")
@@ -131,8 +133,8 @@ def read_shard(path: Path) -> Iterator[ImageSet]:
             yield _assemble(current, parts)
     except _ShardError as error:
         raise UserError(f"shard {path}: {error}") from error
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {path}: cannot be read ({error})") from error
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"shard {path}: cannot be read ({_one_line(error)})") from error
 
 
 class _ShardError(Exception):
@@ -174,15 +176,18 @@ def _assemble(id_: str, parts: Mapping[str, bytes]) -> ImageSet:
     try:
         about = _About.model_validate_json(parts.get("json", b""))
     except ValidationError as error:
-        raise _ShardError(f"{id_}.json is not what describes a set: {error.errors()[0]['msg']}") from error
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise _ShardError(f"{id_}.json is not what describes a set: {_one_line(fault['msg'])}") from error
     names = [f"{index:03}.png" for index in range(about.images)]
     if about.id != id_ or set(parts) != {"json", *names} | ({"latents.npy"} if about.latents else set()):
-        described = f"{about.images} images of {about.id} {'with' if about.latents else 'without'} latents"
+        described = f"{about.images} images of {about.id[:64]!r} {'with' if about.latents else 'without'} latents"
         found = ", ".join(sorted(set(parts) - {"json"})) or "none"
         raise _ShardError(f"{id_}.json describes {described}, but there are {found}")
-    images = [_decode_image(f"{id_}.{name}", parts[name]) for name in names]
-    if len({image.shape for image in images}) > 1:
-        raise _ShardError(f"the images of {id_} differ in size")
+    images: list[npt.NDArray[np.uint8]] = []
+    for name in names:
+        images.append(_decode_image(f"{id_}.{name}", parts[name], most=MAX_PIXELS // about.images))
+        if images[-1].shape != images[0].shape:
+            raise _ShardError(f"the images of {id_} differ in size")
     latents = _decode_latents(f"{id_}.latents.npy", parts["latents.npy"]) if about.latents else None
     if latents is not None and len(latents) != len(images):
         raise _ShardError(f"{id_} has {len(images)} images and the latents of {len(latents)}")
@@ -190,20 +195,30 @@ def _assemble(id_: str, parts: Mapping[str, bytes]) -> ImageSet:
     return ImageSet(id=id_, caption=about.caption, images=np.stack(images), latents=latents, extras=extras)
 
 
-def _decode_image(name: str, content: bytes) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) of a PNG. Its size is read before anything is decoded."""
+def _decode_image(name: str, content: bytes, *, most: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) of a PNG. Its size is read before anything is decoded.
+
+    Args:
+        most: pixels that it may have.
+    """
     if len(content) < _PNG_HEADER.size or not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise _ShardError(f"{name} is no PNG")
     *_, width, height = _PNG_HEADER.unpack_from(content)
-    if max(width, height) > MAX_SIDE:
-        raise _ShardError(f"{name} has {width} x {height} pixels, more than {MAX_SIDE} a side")
+    if max(width, height) > MAX_SIDE or width * height > most:
+        raise _ShardError(
+            f"{name} has {width} x {height} pixels, more than {MAX_SIDE} a side or {MAX_PIXELS} in its set"
+        )
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.size != (width, height):  # a second header is what the decoder goes by
+                raise _ShardError(f"{name} says of itself that it has two sizes")
             if image.mode != "RGB":
                 raise _ShardError(f"{name} is of mode {image.mode}; expected RGB")
             return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _ShardError(f"{name} cannot be decoded: {error}") from error
+    except _ShardError:
+        raise
+    except Exception as error:  # whatever the decoder stumbles over
+        raise _ShardError(f"{name} cannot be decoded: {_one_line(error)}") from error
 
 
 def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
@@ -212,12 +227,17 @@ def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
     try:
         version = np.lib.format.read_magic(file)
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
-        raise _ShardError(f"{name} is no .npy file: {error}") from error
-    if version != (1, 0) or is_fortran or dtype != np.dtype("<f4") or len(shape) != 4:
-        raise _ShardError(
-            f"{name} holds {dtype} of shape {shape}; expected float32 of shape (images, channels, height, width)"
-        )
+    except Exception as error:  # whatever the parser of its header stumbles over
+        raise _ShardError(f"{name} is no .npy file: {_one_line(error)}") from error
+    if version != (1, 0) or is_fortran or dtype != np.dtype("<f4") or len(shape) != 4 or min(shape) < 1:
+        found = _one_line(f"{dtype} of shape {shape}")
+        raise _ShardError(f"{name} holds {found}; expected float32 of shape (images, channels, height, width)")
     if len(content) - file.tell() != 4 * prod(shape):
         raise _ShardError(f"{name} is of another length than its shape {shape} asks for")
     return np.frombuffer(content, "<f4", offset=file.tell()).reshape(shape).copy()
+
+
+def _one_line(error: object) -> str:
+    """What a library says, as part of a line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from m2m.devices import align
 from m2m.errors import UserError
+from m2m.files import check_digests
 
 
 class LatentEncoder:
@@ -30,6 +31,7 @@ class LatentEncoder:
 
     def __init__(self, stable_diffusion: Path, *, device: str) -> None:
         folder = stable_diffusion / "vae"
+        check_digests(stable_diffusion, "vae")
         try:
             vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -52,13 +54,14 @@ def image_size(stable_diffusion: Path) -> int:
     Raises:
         UserError: the folder is missing, incomplete or damaged.
     """
+    check_digests(stable_diffusion, "unet/config.json", "vae")
     try:
         unet, vae = (
             json.loads((stable_diffusion / part / "config.json").read_text(encoding="utf-8"))
             for part in ("unet", "vae")
         )
         return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(stable_diffusion, error) from error
 
 

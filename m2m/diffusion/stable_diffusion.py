@@ -17,6 +17,7 @@ from m2m.devices import Replayed, align
 from m2m.diffusion.guidance import guided
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
+from m2m.files import check_digests
 from m2m.params import Precision, SolverName
 
 
@@ -148,6 +149,7 @@ class StableDiffusion:
 def _load(folder: Path) -> StableDiffusionPipeline:
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder}: no Stable Diffusion folder (no model_index.json); run the foundation stage")
+    check_digests(folder)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, safety_checker=None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from m2m.files import write_atomically
+from m2m.files import is_intact, sealed_file, write_atomically
 
 RUN = "run"
+
+_log = logging.getLogger(__name__)
 
 
 def folder_of(work: Path, made_from: Mapping[str, JsonValue]) -> Path:
@@ -24,9 +26,14 @@ def folder_of(work: Path, made_from: Mapping[str, JsonValue]) -> Path:
 
 
 def run_before(folder: Path) -> str | None:
-    """The id of the tracked run of an evaluation of the same things that was killed."""
+    """The id of the tracked run of an evaluation of the same things that was killed.
+
+    If there are only pictures of other things, it says that none of them is used.
+    """
+    if not folder.exists() and any(folder.parent.glob("*/")):
+        _log.warning("starts afresh: the pictures in %s are of other parameters, data, models or code", folder.parent)
     note = folder / RUN
-    return note.read_text() if note.exists() else None
+    return note.read_text(errors="replace") if note.exists() else None
 
 
 def note_run(folder: Path, run_id: str) -> None:
@@ -34,17 +41,15 @@ def note_run(folder: Path, run_id: str) -> None:
     write_atomically(folder / RUN, run_id.encode())
 
 
-def read_or_draw(path: Path, draw: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The pictures kept at `path`; if there are none, they are drawn and kept.
+def read_or_draw(path: Path, draw: Callable[[], NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], bool]:
+    """The pictures kept at `path`, and whether they were there: if not, or not as they were kept, they are drawn.
 
     Raises:
         UserError: the disk refuses.
     """
-    if path.exists():
-        kept: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-        return kept
+    if is_intact(path):
+        return np.load(path, allow_pickle=False), True
     pictures = draw()
-    buffer = io.BytesIO()
-    np.save(buffer, pictures, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-    return pictures
+    with sealed_file(path) as draft, draft.open("wb") as file:
+        np.save(file, pictures, allow_pickle=False)
+    return pictures, False

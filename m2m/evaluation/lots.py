@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from m2m import seeds
+from m2m.code import code_digest
 from m2m.data.sets import ImageSets
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.kept import folder_of, read_or_draw
@@ -75,6 +76,7 @@ class Painter:
             **params.model_dump(mode="json", include={"seed", "sets_per_batch", "precision"}),
             "weights": folder_digest(folder),
             "device": device.partition(":")[0],
+            "code": code_digest(__name__),
         }
         self._load = once(
             lambda: StableDiffusion(
@@ -102,7 +104,7 @@ class Painter:
             words = captions[start : start + self._params.sets_per_batch]
             numbers = range(start * positions, (start + len(words)) * positions)
             draw = partial(_draw, self._load, words, numbers, seeds.derive(self._params.seed, noise))
-            pictures = read_or_draw(folder / f"from-{start:06}.npy", draw)
+            pictures, _ = read_or_draw(folder / f"from-{start:06}.npy", draw)
             return pictures.reshape(len(words), positions, *pictures.shape[1:])
 
         yield from self._workers.map(batch, range(0, len(captions), self._params.sets_per_batch))

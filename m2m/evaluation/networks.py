@@ -19,7 +19,7 @@ from m2m.devices import align
 from m2m.errors import UserError
 from m2m.evaluation import inception_v3
 from m2m.evaluation.inception_v3 import InceptionV3
-from m2m.files import folder_digest
+from m2m.files import check_digests, folder_digest
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier
 from m2m.world.grammar import ATTRIBUTES
@@ -49,6 +49,8 @@ class Networks:
             UserError: one of them is missing, incomplete, or of an unknown architecture.
         """
         where = torch.device(device)
+        for judge in ("inception", "clip"):
+            check_digests(foundation / judge)
         inception, architecture = _load_inception(foundation / "inception")
         clip = Clip.from_pretrained(foundation / "clip")
         clip.model.to(where)  # type: ignore[arg-type]

@@ -95,8 +95,7 @@ class Continuations:
     def _batch(self, advance: Advance, block: tuple[int, Sequence[ImageSet]]) -> Batch:
         start, members = block
         path = self.folder / f"{self.name}-from-{start:06}.npy"
-        kept = path.exists()
-        pictures = read_or_draw(path, partial(self._draw, members))
+        pictures, kept = read_or_draw(path, partial(self._draw, members))
         advance(pictures.shape[0] * pictures.shape[1], skipped=kept)
         given = np.stack([member.images[: self.given] for member in members])
         return Batch([member.caption for member in members], given, pictures)

@@ -64,8 +64,8 @@ class TaskDraws:
 
     def _batch(self, model: Model, given: int, advance: Advance, places: Sequence[int]) -> NDArray[np.uint8]:
         path = self.folder / f"{model}-given-{given}-from-{places[0]:06}.npy"
-        kept = path.exists()
-        pictures = read_or_draw(path, partial(self._draw, model, given, [self.members[place] for place in places]))
+        members = [self.members[place] for place in places]
+        pictures, kept = read_or_draw(path, partial(self._draw, model, given, members))
         advance(pictures.shape[0] * pictures.shape[1], skipped=kept)
         return pictures
 

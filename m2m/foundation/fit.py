@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from m2m.files import is_intact, sealed_file
 from m2m.params import Fit
 from m2m.seeds import generator
 
@@ -51,11 +52,12 @@ def fit(
         loss: takes (indices of the batch's pictures, a generator for its draws), gives a scalar.
         pictures: how many pictures there are to draw batches from.
         matrices: names of weights that Muon trains (Jordan et al., 2024), at five times the rate; AdamW does the rest.
-        work: where the checkpoint lies; the finished weights stay there, so that a second call returns at once.
+        work: where the checkpoint lies; the finished weights stay there, so that a second call returns at once. What is
+            damaged there is made again.
     """
     steps = math.ceil(fit.images / fit.batch_size)
     finished, checkpoint = work / f"{name}.safetensors", work / f"{name}.checkpoint.safetensors"
-    if finished.exists():
+    if is_intact(finished):
         module.load_state_dict(load_file(finished))
         module.eval().requires_grad_(False)
         return
@@ -74,7 +76,7 @@ def fit(
         optimizers.append(muon)
     trained_by = {weight: each for each in optimizers for group in each.param_groups for weight in group["params"]}
     start = 0
-    if checkpoint.exists():
+    if is_intact(checkpoint):
         saved = load_file(checkpoint)
         start = int(saved["step"])
         module.load_state_dict({key: saved[f"weight/{key}"] for key in module.state_dict()})
@@ -130,12 +132,11 @@ def fit(
         weight.data.copy_(average[key])
     module.eval().requires_grad_(False)
     write(module.state_dict(), finished)
-    checkpoint.unlink(missing_ok=True)
+    for unneeded in (*work.glob(f"{name}.checkpoint.*"), *work.glob(f".{name}.*")):  # and what a kill left
+        unneeded.unlink()
 
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors so that a kill leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
-    unfinished.replace(path)
+    """Write safetensors so that a kill leaves either the old file or the new one, each with its digest."""
+    with sealed_file(path) as draft:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, draft)

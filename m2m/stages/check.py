@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2m.errors import UserError
+from m2m.files import check_digests
 from m2m.settings import Settings, without_password
 from m2m.store import open_store
 from m2m.tracking import check_tracking
@@ -101,6 +102,8 @@ def _foundation(folder: Path) -> str:
     missing = [name for name in FOUNDATION if not (folder / name).exists()]
     if missing:
         raise UserError(f"{folder / missing[0]} is missing; check it out of git, or make it: dvc repro foundation")
+    for one in folder.iterdir():
+        check_digests(one)
     return str(folder)
 
 

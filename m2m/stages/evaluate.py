@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from m2m.code import code_digest
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
@@ -20,7 +21,7 @@ from m2m.evaluation.measuring import Measuring, Splits, painters
 from m2m.evaluation.model import Model
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.sampling import Continuations
-from m2m.files import folder_digest, write_atomically
+from m2m.files import folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest
 from m2m.params import EvaluateMis, Variant
 from m2m.pipeline import load_pipeline
@@ -70,7 +71,9 @@ def run(
         "model": digest,
         "manifest": data.digest,
         "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets", "gate"}),
+        "judges": dict(networks.names),
         "device": device.partition(":")[0],
+        "code": code_digest(__name__),
     }
     drafts = work / f"evaluate-{variant}"
     folder = folder_of(drafts, made_from)
@@ -109,6 +112,7 @@ def run(
             record.image(consistency, key="gallery/consistency", step=0)
         numbers = {**table.headline(measured, _headlines(params)), **rests_on}
         write_atomically(metrics, table.to_json(numbers))
+        write_digests(plots)
 
         record.artifact(plots, "evaluate")
         record.artifact(metrics, "evaluate")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from m2m.code import code_digest
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
@@ -17,7 +18,7 @@ from m2m.evaluation.gallery import draw_gallery, to_png
 from m2m.evaluation.kept import folder_of, note_run, run_before
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.task_sampling import Pictures, TaskDraws
-from m2m.files import folder_digest, write_atomically
+from m2m.files import folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest, Split
 from m2m.params import EvaluateNvs, EvaluateVpg, Task, Variant
 from m2m.pipeline import load_pipeline
@@ -87,6 +88,7 @@ def run(
         "manifest": data.digest,
         "params": params.model_dump(mode="json", exclude={"bootstrap", "gallery_sets", "gate"}),
         "device": device.partition(":")[0],
+        "code": code_digest(__name__),
     }
     name = f"evaluate-{variant}-{task}"
     drafts = work / name
@@ -127,6 +129,7 @@ def run(
             write_atomically(plots / "turntable.gif", views.turntable(draws))
         write_atomically(plots / table.DETAILS, table.to_json({**measured, **rests_on}))
         write_atomically(metrics, table.to_json(numbers))
+        write_digests(plots)
         record.artifact(plots, "evaluate")
         record.artifact(metrics, "evaluate")
         if draws.stopwatch.pictures:

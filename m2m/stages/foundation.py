@@ -6,11 +6,15 @@ import hashlib
 import json
 from pathlib import Path
 
+from m2m.code import code_digest
 from m2m.errors import UserError
 from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
+from m2m.files import write_digests
 from m2m.foundation import hub, quality, world
 from m2m.params import HubFoundation, WorldFoundation
 from m2m.training.folders import new_folder
+
+FOLDERS = ("stable-diffusion", "dino", "clip", "inception")
 
 
 def run(
@@ -26,8 +30,9 @@ def run(
     """
     with new_folder(out) as draft:
         if isinstance(params, WorldFoundation):
-            # What other parameters made must not be taken for these parameters' own.
-            digest = hashlib.sha256(params.model_dump_json().encode()).hexdigest()
+            # What other parameters, code or devices made must not be taken for these parameters' own.
+            made_from = (params.model_dump_json(), device.partition(":")[0], code_digest(__name__))
+            digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
             unfinished = work / "foundation" / digest[:16]
             world.train(params, out=draft, work=unfinished, device=device, processes=processes)
             figures = quality.measure(draft, seed=params.seed, device=device)
@@ -35,6 +40,17 @@ def run(
         else:
             hub.fetch(params, out=draft, work=work / "hub", architecture=ARCHITECTURE)
             _expect_inception(draft / "inception", params.inception.url)
+        seal(draft)
+
+
+def seal(foundation: Path) -> None:
+    """Writes into each folder of weights the digests by which the stages that read it know it.
+
+    Raises:
+        UserError: one is empty, or the disk refuses.
+    """
+    for name in FOLDERS:
+        write_digests(foundation / name)
 
 
 def _expect_inception(folder: Path, url: str) -> None:

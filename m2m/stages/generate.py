@@ -15,13 +15,14 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor
 
+from m2m.code import code_digest
 from m2m.data.captions import Caption, captions_digest, read_captions, read_source
 from m2m.data.card import mis_card, stated_licence
 from m2m.data.making import Made, Making, blocks, make_dataset
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
-from m2m.files import code_digest, folder_digest
+from m2m.files import check_digests, folder_digest
 from m2m.manifest import Manifest
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier
 from m2m.params import GenerateParams
@@ -32,12 +33,6 @@ from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
 from m2m.world.grammar import ATTRIBUTES, parse
 from m2m.world.vocabulary import SHAPES, STYLES, split_of
-
-CODE = (
-    *("m2m.data.shards", "m2m.diffusion", "m2m.models.classifier", "m2m.stages.generate"),
-    *("m2m.world.grammar", "m2m.world.vocabulary"),
-)
-"""What the sets are made by."""
 
 
 def run(
@@ -69,6 +64,7 @@ def run(
     source, sets = read_source(captions), sum(1 for _ in read_captions(captions))
     if not sets:
         raise UserError(f"{captions} holds no captions; run the captions stage again")
+    check_digests(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
         "parameters": params.model_dump(mode="json"),
@@ -93,7 +89,7 @@ def run(
         # A dataset begun on a CPU does not go on from there on a GPU, nor one of older code.
         depends=[
             *(made_by["parameters"], made_by["stable_diffusion"], made_by.get("inception")),
-            *(device.partition(":")[0], code_digest(*CODE)),
+            *(device.partition(":")[0], code_digest(__name__)),
         ],
         items=lambda split: (caption for caption in read_captions(captions) if caption.split == split),
         identity=lambda caption: [*astuple(caption)],
@@ -173,6 +169,7 @@ def load_judge(folder: Path, device: str) -> WorldClassifier | None:
     Raises:
         UserError: it is missing or damaged.
     """
+    check_digests(folder)
     try:
         if json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"] != ARCHITECTURE:
             return None

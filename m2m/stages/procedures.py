@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from m2m.code import code_digest
 from m2m.data.instructions import plan_procedures
 from m2m.data.making import make_dataset
 from m2m.data.task_sets import Plan, PlannedSet, Source, task_making
 from m2m.diffusion.latents import LatentEncoder, image_size
 from m2m.errors import UserError
-from m2m.files import code_digest, folder_digest
+from m2m.files import folder_digest
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderProcedures, WorldProcedures
 from m2m.seeds import derive
@@ -26,9 +27,6 @@ from m2m.world.sets import draw_procedure
 from m2m.world.vocabulary import MAX_STEPS
 
 WORLD = Source(name="the embedded world", licence="Apache-2.0, as the project")
-
-CODE = ("m2m.data.instructions", "m2m.data.shards", "m2m.data.task_sets", "m2m.diffusion.latents", "m2m.world")
-"""What the sets are made by."""
 
 
 def run(
@@ -62,8 +60,9 @@ def run(
     encode = once(partial(LatentEncoder, stable_diffusion, device=device))
     vae = folder_digest(stable_diffusion / "vae")
     with ThreadPoolExecutor(processes, "draw") as pool:
+        code = code_digest(__name__)
         making = task_making(
-            "procedures", "vpg", params, plan, vae=vae, code=code_digest(*CODE), device=device, pool=pool, encode=encode
+            "procedures", "vpg", params, plan, vae=vae, code=code, device=device, pool=pool, encode=encode
         )
         return make_dataset(making, manifest=manifest, work=work, store=store, tracker=tracker, workers=workers)
 

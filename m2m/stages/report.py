@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
 from m2m.errors import UserError
-from m2m.files import write_atomically
+from m2m.files import check_digests, write_atomically
 from m2m.manifest import Manifest
 from m2m.page import efficiency, tables
 from m2m.page.charts import position_charts, training_charts
@@ -72,6 +72,8 @@ def run(
     Raises:
         UserError: an input is missing or not what its stage writes, or the disk refuses.
     """
+    for item in (*items, *task_items):
+        check_digests(item.plots)
     data = Manifest.read(manifest)
     numbers = {item.variant: _numbers(item.metrics) for item in items}
     shared = numbers[items[0].variant]
@@ -118,7 +120,7 @@ def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate
         numbers = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; the {stage} stage must run first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); run the {stage} stage again") from error
     if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
         raise UserError(f"{path}: not what the {stage} stage writes; run it again")

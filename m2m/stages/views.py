@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from m2m.code import code_digest
 from m2m.data.making import make_dataset
 from m2m.data.renderings import plan_views
 from m2m.data.task_sets import Plan, PlannedSet, Source, task_making
 from m2m.diffusion.latents import LatentEncoder, image_size
 from m2m.errors import UserError
-from m2m.files import code_digest, folder_digest
+from m2m.files import folder_digest
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderViews, WorldViews
 from m2m.processes import process_pool
@@ -26,9 +27,6 @@ from m2m.world.rounds import rounds
 from m2m.world.sets import draw_views
 
 WORLD = Source(name="the embedded world", licence="Apache-2.0, as the project")
-
-CODE = ("m2m.data.renderings", "m2m.data.shards", "m2m.data.task_sets", "m2m.diffusion.latents", "m2m.world")
-"""What the sets are made by."""
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
     # VTK draws in one thread of a process; files are read by threads.
     with process_pool(processes) if isinstance(params, WorldViews) else ThreadPoolExecutor(processes) as pool:
         making = task_making(
-            "views", "nvs", params, plan, vae=vae, code=code_digest(*CODE), device=device, pool=pool, encode=encode
+            "views", "nvs", params, plan, vae=vae, code=code_digest(__name__), device=device, pool=pool, encode=encode
         )
         return make_dataset(making, manifest=manifest, work=work, store=store, tracker=tracker, workers=workers)
 

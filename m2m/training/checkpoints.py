@@ -13,7 +13,7 @@ from typing import Any, Self
 from m2m.errors import UserError
 from m2m.files import file_digest, write_atomically
 from m2m.training.folders import new_folder
-from m2m.training.state import TrainState
+from m2m.training.state import FILES, TrainState
 
 SEAL = "seal.json"
 """Holds the SHA-256 of a checkpoint's files; a folder without it is no checkpoint."""
@@ -25,15 +25,15 @@ TRACKING = "tracking"
 class Checkpoints:
     """The checkpoints of one run, each a folder named after the images seen.
 
-    The run's own folder is named after what determines the run, so a checkpoint of other parameters or data is never
-    loaded, nor is it removed: that run may be under way, in another process.
+    The run's own folder is named after what determines the run, so a checkpoint of other parameters, data or code is
+    never loaded, nor is it removed: that run may be under way, in another process.
     """
 
     folder: Path
 
     @classmethod
     def of(cls, work: Path, determined_by: Mapping[str, Any]) -> Self:
-        """Those of the run that is determined by JSON-like values: parameters and digests."""
+        """Those of the run that is determined by JSON-like values: parameters, digests and the kind of device."""
         canonical = json.dumps(determined_by, sort_keys=True, separators=(",", ":"))
         return cls(work / hashlib.sha256(canonical.encode()).hexdigest()[:16])
 
@@ -46,12 +46,16 @@ class Checkpoints:
         seal = max(self.folder.glob(f"[0-9]*/{SEAL}"), default=None)
         if seal is None:
             return None
-        for name, digest in json.loads(seal.read_text()).items():
-            if file_digest(seal.with_name(name)) != digest:
-                raise UserError(
-                    f"{seal.with_name(name)}: damaged, its SHA-256 is not the one in {SEAL}; "
-                    f"remove {seal.parent} to train from the start"
-                )
+        try:
+            digests = dict(json.loads(seal.read_bytes()))
+            damaged = next((name for name in FILES if file_digest(seal.with_name(name)) != digests.get(name)), None)
+        except (OSError, ValueError, TypeError, RecursionError):
+            damaged = SEAL
+        if damaged:
+            raise UserError(
+                f"{seal.with_name(damaged)}: damaged, its SHA-256 is not the one in {SEAL}; "
+                f"remove {seal.parent} to train from the start"
+            )
         return seal.parent
 
     def of_other_runs(self) -> list[Path]:
@@ -77,7 +81,7 @@ class Checkpoints:
     def tracking_key(self) -> str | None:
         """`Run.id` of the run so far."""
         path = self.folder / TRACKING
-        return path.read_text() if path.exists() else None
+        return path.read_text(errors="replace") if path.exists() else None
 
     def keep_tracking_key(self, key: str) -> None:
         """Lets the run go on under the same key after a kill, from its very start."""

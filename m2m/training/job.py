@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2m.code import code_digest
 from m2m.data.sets import ImageSets
 from m2m.files import folder_digest, write_atomically
 from m2m.manifest import Manifest
@@ -48,7 +49,7 @@ class Job:
     before_first_step: Callable[[M2MPipeline, ImageSets], None] | None = None
     """changes it, given the training sets, where no checkpoint has it changed already"""
     made_from: Mapping[str, Any]
-    """digests of the folders that went in; a checkpoint of others is none of this job"""
+    """digests of the folders that went in; a checkpoint of others, or of other code, is none of this job"""
     card: Callable[[int], str]
     """the model card, from the images seen"""
 
@@ -81,7 +82,10 @@ def make_model(
         UserError: the parameters ask for more than the dataset has, the loss is not finite, the store or the disk
             refuses.
     """
-    key = {"job": job.name, "parameters": job.parameters, "manifest": data.digest, "made from": dict(job.made_from)}
+    key = {
+        **{"job": job.name, "parameters": job.parameters, "manifest": data.digest, "made from": dict(job.made_from)},
+        **{"device": device.partition(":")[0], "code": code_digest(f"m2m.stages.{job.stage}")},
+    }
     checkpoints = Checkpoints.of(work / job.name, key)
     with joined_ranks(device) as ranks:
         pipeline = job.start().to(ranks.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from m2m.files import write_digests
 from m2m.pipeline import M2MPipeline
 from m2m.training.ema import Ema
 from m2m.training.folders import new_folder
@@ -20,3 +21,4 @@ def write_model(pipeline: M2MPipeline, ema: Ema, out: Path, *, card: str) -> Non
     with ema.applied(), new_folder(out) as draft:
         pipeline.save_pretrained(draft, safe_serialization=True)
         (draft / "README.md").write_text(card, encoding="utf-8")
+        write_digests(draft)

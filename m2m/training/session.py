@@ -67,7 +67,7 @@ def start_or_resume(
         state.load(checkpoint)
         _log.info("goes on from %s", checkpoint)
     elif others := checkpoints.of_other_runs():
-        _log.warning("starts afresh: the checkpoints in %s are of other parameters or data", others[0].parent)
+        _log.warning("starts afresh: the checkpoints in %s are of other parameters, data or code", others[0].parent)
     return state
 
 

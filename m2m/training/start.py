@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPVision
 
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
+from m2m.files import check_digests
 from m2m.models.pose import POSE_DIM
 from m2m.models.unet import ImageSetUNet
 from m2m.params import Encoder, FrozenPart, TrainCommon, Variant
@@ -46,6 +47,8 @@ def from_stable_diffusion(
     source, images = foundation / "stable-diffusion", foundation / encoder
     network_class, processor_class = ENCODERS[encoder]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    for folder in (source, dino) if variant == "dino" else (source,):
+        check_digests(folder)
     try:
         network = network_class.from_pretrained(images, **options) if variant == "dino" else None
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)

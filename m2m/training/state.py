@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m2m.training.curve import Curve, Point
 from m2m.training.ema import Ema
 
+FILES = ("state.safetensors", "state.json")
 WEIGHTS, AVERAGES, OPTIMIZER = "weights/", "averages/", "optimizer/"
 
 
@@ -50,8 +51,9 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Writes ``state.safetensors`` and ``state.json`` into an existing folder. The curve must be settled."""
-        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, folder / "state.safetensors")
-        (folder / "state.json").write_text(json.dumps(self.counters(), indent=1) + "\n")
+        tensors, counters = (folder / name for name in FILES)
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, tensors)
+        counters.write_text(json.dumps(self.counters(), indent=1) + "\n")
 
     def load(self, folder: Path) -> None:
         """Becomes what `save` wrote, to the bit. The network must have the same parameters."""

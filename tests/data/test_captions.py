@@ -44,7 +44,7 @@ def test_an_error_midway_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="broke off"):
         write_captions(path, failing(), SOURCE)
     assert path.read_bytes() == content
-    assert [file.name for file in tmp_path.iterdir()] == ["captions.parquet"]
+    assert {file.name for file in tmp_path.iterdir()} == {"captions.parquet", "captions.parquet.sha256"}
 
 
 def test_the_digest_is_of_the_content() -> None:
@@ -82,3 +82,16 @@ def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
     pq.write_table(older, tmp_path / "older.parquet")
     with pytest.raises(UserError, match="does not say where its captions come from; run the captions stage again"):
         read_source(tmp_path / "older.parquet")
+
+
+def test_captions_with_another_bit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    write_captions(path, CAPTIONS, SOURCE)
+    good = path.read_bytes()
+    for place in range(0, len(good), 5):
+        content = bytearray(good)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        for read in (read_source, lambda path: next(read_captions(path))):
+            with pytest.raises(UserError, match=r"captions\.parquet: damaged, its SHA-256"):
+                read(path)

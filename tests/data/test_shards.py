@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from m2m.data import shards
 from m2m.data.shards import ImageSet, read_shard, write_shard
 from m2m.errors import UserError
+from tests.mutations import Reader, survives
 
 
 def image_set(id_: str, *, seed: int = 0, count: int = 3, latents: bool = True, **extras: Any) -> ImageSet:
@@ -271,3 +273,104 @@ def test_the_description_is_plain_json(tmp_path: Path) -> None:
     write_shard([image_set("a", count=1, seeds=[7])], tmp_path / "shard.tar")
     about = json.loads(members_of(tmp_path / "shard.tar")[0][1])
     assert about == {"id": "a", "caption": "the caption of a, über", "images": 1, "latents": True, "seeds": [7]}
+
+
+def shard_reader() -> Reader:
+    """Reads a shard of sets with latents and cameras."""
+    random, folder = np.random.default_rng(0), Path(tempfile.mkdtemp())
+    sets = [
+        ImageSet(
+            id=f"set-{number}",
+            caption="a red circle",
+            images=random.integers(256, size=(2, 4, 4, 3), dtype=np.uint8),
+            latents=random.standard_normal((2, 4, 1, 1)).astype(np.float32),
+            extras={"poses": np.tile(np.eye(3, 4), (2, 1, 1)).tolist(), "steps": ["one", "two"]},
+        )
+        for number in range(2)
+    ]
+    write_shard(sets, folder / "good.tar")
+
+    def read(path: Path) -> object:
+        return [one.cameras() for one in read_shard(path)]
+
+    return (folder / "good.tar").read_bytes(), "shard.tar", read
+
+
+def description_reader() -> Reader:
+    """Reads the description of a set, in a shard whose headers are right."""
+    good = json.dumps({"caption": "a", "id": "a", "images": 1, "latents": False, "poses": np.eye(3, 4)[None].tolist()})
+    picture, folder = io.BytesIO(), Path(tempfile.mkdtemp())
+    Image.new("RGB", (2, 2)).save(picture, "PNG")
+
+    def read(path: Path) -> object:
+        with tarfile.open(folder / "a.tar", "w") as tar:
+            for name, content in (("a.json", path.read_bytes()), ("a.000.png", picture.getvalue())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return [one.cameras() for one in read_shard(folder / "a.tar")]
+
+    return good.encode(), "a.json", read
+
+
+@pytest.mark.parametrize("reader", ["shard_reader", "description_reader"])
+def test_damaged_shards_are_read_rightly_or_refused_in_a_line(reader: str) -> None:
+    survives(f"tests.data.test_shards:{reader}", 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("reader", ["shard_reader", "description_reader"])
+def test_ten_thousand_damaged_shards(reader: str) -> None:
+    survives(f"tests.data.test_shards:{reader}", 10_000, seed=1)
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def described(images: int, **extras: object) -> bytes:
+    about = {"caption": "a", "id": "a", "images": images, "latents": False, **extras}
+    return json.dumps(about).encode()
+
+
+def png(side: int, *, second_header: int = 0) -> bytes:
+    """A black picture; its data may stand behind another header, which the decoder goes by."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    content = file.getvalue()
+    if second_header:
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", second_header, second_header, 8, 2, 0, 0, 0)
+        content = content[:33] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"a.json": described(1), "a.000.png": png(8, second_header=30_000)}, "two sizes"),
+        ({"a.json": described(999), **dict.fromkeys((f"a.{n:03}.png" for n in range(999)), png(2048))}, "in its set"),
+        ({"a.json": b"[" * 100_000, "a.000.png": png(8)}, "not what describes a set"),
+        ({"a.json": described(1).replace(b'"a",', b'"\\ud800",', 1), "a.000.png": png(8)}, "not what describes a set"),
+    ],
+    ids=["two-sizes", "too-many-pixels", "deep", "surrogate"],
+)
+def test_what_would_fill_memory_or_break_a_line_is_refused(
+    members: dict[str, bytes], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        list(read_shard(tar_of(tmp_path / "shard.tar", members)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_poses_of_five_thousand_digits_are_refused(tmp_path: Path) -> None:
+    poses = np.eye(3, 4)[None].tolist()
+    poses[0][0][0] = 10**400
+    path = tar_of(tmp_path / "shard.tar", {"a.json": described(1, poses=poses), "a.000.png": png(8)})
+    with pytest.raises(UserError, match="set a has no poses"):
+        next(read_shard(path)).cameras()

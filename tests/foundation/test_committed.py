@@ -1,6 +1,7 @@
 """What the foundation that comes with the repository promises, measured on combinations that it never saw."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
@@ -11,12 +12,20 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from m2m.diffusion.latents import LatentEncoder, image_size
+from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.errors import UserError
+from m2m.evaluation.networks import Networks
+from m2m.files import DIGESTS, check_digests
 from m2m.foundation import classify, contrast, quality, text_to_image, vae
 from m2m.foundation.card import NETWORKS
 from m2m.foundation.words import learn_tokenizer
 from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
 from m2m.params_file import load_params
+from m2m.stages.foundation import FOLDERS
+from m2m.stages.generate import load_judge
+from m2m.training.start import from_stable_diffusion
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import (
     ATTRIBUTES,
@@ -43,6 +52,53 @@ def unseen() -> Lessons:
 @pytest.fixture(scope="module")
 def classifier() -> WorldClassifier:
     return WorldClassifier.from_pretrained(FOLDER / "inception")
+
+
+def test_its_digests_are_those_of_its_files() -> None:
+    for name in FOLDERS:
+        assert (FOLDER / name / DIGESTS).is_file(), "after a change of the foundation its digests must be written anew"
+        check_digests(FOLDER / name)
+
+
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "generate": (
+        "stable-diffusion/unet/diffusion_pytorch_model.safetensors",
+        lambda folder: StableDiffusion(
+            folder / "stable-diffusion", solver="ddim", num_inference_steps=1, guidance_scale=1, device="cpu"
+        ),
+    ),
+    "generate's judge": ("inception/model.safetensors", lambda folder: load_judge(folder / "inception", "cpu")),
+    "views": (
+        "stable-diffusion/vae/diffusion_pytorch_model.safetensors",
+        lambda folder: LatentEncoder(folder / "stable-diffusion", device="cpu"),
+    ),
+    "the size of views": (
+        "stable-diffusion/unet/config.json",
+        lambda folder: image_size(folder / "stable-diffusion"),
+    ),
+    "train": (
+        "stable-diffusion/text_encoder/model.safetensors",
+        lambda folder: from_stable_diffusion(folder, "self", load_params(ROOT / "params.yaml").train.common),
+    ),
+    "train@dino": (
+        "dino/model.safetensors",
+        lambda folder: from_stable_diffusion(folder, "dino", load_params(ROOT / "params.yaml").train.common),
+    ),
+    "evaluate": ("clip/model.safetensors", lambda folder: Networks.load(folder, device="cpu")),
+    "evaluate's classes": ("inception/config.json", lambda folder: Networks.load(folder, device="cpu")),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whoever_reads_it_sees_a_flipped_bit(reader: str, tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "foundation")
+    name, read = READERS[reader]
+    path = tmp_path / "foundation" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: damaged, its SHA-256 is not the one in digests.json"):
+        read(tmp_path / "foundation")
 
 
 def test_it_is_small_and_holds_no_pickle_and_no_path_of_a_machine() -> None:

@@ -30,19 +30,32 @@ def names(folder: Path) -> list[str]:
 
 def test_a_fit_killed_twice_ends_as_an_uninterrupted_one_to_the_bit(program: dict[str, Any], tmp_path: Path) -> None:
     whole = program["train"](tmp_path / "whole")
-    for moment, left in (
-        ("saving 5", ["network.checkpoint.safetensors", "network.checkpoint.tmp"]),
-        ("step 9", ["network.checkpoint.safetensors"]),
-    ):
+    checkpoint = ["network.checkpoint.safetensors", "network.checkpoint.safetensors.sha256"]
+    for moment, half in (("saving 5", 1), ("step 9", 1)):
         ended = subprocess.run(
             [sys.executable, PROGRAM, tmp_path / "broken", moment], check=False, capture_output=True, text=True
         )
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-        assert names(tmp_path / "broken") == left
+        assert names(tmp_path / "broken")[half:] == checkpoint
     assert int(load_file(tmp_path / "broken" / "network.checkpoint.safetensors")["step"]) == 9
     broken = program["train"](tmp_path / "broken").state_dict()
     assert all(torch.equal(value, broken[name]) for name, value in whole.state_dict().items())
-    assert names(tmp_path / "broken") == names(tmp_path / "whole") == ["network.safetensors"]
+    finished = ["network.safetensors", "network.safetensors.sha256"]
+    assert names(tmp_path / "broken") == names(tmp_path / "whole") == finished
+
+
+def test_what_is_kept_and_damaged_is_made_again(
+    program: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = program["train"](tmp_path)
+    finished = tmp_path / "network.safetensors"
+    content = bytearray(finished.read_bytes())
+    content[-2] ^= 1
+    finished.write_bytes(content)
+    capsys.readouterr()
+    again = program["train"](tmp_path)
+    assert "step 12/12" in capsys.readouterr().out
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def test_a_finished_fit_returns_at_once_with_the_same_weights(

@@ -344,6 +344,43 @@ def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
     assert workplace.metrics.exists()
 
 
+def test_kept_pictures_that_are_damaged_change_no_number(
+    finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0].root / "work", workplace.root / "work")
+    kept = [path for lot in ("unconditional", "named") for path in (workplace.root / "work" / lot).rglob("*.npy")]
+    assert kept
+    for path in kept:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x40
+        path.write_bytes(content)
+    workplace.evaluate()
+    assert digests(workplace) == digests(finished[0])
+
+
+def test_pictures_of_older_code_are_not_used(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn: list[str] = []
+
+    def killed(self: sampling.Continuations, members: Any) -> Any:
+        drawn.append(self.name)
+        if len(drawn) in (2, 4):
+            raise KeyboardInterrupt
+        return draw(self, members)
+
+    draw, notes = sampling.Continuations._draw, Notes()
+    monkeypatch.setattr(sampling.Continuations, "_draw", killed)
+    with pytest.raises(KeyboardInterrupt):
+        workplace.evaluate(tracker=notes)
+    monkeypatch.setattr(evaluate, "code_digest", lambda *_: "of other code")
+    with pytest.raises(KeyboardInterrupt):
+        workplace.evaluate(tracker=notes)
+    assert drawn == ["given-1"] * 4, "the first batch, drawn by the older code, was drawn again"
+    assert notes.resumed == [None, None]
+    assert "starts afresh" in caplog.text
+
+
 def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

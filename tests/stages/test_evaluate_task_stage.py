@@ -188,7 +188,7 @@ def test_views_are_measured_by_view_and_angle_beside_what_must_be_beaten(
         assert turntable.n_frames == FRAMES
         assert turntable.width == 2 * turntable.height, "two objects beside each other"
     assert {path.name for path in workplace.plots("nvs").iterdir()} == {
-        *("details.json", "given-1.png", "given-2.png", "turntable.gif")
+        *("details.json", "digests.json", "given-1.png", "given-2.png", "turntable.gif")
     }
 
 
@@ -208,7 +208,7 @@ def test_steps_are_measured_by_position_beside_what_bounds_them(
     assert numbers["baseline/true/fid/mean"] == pytest.approx(0, abs=1e-4)
     with Image.open(workplace.plots("vpg") / "given-1.png") as gallery:
         assert len(json.loads(gallery.info["captions"])) == 2
-    assert {path.name for path in workplace.plots("vpg").iterdir()} == {"details.json", "given-1.png"}
+    assert {path.name for path in workplace.plots("vpg").iterdir()} == {"details.json", "digests.json", "given-1.png"}
 
 
 @pytest.mark.parametrize("task", ["nvs", "vpg"])

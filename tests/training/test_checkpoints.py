@@ -122,3 +122,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     tensors.write_bytes(content)
     with pytest.raises(UserError, match=r"state\.safetensors: damaged"):
         checkpoints.latest()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b'{"state.json": 1}', b"[" * 100000])
+def test_a_damaged_seal_is_named(tmp_path: Path, content: bytes) -> None:
+    checkpoints, state = Checkpoints(tmp_path), new_state()
+    advance(state, 1)
+    checkpoints.save(state)
+    (tmp_path / "000000000016" / "seal.json").write_bytes(content)
+    with pytest.raises(UserError, match="damaged, its SHA-256"):
+        checkpoints.latest()

@@ -21,7 +21,7 @@ from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainDino, TrainVariant
-from m2m.pipeline import M2MPipeline
+from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.stages import train
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker
@@ -175,6 +175,27 @@ def test_it_looks_at_validation_sets_and_never_at_the_test(
         assert np.array_equal(given, sets[place].images[0])
 
 
+def test_a_flipped_bit_in_any_file_of_a_model_folder_is_named(run: Run, tmp_path: Path) -> None:
+    run(tmp_path, "dino")
+    model = tmp_path / "model"
+    files = [path for path in model.rglob("*") if path.is_file() and path.name != "digests.json"]
+    assert len(files) >= 8
+    for path in files:
+        good = path.read_bytes()
+        content = bytearray(good)
+        content[-2] ^= 1
+        path.write_bytes(content)
+        for load in (M2MPipeline.from_pretrained, load_pipeline):
+            with pytest.raises(UserError, match=f"{path.name}: damaged|{path.name} is missing or damaged") as caught:
+                load(model)
+            assert "\n" not in str(caught.value)
+        path.write_bytes(good)
+    pipeline = load_pipeline(model)
+    pipeline.scheduler.register_to_config(clip_sample=True)
+    pipeline.save_pretrained(model)  # a folder of its user's own now
+    load_pipeline(model)
+
+
 def test_the_same_run_elsewhere_gives_the_same_bytes(run: Run, foundation: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other" / "deeper"
     run(one, "dino")
@@ -212,6 +233,19 @@ def test_other_parameters_start_afresh_and_say_so(run: Run, tmp_path: Path, capl
         run(tmp_path, tracker=Remembering(fails_at=96))
     tracker = Remembering()
     run(tmp_path, common={"weight_decay": 0.02}, tracker=tracker)
+    assert tracker.resumed == [None]
+    assert list(tracker.points) == [48, 96]
+    assert "starts afresh" in caplog.text
+
+
+def test_other_code_starts_afresh_and_says_so(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tracker=Remembering(fails_at=96))
+    monkeypatch.setattr("m2m.training.job.code_digest", lambda module: f"of other code than {module}")
+    tracker = Remembering()
+    run(tmp_path, tracker=tracker)
     assert tracker.resumed == [None]
     assert list(tracker.points) == [48, 96]
     assert "starts afresh" in caplog.text

@@ -1,0 +1,52 @@
+"""Which code a result comes from: what a module imports, and what that imports, down to the last."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from m2m.files import listing_digest
+
+LEFT_OUT = ("errors", "progress", "settings", "store", "tracking")
+"""What changes no byte of a result: what is told of it, and where it lies. Stores hand out what has the right hash."""
+
+
+def code_of(module: str) -> dict[str, Path]:
+    """The files of a module and of all that it imports of its own package, by module name, sorted.
+
+    Imports within functions count, those for type checkers alone do not. With a module come the packages that it lies
+    in, which Python imports first; but for the outermost, whose `__init__` only offers names.
+
+    >>> code_of("m2m.stages.train")
+    """
+    import grimp
+
+    root = module.partition(".")[0]
+    graph = grimp.build_graph(root, cache_dir=None, exclude_type_checking_imports=True)
+    left_out = tuple(f"{root}.{name}." for name in LEFT_OUT)
+    found: set[str] = set()
+    wanted = {module}
+    while wanted:
+        one = wanted.pop()
+        found.add(one)
+        package = one.rpartition(".")[0]
+        imported = {*graph.find_modules_directly_imported_by(one), package} - {"", root}
+        wanted |= {name for name in imported if not f"{name}.".startswith(left_out)} - found
+    return {name: _file(name) for name in sorted(found)}
+
+
+@cache
+def code_digest(module: str) -> str:
+    """SHA-256 of the code that a module runs, in hexadecimal: what was made by other code has another one.
+
+    It is found once a process, whose code stays what it was when it was imported.
+    """
+    return listing_digest(code_of(module).items())
+
+
+def _file(module: str) -> Path:
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin)

@@ -1,0 +1,59 @@
+"""What was made by other code has another digest, and only that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from m2m.code import code_digest, code_of
+from m2m.files import write_atomically
+
+SOURCES = {
+    "studio/__init__.py": "def __getattr__(name):\n    from studio import shop\n",
+    "studio/shop.py": "",
+    "studio/errors.py": "",
+    "studio/tracking/__init__.py": "from studio.tracking import remote",
+    "studio/tracking/remote.py": "import studio.shop",
+    "studio/inks/__init__.py": "from studio.inks import red",
+    "studio/inks/red.py": "",
+    "studio/inks/blue.py": "",
+    "studio/paper.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from studio import shop\n",
+    "studio/drawing.py": "from studio import errors, tracking\n\ndef draw():\n    from studio import paper\n",
+    "studio/painting.py": "import studio.drawing\nfrom studio.inks.blue import *\n",
+}
+
+
+def digest_after(change: str, module: str, folder: Path) -> str:
+    """Of a module's code, once a line was added to a file and while it is there."""
+    path = folder / change
+    path.write_text(SOURCES[change] + "\n# another line\n")
+    code_digest.cache_clear()
+    found = code_digest(module)
+    path.write_text(SOURCES[change])
+    code_digest.cache_clear()
+    return found
+
+
+def test_a_change_counts_where_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, source in SOURCES.items():
+        write_atomically(tmp_path / name, source.encode())
+    assert list(code_of("studio.painting")) == [
+        *("studio.drawing", "studio.inks", "studio.inks.blue", "studio.inks.red", "studio.painting", "studio.paper")
+    ]
+    drawing, painting = code_digest("studio.drawing"), code_digest("studio.painting")
+    assert drawing != painting
+    own = {"studio/drawing.py", "studio/paper.py"}
+    for name in SOURCES:
+        assert (digest_after(name, "studio.drawing", tmp_path) != drawing) == (name in own), name
+        inks = name.startswith("studio/inks") or name == "studio/painting.py"
+        assert (digest_after(name, "studio.painting", tmp_path) != painting) == (name in own or inks), name
+
+
+def test_stages_rest_on_what_computes_and_not_on_what_tells() -> None:
+    training = code_of("m2m.stages.train")
+    for name in ("models.image_set_attention", "training.loop", "diffusion.objective", "seeds", "data.shards"):
+        assert f"m2m.{name}" in training
+    told = ("m2m.tracking", "m2m.progress", "m2m.cli", "m2m.evaluation", "m2m.stages.finetune")
+    assert not [name for name in training if name.startswith(told)]
