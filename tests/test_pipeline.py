@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -22,9 +21,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from PIL import Image
 from torch import Tensor
-from transformers import BitImageProcessorPil, Dinov2Model
 
 from m2m import seeds
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
@@ -32,48 +29,9 @@ from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
+from tests.drawing import MakePipeline, latents, photos
 
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
-MakePipeline = Callable[..., M2MPipeline]
-
-
-@pytest.fixture
-def make_pipeline(tiny_stable_diffusion: Path, tiny_dino: Path) -> MakePipeline:
-    """Pipelines from the tiny Stable Diffusion; `trained`: their new weights are no longer where they started."""
-
-    def make(variant: Variant, *, max_context: int = 8, trained: bool = True) -> M2MPipeline:
-        dino = variant == "dino"
-        unet = ImageSetUNet.from_stable_diffusion(
-            tiny_stable_diffusion, variant=variant, max_context=max_context, context_dim=32 if dino else 0
-        ).eval()
-        if trained:
-            torch.manual_seed(0)
-            with torch.no_grad():
-                for name, parameter in unet.named_parameters():
-                    if ".attn2." in name or name.startswith("context_"):
-                        parameter += 0.2 * torch.randn_like(parameter)
-        pipeline = M2MPipeline(
-            vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),
-            unet=unet,
-            scheduler=DDIMScheduler.from_pretrained(tiny_stable_diffusion, subfolder="scheduler", clip_sample=False),
-            image_encoder=Dinov2Model.from_pretrained(tiny_dino) if dino else None,
-            feature_extractor=BitImageProcessorPil.from_pretrained(tiny_dino) if dino else None,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    return make
-
-
-def photos(count: int) -> list[Image.Image]:
-    """Pictures of smooth colours, each its own."""
-    coarse = np.random.default_rng(count).integers(0, 255, (count, 3, 3, 3), dtype=np.uint8)
-    return [Image.fromarray(picture).resize((64, 64)) for picture in coarse]
-
-
-def latents(pipeline: M2MPipeline, images: Any, num_images: int, **options: Any) -> Tensor:
-    settings = {"num_inference_steps": 2, "generator": 7, "output_type": "latent", **options}
-    return pipeline(images, num_images, **settings).images
 
 
 @VARIANTS
@@ -221,13 +179,14 @@ def test_guidance_leads_away_from_the_empty_context(
 ) -> None:
     pipeline, start = make_pipeline("dino"), torch.randn(1, 4, 8, 8)
     used: list[Tensor] = []
-    step = pipeline.scheduler.step
+    step = DDIMScheduler.step
 
-    def note(prediction: Tensor, *rest: Any, **more: Any) -> Any:
+    @wraps(step)
+    def note(scheduler: DDIMScheduler, prediction: Tensor, *rest: Any, **more: Any) -> Any:
         used.append(prediction)
-        return step(prediction, *rest, **more)
+        return step(scheduler, prediction, *rest, **more)
 
-    monkeypatch.setattr(pipeline.scheduler, "step", note)
+    monkeypatch.setattr(DDIMScheduler, "step", note)
     options = {"latents": start, "num_inference_steps": 1}
     latents(pipeline, [], 1, **options)
     for guidance_scale in (1.0, 4.0):
@@ -323,15 +282,16 @@ def test_every_output_type_holds_the_same_images(make_pipeline: MakePipeline) ->
 
 
 def test_a_callback_sees_each_step_and_may_change_the_latents(make_pipeline: MakePipeline) -> None:
-    pipeline, seen = make_pipeline("self"), []
+    pipeline, seen, timesteps = make_pipeline("self"), [], []
 
     def note(pipeline: M2MPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        timesteps.append(pipeline.scheduler.timesteps.tolist())
         seen.append((state["image"], step, int(timestep), tuple(state["latents"].shape)))
         return {"latents": torch.zeros_like(state["latents"])} if state["image"] == 1 else {}
 
     drawn = latents(pipeline, photos(1), 2, callback_on_step_end=note)
-    timesteps = pipeline.scheduler.timesteps.tolist()
-    assert seen == [(image, step, timesteps[step], (1, 4, 8, 8)) for image in range(2) for step in range(2)]
+    assert seen == [(image, step, timesteps[0][step], (1, 4, 8, 8)) for image in range(2) for step in range(2)]
+    assert len(timesteps[0]) == pipeline.num_timesteps == 2
     assert drawn[0].any()
     assert not drawn[1].any()
 
