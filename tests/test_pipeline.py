@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
@@ -371,4 +375,99 @@ def test_a_bad_model_folder_is_named_in_one_line(make_pipeline: MakePipeline, tm
     damage(folder, kind)
     with pytest.raises(UserError, match=str(folder)) as error:
         load_pipeline(folder)
+    assert "\n" not in str(error.value)
+
+
+@contextmanager
+def torch_defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
+    """What somebody else in the process made torch's defaults."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@VARIANTS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_seed_draws_the_same_whatever_torchs_defaults_are(
+    make_pipeline: MakePipeline, variant: Variant, dtype: torch.dtype
+) -> None:
+    pipeline = make_pipeline(variant)
+    expected = latents(pipeline, photos(1), 2, context_timestep=50)
+    with torch_defaults(dtype, "meta"):
+        drawn = latents(pipeline, photos(1), 2, context_timestep=50)
+        torch.manual_seed(0)
+        anew = latents(pipeline, photos(1), 1, generator=None)
+    assert torch.equal(drawn, expected)
+    torch.manual_seed(0)
+    assert torch.equal(latents(pipeline, photos(1), 1, generator=None), anew)
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), np.uint8(5), np.array(5), torch.tensor(5)])
+def test_a_seed_may_be_an_integer_of_any_type(make_pipeline: MakePipeline, seed: Any) -> None:
+    pipeline, given = make_pipeline("self"), photos(1)
+    drawn = latents(pipeline, given, 1, generator=5, num_inference_steps=1)
+    assert torch.equal(latents(pipeline, given, 1, generator=seed, num_inference_steps=1), drawn)
+
+
+@VARIANTS
+def test_below_one_there_is_no_guidance(make_pipeline: MakePipeline, variant: Variant) -> None:
+    pipeline = make_pipeline(variant)
+    plain = latents(pipeline, photos(1), 2, guidance_scale=1.0)
+    for scale in (0.0, 0.5, -1.0):
+        assert torch.equal(latents(pipeline, photos(1), 2, guidance_scale=scale), plain)
+    assert not torch.equal(latents(pipeline, photos(1), 2, guidance_scale=1.5), plain)
+    with pytest.raises(ValueError, match="guidance_scale is a finite number, not nan"):
+        latents(pipeline, photos(1), 1, guidance_scale=float("nan"))
+
+
+@VARIANTS
+@pytest.mark.parametrize("network", [torch.bfloat16, torch.float32])
+def test_networks_may_be_of_different_precision(
+    make_pipeline: MakePipeline, variant: Variant, network: torch.dtype
+) -> None:
+    pipeline = make_pipeline(variant)
+    expected = pipeline(photos(2), 2, num_inference_steps=2, generator=7, context_timestep=50, output_type="pt").images
+    pipeline.unet.to(network)
+    pipeline.vae.to(torch.float32 if network == torch.bfloat16 else torch.bfloat16)
+    options = {"num_inference_steps": 2, "generator": 7, "context_timestep": 50}
+    drawn = pipeline(photos(2), 2, output_type="pt", **options).images
+    assert drawn.dtype == pipeline.vae.dtype
+    assert (drawn - expected).square().mean().sqrt() < 0.05
+    assert len(pipeline(list(drawn), 1, num_inference_steps=1).images) == 1, "what it drew is given to it"
+
+
+def test_diffusers_loads_a_model_folder_by_the_class_that_it_names(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pipeline = make_pipeline("self")
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded, M2MPipeline)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(latents(loaded, photos(1), 1), latents(pipeline, photos(1), 1))
+
+
+def test_a_scheduler_of_another_family_is_told_in_one_line(make_pipeline: MakePipeline) -> None:
+    pipeline = make_pipeline("self")
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(UserError, match=r"^FlowMatchEulerDiscreteScheduler .* DDIM") as error:
+        latents(pipeline, photos(1), 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output_type": "pillow"}, "output_type is one of pil, np, pt, latent, not 'pillow'"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "not ndarray"),
+        ({"generator": 1.5}, "a seed is an integer or a torch.Generator, not float"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_in_one_line(
+    make_pipeline: MakePipeline, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        latents(make_pipeline("self"), photos(1), 1, **wrong)
     assert "\n" not in str(error.value)
