@@ -175,11 +175,11 @@ class M2MPipeline(ConcurrentPipeline):
             known = " and ".join(self._callback_tensor_inputs)
             raise ValueError(f"a callback may ask for {known} of this pipeline, not for {', '.join(sorted(unknown))}")
         if latents is not None:
-            wanted = (len(sets), num_images, *self.latent_shape)
-            if not isinstance(latents, Tensor) or (latents if nested else latents[None]).shape != wanted:
-                found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-                raise ValueError(f"latents for {len(sets)} sets are {wanted}, not {found}")
+            if not isinstance(latents, Tensor):
+                raise ValueError(f"latents are a tensor, not of type {type(latents).__name__}")
             latents = latents if nested else latents[None]
+            if latents.shape != (wanted := (len(sets), num_images, *self.latent_shape)):
+                raise ValueError(f"latents for {len(sets)} sets are {wanted}, not {tuple(latents.shape)}")
         counts, window = [len(of_set) for of_set in sets], self.unet.max_context
         cameras = poses_of_sets(poses, counts, num_images, nested, window=window, wanted=self.unet.pose_dim > 0)
         if (most := max(counts)) > window:

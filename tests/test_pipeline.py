@@ -461,7 +461,7 @@ def test_a_scheduler_of_another_family_is_told_in_one_line(make_pipeline: MakePi
     ("wrong", "message"),
     [
         ({"output_type": "pillow"}, "output_type is one of pil, np, pt, latent, not 'pillow'"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, "not ndarray"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "a tensor, not of type ndarray"),
         ({"generator": 1.5}, "a seed is an integer or a torch.Generator, not float"),
     ],
 )
