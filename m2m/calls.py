@@ -27,7 +27,7 @@ class ConcurrentPipeline(DiffusionPipeline):
 
     Schedulers remember predictions, and where they stand; the pipeline's own one is only copied from. Networks are
     shared, which calls do not change. A callback is given the call's copy. Set on that, `_interrupt` (end now) and
-    `_guidance_scale` are for this call alone; set on the pipeline, they are for all calls that are under way.
+    `_guidance_scale` (until the image is drawn) are for this call alone; set on the pipeline, for all under way.
     """
 
     def __init__(self) -> None:

@@ -224,7 +224,7 @@ class M2MPipeline(ConcurrentPipeline):
     def _output(self, images: Sequence[Tensor], output_type: OutputType) -> Any:
         """The images of a set as they are wanted; of an interrupted call there may be none."""
         shape = self.latent_shape if output_type == "latent" else (3, self.image_size, self.image_size)
-        stacked = torch.stack(list(images)) if images else torch.empty(0, *shape)
+        stacked = torch.stack(list(images)) if images else torch.empty(0, *shape, device="cpu")
         return self.image_processor.postprocess(stacked, output_type)
 
     def _draw(
@@ -268,7 +268,7 @@ class M2MPipeline(ConcurrentPipeline):
                 unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor  # it may be more precise
                 images = self.vae.decode(unscaled).sample  # (S, 3, H, W)
             yield latents if options.output_type == "latent" else images
-            if not last:
+            if not (last or self.interrupt):
                 context = _as_uint8(images) if dino else latents
                 preceding.append(self._context(context, preceding, set_seeds, options), seen_from())
 
