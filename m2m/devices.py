@@ -38,9 +38,9 @@ def align(*networks: nn.Module | None) -> None:
                 tensor.data = tensor.data.clone()  # of the same strides; whoever shares the parameter sees it move
 
 
-def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def sent(numbers: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
     """A small tensor on its way to a device. `torch.tensor` would wait until a GPU has done all that it was given."""
-    tensor = torch.tensor(numbers, dtype=dtype)
+    tensor = torch.tensor(numbers, dtype=dtype, device="cpu")
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

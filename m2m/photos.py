@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from m2m.arrays import picture_of
 from m2m.errors import UserError
 
 Photo: TypeAlias = Image.Image | NDArray[Any] | Tensor
@@ -45,23 +46,18 @@ def square(photo: Photo, size: int) -> Image.Image:
     """An upright, opaque RGB picture of `size` × `size` pixels: the middle of the photo, scaled by its shorter side.
 
     Args:
-        photo: a Pillow image of any mode, an array (H, W, 3) or a tensor (3, H, W), of uint8 or of floats from 0 to 1.
+        photo: a Pillow image of any mode, an array (H, W, 3) or a tensor (3, H, W) of integers from 0 to 255 or of
+            floats from 0 to 1, of any type.
+
+    Raises:
+        ValueError: an array is no such picture.
     """
-    picture = photo if isinstance(photo, Image.Image) else _from_array(photo)
+    picture = photo if isinstance(photo, Image.Image) else picture_of(photo)
     upright = ImageOps.exif_transpose(picture)
     if upright.has_transparency_data:
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright.convert("RGBA"))
     return ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-
-
-def _from_array(photo: NDArray[Any] | Tensor) -> Image.Image:
-    array = photo.detach().permute(1, 2, 0).cpu().numpy() if isinstance(photo, Tensor) else photo
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"a picture is an array (H, W, 3) or a tensor (3, H, W), not {tuple(photo.shape)}")
-    if array.dtype != np.uint8:
-        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(array)
 
 
 def as_tensor(picture: Image.Image) -> Tensor:

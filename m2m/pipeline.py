@@ -5,42 +5,43 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
+import diffusers
 import numpy as np
-import numpy.typing as npt
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionModel, Dinov2Model
 
 from m2m import seeds
+from m2m.calls import ConcurrentPipeline
 from m2m.devices import Replayed, align
-from m2m.diffusion.guidance import guided
+from m2m.diffusion.guidance import guided, guides
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
+from m2m.diffusion.solvers import restarted
 from m2m.errors import UserError
 from m2m.files import DIGESTS, check_digests
+from m2m.given import Cameras, Seed, pixels_of, poses_of_sets, seeds_of_sets, sets_of
 from m2m.models.dino import dino_pixels, dino_tokens
-from m2m.models.pose import Viewpoints, relative_poses
+from m2m.models.pose import Viewpoints
 from m2m.models.preceding import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 from m2m.params import Precision
-from m2m.photos import Photo, as_tensor, square
+from m2m.photos import Photo
 
-Seed: TypeAlias = int | torch.Generator
-Cameras: TypeAlias = npt.NDArray[np.floating] | Tensor  # (n, 3, 4)
 StepCallback: TypeAlias = Callable[["M2MPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 OutputType = Literal["pil", "np", "pt", "latent"]
-OFFLOADING = ("_hf_hook", "_diffusers_hook")
-"""What a network has whose weights come and go, by accelerate or by diffusers: a graph would read where they were."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -56,22 +57,27 @@ class Options:
     use_cache: bool
     use_cuda_graphs: bool
     callback: StepCallback | None
+    tensor_inputs: Sequence[str]
     advance: Callable[[], object]  # called after each denoising step
 
 
-class M2MPipeline(DiffusionPipeline):
+class M2MPipeline(ConcurrentPipeline):
     """Draws any number of images that go with any number of given ones.
+
+    It may be called in several threads at once, see `ConcurrentPipeline`. A call that is interrupted returns the images
+    drawn until then, the last one as it is.
 
     Args:
         vae: Stable Diffusion's autoencoder.
         unet: the M2M network.
-        scheduler: any diffusers scheduler.
+        scheduler: any diffusers scheduler that walks along the noise schedule of the training.
         image_encoder: DINOv2 or another vision transformer, for M2M-DINO.
         feature_extractor: its image processor.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"  # type: ignore[assignment]
     _optional_components = ["image_encoder", "feature_extractor"]  # noqa: RUF012  (as the parent class has it)
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -133,7 +139,8 @@ class M2MPipeline(DiffusionPipeline):
         output_type: OutputType = "pil",
         use_cache: bool = True,
         use_cuda_graphs: bool = True,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: StepCallback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> Any:
         """Draws `num_images` images for each set of given ones, each after seeing those before it.
@@ -142,11 +149,13 @@ class M2MPipeline(DiffusionPipeline):
             images: one set of given images, or a list of such sets, of any sizes; `m2m.photos.square` says what an
                 image may be. After an empty set, images are drawn from nothing. Of more than the window holds, the
                 newest are read, and a warning is logged; all that are read stay in it, whatever is drawn.
-            guidance_scale: classifier-free guidance, u + s·(c - u) of predictions without context u and with it c; at
-                1 there is none. Much of it keeps more of the given images than they share.
+            guidance_scale: classifier-free guidance, u + s·(c - u) of predictions without context u and with it c; as
+                in diffusers, at 1 and below there is none: c alone. Much of it keeps more of the given images than they
+                share. To draw without context, give no images.
             context_timestep: the noise that context images are given, as a training timestep; 0: none.
             generator: a seed, or a generator whose initial seed is taken; one for all, or a list of one a set. Image k
-                of a set depends on its seed and k, not on `num_images` nor (but for rounding) on the rest of the batch.
+                of a set depends on its seed and k, not on `num_images`, nor on torch's defaults, nor (but for rounding)
+                on the rest of the batch.
             latents: the initial noise: (num_images, 4, h, w), for a list of sets (sets, num_images, 4, h, w).
             poses: for a model of views, world-to-camera matrices (n, 3, 4) of the given images and of those to draw, in
                 this order; for a list of sets (sets, n, 3, 4). `m2m.world.cameras` states the convention.
@@ -155,33 +164,52 @@ class M2MPipeline(DiffusionPipeline):
             use_cuda_graphs: on a GPU, launch a step of an image as one CUDA graph from its second step on, the same to
                 the bit; turn it off for a network that is compiled with graphs of its own.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": (S, 4, h, w), "image": k}) after
-                each step of image k of S sets; it may return {"latents": …} to go on from.
+                each step of image k of S sets; it may return {"latents": …} to go on from. Its pipeline is the call's
+                own, with `scheduler`, `num_timesteps` and `guidance_scale`.
+            callback_on_step_end_tensor_inputs: what it is told. There is no prompt; ``prompt_embeds`` is empty, for
+                diffusers' `SDCFGCutoffCallback`, which ends guidance in the midst of each image.
 
         Returns:
             `ImagePipelineOutput` (or a tuple) with `.images`, the drawn ones only: a list, for a list of sets a list of
-            lists; one array where not "pil".
+            lists; one array where not "pil" (interrupted where sets have different numbers of them: a list of arrays).
 
         Raises:
-            ValueError: nothing is wanted, or an argument has a wrong shape.
+            ValueError: nothing is wanted, or an argument has a wrong shape or is none of what it may be.
+            UserError: the scheduler is of another family than the training's.
         """
-        nested = any(isinstance(item, list | tuple) or getattr(item, "ndim", 3) == 4 for item in images)
-        sets = cast(list[Sequence[Photo]], list(images) if nested else [images])
-        set_seeds = _seeds_of_sets(generator, len(sets), nested)
+        sets, nested = sets_of(images)
+        set_seeds = seeds_of_sets(generator, len(sets), nested)
         if num_images < 1 or num_inference_steps < 1:
             raise ValueError(f"at least 1 image and 1 step, not {num_images} and {num_inference_steps}")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is a finite number, not {guidance_scale}")
+        if output_type not in get_args(OutputType):
+            raise ValueError(f"output_type is one of {', '.join(get_args(OutputType))}, not {output_type!r}")
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            known = " and ".join(self._callback_tensor_inputs)
+            raise ValueError(f"a callback may ask for {known} of this pipeline, not for {', '.join(sorted(unknown))}")
         if latents is not None:
+            if not isinstance(latents, Tensor):
+                raise ValueError(f"latents are a tensor, not of type {type(latents).__name__}")
             latents = latents if nested else latents[None]
             if latents.shape != (wanted := (len(sets), num_images, *self.latent_shape)):
                 raise ValueError(f"latents for {len(sets)} sets are {wanted}, not {tuple(latents.shape)}")
-        cameras = self._poses(poses, sets, num_images, nested)
-        sets = self._read(sets)
+        counts, window = [len(of_set) for of_set in sets], self.unet.max_context
+        cameras = poses_of_sets(poses, counts, num_images, nested, window=window, wanted=self.unet.pose_dim > 0)
+        if (most := max(counts)) > window:
+            _log.warning(
+                "%d images are given, the model's window holds %d: it reads the last %d of them, not the first %d",
+                *(most, window, window, most - window),
+            )
+        given = pixels_of([of_set[-window:] for of_set in sets], self.image_size)
 
-        groups = [
-            [s for s, given in enumerate(sets) if len(given) == n] for n in sorted({len(given) for given in sets})
-        ]
+        groups = [[s for s, of_set in enumerate(given) if len(of_set) == n] for n in sorted({*map(len, given)})]
         drawn: list[list[Tensor]] = [[] for _ in sets]
-        steps = len(self._timesteps(num_inference_steps))
-        with self.progress_bar(total=len(groups) * num_images * steps) as bar:
+        with ExitStack() as stack:
+            call, in_place = stack.enter_context(self._alone(num_inference_steps, guidance_scale))
+            bar = stack.enter_context(self.progress_bar(total=len(groups) * num_images * call.num_timesteps))
             options = Options(
                 num_images=num_images,
                 num_inference_steps=num_inference_steps,
@@ -189,57 +217,31 @@ class M2MPipeline(DiffusionPipeline):
                 context_timestep=context_timestep,
                 output_type=output_type,
                 use_cache=use_cache,
-                use_cuda_graphs=use_cuda_graphs and not any(hasattr(self.unet, hook) for hook in OFFLOADING),
+                use_cuda_graphs=use_cuda_graphs and in_place,
                 callback=callback_on_step_end,
+                tensor_inputs=tuple(callback_on_step_end_tensor_inputs),
                 advance=bar.update,
             )
             for group in groups:
-                given = [[as_tensor(square(photo, self.image_size)) for photo in sets[s]] for s in group]
                 noise = None if latents is None else latents[group]
                 seen_from = None if cameras is None else torch.stack([cameras[s] for s in group])
-                for images_of_sets in self._draw(given, [set_seeds[s] for s in group], noise, seen_from, options):
+                of_group = [given[s] for s in group]
+                for images_of_sets in call._draw(of_group, [set_seeds[s] for s in group], noise, seen_from, options):
                     for s, image in zip(group, images_of_sets, strict=True):
                         drawn[s].append(image)
-        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
+            self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
 
-        results = [self.image_processor.postprocess(torch.stack(of_set), output_type) for of_set in drawn]
+        results = [self._output(of_set, output_type) for of_set in drawn]
         output: Any = results if nested else results[0]
-        if nested and output_type != "pil":
+        if nested and output_type != "pil" and len({len(of_set) for of_set in drawn}) == 1:
             output = np.stack(results) if output_type == "np" else torch.stack(results)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
-    def _read(self, sets: Sequence[Sequence[Photo]]) -> list[Sequence[Photo]]:
-        """The given images that fit into the window, the newest."""
-        window, most = self.unet.max_context, max(map(len, sets), default=0)
-        if most > window:
-            _log.warning(
-                "%d images are given, the model's window holds %d: it reads the last %d of them, not the first %d",
-                *(most, window, window, most - window),
-            )
-        return [images[-window:] for images in sets]
-
-    def _poses(
-        self,
-        cameras: Cameras | Sequence[Cameras] | None,
-        sets: Sequence[Sequence[Photo]],
-        num_images: int,
-        nested: bool,
-    ) -> list[Tensor] | None:
-        """Of each set the poses of its images, the given ones first: (n, 12)."""
-        if self.unet.pose_dim == 0 or cameras is None:
-            if self.unet.pose_dim or cameras is not None:
-                lacks = "draws views: it needs poses" if cameras is None else "knows no poses"
-                raise ValueError(f"this model {lacks}")
-            return None
-        of_sets = [
-            one.detach().cpu() if isinstance(one, Tensor) else torch.from_numpy(np.array(one, np.float64))
-            for one in (cameras if nested else [cameras])
-        ]
-        wanted = [(len(given) + num_images, 3, 4) for given in sets]
-        if (found := [tuple(one.shape) for one in of_sets]) != wanted:
-            raise ValueError(f"poses of the given and the wanted images are {wanted}, not {found}")
-        unread = [max(len(given) - self.unet.max_context, 0) for given in sets]
-        return [relative_poses(one[first:]) for one, first in zip(of_sets, unread, strict=True)]
+    def _output(self, images: Sequence[Tensor], output_type: OutputType) -> Any:
+        """The images of a set as they are wanted; of an interrupted call there may be none."""
+        shape = self.latent_shape if output_type == "latent" else (3, self.image_size, self.image_size)
+        stacked = torch.stack(list(images)) if images else torch.empty(0, *shape, device="cpu")
+        return self.image_processor.postprocess(stacked, output_type)
 
     def _draw(
         self,
@@ -272,14 +274,17 @@ class M2MPipeline(DiffusionPipeline):
             context = self._context(images if dino else self._encode(images), preceding, set_seeds, options)
             preceding.append(context, seen_from())
         for k in range(options.num_images):
+            if self.interrupt:
+                return
             generators = [seeds.generator(seed, "image", k) for seed in set_seeds]
-            start = _normal(self.latent_shape, generators) if noise is None else noise[:, k]  # (S, 4, h, w)
+            start = seeds.normal(self.latent_shape, *generators) if noise is None else noise[:, k]  # (S, 4, h, w)
             latents = self._denoise(start.to(device, self.unet.dtype), preceding, seen_from(), generators, k, options)
             last = k + 1 == options.num_images
             if options.output_type != "latent" or (dino and not last):
-                images = self.vae.decode(latents / self.vae.config.scaling_factor).sample  # (S, 3, H, W)
+                unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor  # it may be more precise
+                images = self.vae.decode(unscaled).sample  # (S, 3, H, W)
             yield latents if options.output_type == "latent" else images
-            if not last:
+            if not (last or self.interrupt):
                 context = _as_uint8(images) if dino else latents
                 preceding.append(self._context(context, preceding, set_seeds, options), seen_from())
 
@@ -293,42 +298,45 @@ class M2MPipeline(DiffusionPipeline):
         options: Options,
     ) -> Tensor:
         """From unit noise to the scaled latents of image k of each set: (S, 4, h, w) -> (S, 4, h, w)."""
-        timesteps = self._timesteps(options.num_inference_steps)  # on the CPU: schedulers look steps up by them
+        timesteps = restarted(self.scheduler, options.num_inference_steps)  # on the CPU: schedulers look steps up so
         times = timesteps.to(latents.device)
         step_noise = (
             {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         )
-        with_guidance = options.guidance_scale != 1 and preceding.count > 0
+        self._guidance_scale = options.guidance_scale  # a callback may have changed it for the image before
+        predictors: dict[float, Callable[[Tensor, Tensor], Tensor]] = {}
 
-        def predicted(sample: Tensor, time: Tensor) -> Tensor:
-            def of_rows(rows: Tensor) -> Tensor:
-                window = preceding.window(guided=with_guidance, seen_from=seen_from)
-                return cast(Tensor, self.unet(rows, time, window, return_dict=False)[0])
+        def predictor(scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+            def predicted(sample: Tensor, time: Tensor) -> Tensor:
+                def of_rows(rows: Tensor) -> Tensor:
+                    window = preceding.window(guided=guides(scale), seen_from=seen_from)
+                    return cast(Tensor, self.unet(rows.to(self.unet.dtype), time, window, return_dict=False)[0])
 
-            return guided(of_rows, sample, options.guidance_scale) if with_guidance else of_rows(sample)
+                return guided(of_rows, sample, scale)
 
-        predict = Replayed(predicted) if options.use_cuda_graphs else predicted  # what it reads stays in place
+            return Replayed(predicted) if options.use_cuda_graphs else predicted  # what it reads stays in place
+
         latents = latents * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(timesteps):
+            if self.interrupt:
+                break
+            scale = self._guidance_scale if preceding.count > 0 else 1.0
+            if scale not in predictors:
+                predictors[scale] = predictor(scale)
             sample = self.scheduler.scale_model_input(latents, timestep)  # (S, 4, h, w)
-            prediction = predict(sample, times[step])  # (S, 4, h, w)
+            prediction = predictors[scale](sample, times[step])  # (S, 4, h, w)
             latents = self.scheduler.step(prediction, timestep, latents, **step_noise).prev_sample
             if options.callback is not None:
-                state = options.callback(self, step, timestep, {"latents": latents, "image": k})
-                latents = state.get("latents", latents)
+                tensors = {"latents": latents, "prompt_embeds": latents.new_empty(0)}
+                wanted = {name: tensors[name] for name in options.tensor_inputs}
+                state = options.callback(self, step, timestep, {**wanted, "image": k})
+                latents = (state or {}).get("latents", latents)
             options.advance()
         return latents
 
-    def _timesteps(self, num_inference_steps: int) -> Tensor:
-        """Resets the scheduler, which may remember predictions for another image, and gives one image's timesteps."""
-        self.scheduler.set_timesteps(num_inference_steps)
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)  # else each step searches for its index
-        return cast(Tensor, self.scheduler.timesteps)
-
     def _encode(self, images: Tensor) -> Tensor:
         """Pictures to scaled latents: uint8 (S, 3, H, W) -> (S, 4, h, w)."""
-        posterior = self.vae.encode((images / 127.5 - 1).to(self.vae.dtype)).latent_dist
+        posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
         return cast(Tensor, posterior.mode() * self.vae.config.scaling_factor)
 
     def _context(self, images: Tensor, preceding: PrecedingImages, set_seeds: list[int], options: Options) -> Tensor:
@@ -339,9 +347,9 @@ class M2MPipeline(DiffusionPipeline):
         if options.context_timestep > 0:
             products = alphas_cumprod(self.scheduler.config, self.scheduler.config.prediction_type)
             generators = [seeds.generator(seed, "context", preceding.count) for seed in set_seeds]
-            noise = _normal(images.shape[1:], generators).to(images)
+            noise = seeds.normal(images.shape[1:], *generators).to(images)
             images = add_context_noise(images, noise, preceding.timesteps, products)
-        return dino_tokens(self.image_encoder, images).to(self.unet.dtype) if dino else images
+        return (dino_tokens(self.image_encoder, images) if dino else images).to(self.unet.dtype)
 
 
 def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "float32") -> M2MPipeline:
@@ -366,22 +374,8 @@ def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "
     return pipeline.to(device, getattr(torch, precision))
 
 
-def _seeds_of_sets(generator: Seed | Sequence[Seed] | None, sets: int, nested: bool) -> list[int]:
-    if generator is None:
-        generator = int(torch.randint(2**62, ()))  # from the global generator, as elsewhere: torch.manual_seed decides
-    if isinstance(generator, Sequence):
-        if len(generator) != sets:
-            raise ValueError(f"{len(generator)} generators for {sets} sets; give one for all, or one a set")
-        return [_seed(one) for one in generator]
-    return [seeds.derive(_seed(generator), "set", s) for s in range(sets)] if nested else [_seed(generator)]
-
-
-def _seed(generator: Seed) -> int:
-    return generator if isinstance(generator, int) else generator.initial_seed()
-
-
-def _normal(shape: Sequence[int], generators: list[torch.Generator]) -> Tensor:
-    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+# DiffusionPipeline.from_pretrained looks there for the class that a model folder names.
+diffusers.M2MPipeline = M2MPipeline  # type: ignore[attr-defined]
 
 
 def _as_uint8(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ def generator(seed: int, *parts: str | int) -> torch.Generator:
     import torch
 
     return torch.Generator("cpu").manual_seed(derive(seed, *parts))
+
+
+def normal(shape: Sequence[int], *generators: torch.Generator) -> torch.Tensor:
+    """Standard normal noise, one tensor of `shape` a generator: (n, *shape), float32, on the CPU.
+
+    Of another type, as torch's default may be, the numbers would be others.
+    """
+    import torch
+
+    return torch.stack(
+        [torch.randn(tuple(shape), generator=one, dtype=torch.float32, device="cpu") for one in generators]
+    )
 
 
 def image_seed(run_seed: int, set_id: str, image_index: int, attempt: int = 0) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from PIL import Image
 from torch import Tensor
-from transformers import BitImageProcessorPil, Dinov2Model
 
 from m2m import seeds
 from m2m.diffusion.objective import add_context_noise, alphas_cumprod
@@ -32,48 +33,9 @@ from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
+from tests.drawing import MakePipeline, latents, photos
 
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
-MakePipeline = Callable[..., M2MPipeline]
-
-
-@pytest.fixture
-def make_pipeline(tiny_stable_diffusion: Path, tiny_dino: Path) -> MakePipeline:
-    """Pipelines from the tiny Stable Diffusion; `trained`: their new weights are no longer where they started."""
-
-    def make(variant: Variant, *, max_context: int = 8, trained: bool = True) -> M2MPipeline:
-        dino = variant == "dino"
-        unet = ImageSetUNet.from_stable_diffusion(
-            tiny_stable_diffusion, variant=variant, max_context=max_context, context_dim=32 if dino else 0
-        ).eval()
-        if trained:
-            torch.manual_seed(0)
-            with torch.no_grad():
-                for name, parameter in unet.named_parameters():
-                    if ".attn2." in name or name.startswith("context_"):
-                        parameter += 0.2 * torch.randn_like(parameter)
-        pipeline = M2MPipeline(
-            vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),
-            unet=unet,
-            scheduler=DDIMScheduler.from_pretrained(tiny_stable_diffusion, subfolder="scheduler", clip_sample=False),
-            image_encoder=Dinov2Model.from_pretrained(tiny_dino) if dino else None,
-            feature_extractor=BitImageProcessorPil.from_pretrained(tiny_dino) if dino else None,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    return make
-
-
-def photos(count: int) -> list[Image.Image]:
-    """Pictures of smooth colours, each its own."""
-    coarse = np.random.default_rng(count).integers(0, 255, (count, 3, 3, 3), dtype=np.uint8)
-    return [Image.fromarray(picture).resize((64, 64)) for picture in coarse]
-
-
-def latents(pipeline: M2MPipeline, images: Any, num_images: int, **options: Any) -> Tensor:
-    settings = {"num_inference_steps": 2, "generator": 7, "output_type": "latent", **options}
-    return pipeline(images, num_images, **settings).images
 
 
 @VARIANTS
@@ -221,13 +183,14 @@ def test_guidance_leads_away_from_the_empty_context(
 ) -> None:
     pipeline, start = make_pipeline("dino"), torch.randn(1, 4, 8, 8)
     used: list[Tensor] = []
-    step = pipeline.scheduler.step
+    step = DDIMScheduler.step
 
-    def note(prediction: Tensor, *rest: Any, **more: Any) -> Any:
+    @wraps(step)
+    def note(scheduler: DDIMScheduler, prediction: Tensor, *rest: Any, **more: Any) -> Any:
         used.append(prediction)
-        return step(prediction, *rest, **more)
+        return step(scheduler, prediction, *rest, **more)
 
-    monkeypatch.setattr(pipeline.scheduler, "step", note)
+    monkeypatch.setattr(DDIMScheduler, "step", note)
     options = {"latents": start, "num_inference_steps": 1}
     latents(pipeline, [], 1, **options)
     for guidance_scale in (1.0, 4.0):
@@ -323,15 +286,16 @@ def test_every_output_type_holds_the_same_images(make_pipeline: MakePipeline) ->
 
 
 def test_a_callback_sees_each_step_and_may_change_the_latents(make_pipeline: MakePipeline) -> None:
-    pipeline, seen = make_pipeline("self"), []
+    pipeline, seen, timesteps = make_pipeline("self"), [], []
 
     def note(pipeline: M2MPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        timesteps.append(pipeline.scheduler.timesteps.tolist())
         seen.append((state["image"], step, int(timestep), tuple(state["latents"].shape)))
         return {"latents": torch.zeros_like(state["latents"])} if state["image"] == 1 else {}
 
     drawn = latents(pipeline, photos(1), 2, callback_on_step_end=note)
-    timesteps = pipeline.scheduler.timesteps.tolist()
-    assert seen == [(image, step, timesteps[step], (1, 4, 8, 8)) for image in range(2) for step in range(2)]
+    assert seen == [(image, step, timesteps[0][step], (1, 4, 8, 8)) for image in range(2) for step in range(2)]
+    assert len(timesteps[0]) == pipeline.num_timesteps == 2
     assert drawn[0].any()
     assert not drawn[1].any()
 
@@ -411,4 +375,99 @@ def test_a_bad_model_folder_is_named_in_one_line(make_pipeline: MakePipeline, tm
     damage(folder, kind)
     with pytest.raises(UserError, match=str(folder)) as error:
         load_pipeline(folder)
+    assert "\n" not in str(error.value)
+
+
+@contextmanager
+def torch_defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
+    """What somebody else in the process made torch's defaults."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@VARIANTS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_seed_draws_the_same_whatever_torchs_defaults_are(
+    make_pipeline: MakePipeline, variant: Variant, dtype: torch.dtype
+) -> None:
+    pipeline = make_pipeline(variant)
+    expected = latents(pipeline, photos(1), 2, context_timestep=50)
+    with torch_defaults(dtype, "meta"):
+        drawn = latents(pipeline, photos(1), 2, context_timestep=50)
+        torch.manual_seed(0)
+        anew = latents(pipeline, photos(1), 1, generator=None)
+    assert torch.equal(drawn, expected)
+    torch.manual_seed(0)
+    assert torch.equal(latents(pipeline, photos(1), 1, generator=None), anew)
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), np.uint8(5), np.array(5), torch.tensor(5)])
+def test_a_seed_may_be_an_integer_of_any_type(make_pipeline: MakePipeline, seed: Any) -> None:
+    pipeline, given = make_pipeline("self"), photos(1)
+    drawn = latents(pipeline, given, 1, generator=5, num_inference_steps=1)
+    assert torch.equal(latents(pipeline, given, 1, generator=seed, num_inference_steps=1), drawn)
+
+
+@VARIANTS
+def test_below_one_there_is_no_guidance(make_pipeline: MakePipeline, variant: Variant) -> None:
+    pipeline = make_pipeline(variant)
+    plain = latents(pipeline, photos(1), 2, guidance_scale=1.0)
+    for scale in (0.0, 0.5, -1.0):
+        assert torch.equal(latents(pipeline, photos(1), 2, guidance_scale=scale), plain)
+    assert not torch.equal(latents(pipeline, photos(1), 2, guidance_scale=1.5), plain)
+    with pytest.raises(ValueError, match="guidance_scale is a finite number, not nan"):
+        latents(pipeline, photos(1), 1, guidance_scale=float("nan"))
+
+
+@VARIANTS
+@pytest.mark.parametrize("network", [torch.bfloat16, torch.float32])
+def test_networks_may_be_of_different_precision(
+    make_pipeline: MakePipeline, variant: Variant, network: torch.dtype
+) -> None:
+    pipeline = make_pipeline(variant)
+    expected = pipeline(photos(2), 2, num_inference_steps=2, generator=7, context_timestep=50, output_type="pt").images
+    pipeline.unet.to(network)
+    pipeline.vae.to(torch.float32 if network == torch.bfloat16 else torch.bfloat16)
+    options = {"num_inference_steps": 2, "generator": 7, "context_timestep": 50}
+    drawn = pipeline(photos(2), 2, output_type="pt", **options).images
+    assert drawn.dtype == pipeline.vae.dtype
+    assert (drawn - expected).square().mean().sqrt() < 0.05
+    assert len(pipeline(list(drawn), 1, num_inference_steps=1).images) == 1, "what it drew is given to it"
+
+
+def test_diffusers_loads_a_model_folder_by_the_class_that_it_names(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pipeline = make_pipeline("self")
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded, M2MPipeline)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(latents(loaded, photos(1), 1), latents(pipeline, photos(1), 1))
+
+
+def test_a_scheduler_of_another_family_is_told_in_one_line(make_pipeline: MakePipeline) -> None:
+    pipeline = make_pipeline("self")
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(UserError, match=r"^FlowMatchEulerDiscreteScheduler .* DDIM") as error:
+        latents(pipeline, photos(1), 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output_type": "pillow"}, "output_type is one of pil, np, pt, latent, not 'pillow'"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, "a tensor, not of type ndarray"),
+        ({"generator": 1.5}, "a seed is an integer or a torch.Generator, not float"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_in_one_line(
+    make_pipeline: MakePipeline, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        latents(make_pipeline("self"), photos(1), 1, **wrong)
     assert "\n" not in str(error.value)

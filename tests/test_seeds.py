@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2m.seeds import derive, generator, image_seed
+from m2m.seeds import derive, generator, image_seed, normal
 
 PARTS = st.lists(st.integers() | st.text(st.characters(exclude_categories=["Cs"])), max_size=4)
 
@@ -39,3 +40,17 @@ def test_a_generator_depends_on_its_parts_alone() -> None:
     generator(3, "noise", 4)
     assert torch.equal(torch.randn(4, generator=generator(3, "noise", 5)), expected)
     assert not torch.equal(torch.randn(4, generator=generator(4, "noise", 5)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_noise_is_the_same_whatever_torch_makes_of_numbers_by_default(dtype: torch.dtype) -> None:
+    expected = torch.stack([torch.randn(3, 5, generator=generator(7, k)) for k in range(2)])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            noise = normal((3, 5), generator(7, 0), generator(7, 1))
+    finally:
+        torch.set_default_dtype(before)
+    assert noise.dtype == torch.float32
+    assert torch.equal(noise, expected)

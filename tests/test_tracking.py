@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,11 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
     drawn = [
         model.predict(given, params={"num_images": 2, "num_inference_steps": 2, "seed": seed}) for seed in (1, 1, 2)
     ]
+    several = [{"num_images": 2, "num_inference_steps": steps, "seed": steps} for steps in (2, 7, 3, 5)]
+    alone = [model.predict(given, params=params) for params in several]
+    with ThreadPoolExecutor(len(several)) as threads:  # as its scoring server answers
+        together = list(threads.map(lambda params: model.predict(given, params=params), several))
+    assert all(one.equals(expected) for one, expected in zip(together, alone, strict=True))
     assert [Image.open(io.BytesIO(base64.b64decode(text))).mode for text in drawn[0]["image"]] == ["RGB", "RGB"]
     assert drawn[0].equals(drawn[1])
     assert not drawn[0].equals(drawn[2])

@@ -43,7 +43,7 @@ class LatentEncoder:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The posterior's mode, scaled: (B, H, W, 3) -> (B, 4, h, w)."""
-        signal = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W)
+        signal = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
         latents = self._vae.encode(signal).latent_dist.mode() * self._vae.config.scaling_factor  # (B, 4, h, w)
         return np.asarray(latents.float().cpu().numpy())
 

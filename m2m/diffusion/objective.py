@@ -24,7 +24,8 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any], prediction_type: Predict
     Raises:
         UserError: the last timestep is pure noise and ε is predicted: α_T = 0, so x = (z - σε) / α is infinite.
     """
-    products: Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
+    with torch.device("cpu"):  # whatever torch's default is
+        products: Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
     if prediction_type == "epsilon" and products[-1] <= torch.finfo(products.dtype).eps:
         raise UserError(
             "the scheduler's betas end in pure noise (rescale_betas_zero_snr), from which epsilon cannot be told; "
@@ -65,7 +66,7 @@ def min_snr_weight(timesteps: Tensor, products: Tensor, *, gamma: float, predict
     A γ of 0 turns it off: all weights are 1.
     """
     if gamma == 0:
-        return torch.ones(timesteps.shape, device=timesteps.device)
+        return torch.ones(timesteps.shape, dtype=torch.float32, device=timesteps.device)
     product = products.to(timesteps.device)[timesteps]
     snr = product / (1 - product)
     return snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
@@ -86,9 +87,9 @@ def draw_context_timesteps(
 
     Returns int64 of `shape` on the generator's device.
     """
-    noised = torch.rand(shape, generator=generator, device=generator.device) < probability
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device)
     timesteps = torch.randint(1, max_timestep + 1, shape, generator=generator, device=generator.device)
-    return timesteps * noised
+    return timesteps * (uniform < probability)
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never, cast, get_args
 
+import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
 
 from m2m.diffusion.objective import alphas_cumprod
-from m2m.params import SolverName
+from m2m.errors import UserError
+from m2m.params import PredictionType, SolverName
 
 Solver: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 
@@ -49,3 +54,43 @@ def make_scheduler(name: SolverName, config: Mapping[str, Any]) -> Solver:
         case _:
             assert_never(name)
     return scheduler
+
+
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Refuses a scheduler whose steps are not from the noise levels that a network of this project learns.
+
+    Raises:
+        UserError: it is of another family (flow matching, variance exploding, consistency …), it predicts something
+            else, its step wants more than a prediction, or its betas end in pure noise and epsilon is predicted.
+    """
+    config, products = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
+    arguments = inspect.signature(scheduler.step).parameters.values() if hasattr(scheduler, "step") else ()
+    wanted = [one.name for one in arguments if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    predicts, types = config.get("prediction_type"), get_args(PredictionType)
+    if not isinstance(products, Tensor) or wanted != ["model_output", "timestep", "sample"]:
+        fault = "does not step from betas, timestep by timestep"
+    elif predicts not in types or config.get("use_flow_sigmas"):
+        fault = f"takes a prediction of {'a flow' if config.get('use_flow_sigmas') else predicts}"
+    elif not torch.allclose(products.cpu().float(), alphas_cumprod(config, predicts), atol=1e-6):
+        fault = "has other noise levels than its betas give"
+    else:
+        return
+    raise UserError(
+        f"{type(scheduler).__name__} {fault}, and the network learned from betas to predict {' or '.join(types)}; "
+        "take one of the family of DDIM, DPM-Solver and UniPC, by from_config(pipeline.scheduler.config)"
+    )
+
+
+def restarted(scheduler: SchedulerMixin, num_inference_steps: int) -> Tensor:
+    """Resets a scheduler, which may remember predictions for another image; gives the timesteps of one image.
+
+    Raises:
+        UserError: it walks from a picture to noise.
+    """
+    scheduler.set_timesteps(num_inference_steps)
+    timesteps = cast(Tensor, scheduler.timesteps)
+    if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
+        raise UserError(f"{type(scheduler).__name__} walks from a picture to noise; take one that walks from noise")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else each step searches for its index
+    return timesteps

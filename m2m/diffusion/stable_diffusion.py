@@ -13,8 +13,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from m2m import seeds
 from m2m.devices import Replayed, align
-from m2m.diffusion.guidance import guided
+from m2m.diffusion.guidance import guided, guides
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import UserError
 from m2m.files import check_digests
@@ -78,7 +79,7 @@ class StableDiffusion:
 
     def noise(self, seed: int) -> Tensor:
         """One image's unit noise, drawn on the CPU so that it is the same for every device: (4, h, w)."""
-        return torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
+        return seeds.normal(self.latent_shape, torch.Generator("cpu").manual_seed(seed))[0]
 
     @torch.inference_mode()
     def denoise(self, noise: Tensor, embeddings: Tensor) -> Tensor:
@@ -90,14 +91,14 @@ class StableDiffusion:
         scheduler.set_timesteps(self._num_inference_steps)  # on the CPU: schedulers look steps up by them
         times = scheduler.timesteps.to(self._device)
         scale = self._guidance_scale
-        if scale != 1:
+        if guides(scale):
             embeddings = torch.cat([self._empty.expand_as(embeddings), embeddings])  # (2·B, L, D)
 
         def predicted(sample: Tensor, time: Tensor) -> Tensor:
             def of_rows(rows: Tensor) -> Tensor:
                 return self._unet(rows.to(self._unet.dtype), time, embeddings, return_dict=False)[0].float()  # type: ignore[no-any-return]
 
-            return guided(of_rows, sample, scale) if scale != 1 else of_rows(sample)
+            return guided(of_rows, sample, scale)
 
         predict = Replayed(predicted)
         latents = noise.to(self._device) * scheduler.init_noise_sigma  # (B, 4, h, w)

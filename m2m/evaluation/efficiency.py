@@ -55,8 +55,8 @@ def time_after_images(pipeline: M2MPipeline, given: int, params: SamplingParams,
     pipeline.scheduler = make_scheduler(params.solver, pipeline.scheduler.config)
     ended: list[float] = []
 
-    def after_step(_: object, step: int, __: object, state: dict[str, Any]) -> dict[str, Any]:
-        if step in (0, len(pipeline.scheduler.timesteps) - 1):
+    def after_step(call: M2MPipeline, step: int, _: object, state: dict[str, Any]) -> dict[str, Any]:
+        if step in (0, call.num_timesteps - 1):
             ended.append(clock.now())
         return state
 
@@ -69,7 +69,7 @@ def time_after_images(pipeline: M2MPipeline, given: int, params: SamplingParams,
         output_type="latent",
         callback_on_step_end=after_step,
     )
-    (first, last), steps = ended, len(pipeline.scheduler.timesteps)
+    (first, last), steps = ended, pipeline.num_timesteps
     drawing = (last - first) * steps / (steps - 1)
     reading = max(last - started - drawing, 0.0)
     return {"seconds": drawing / params.batch_size, "reading_seconds": reading / params.batch_size}

@@ -8,7 +8,6 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from m2m import seeds
@@ -116,7 +115,7 @@ def _draw(
     """Pictures (n, H, W, 3) by number, each from its own noise; equally many a caption."""
     base = load()
     generators = [seeds.generator(seed, number) for number in numbers]
-    noise = torch.stack([torch.randn(base.latent_shape, generator=generator) for generator in generators])
+    noise = seeds.normal(base.latent_shape, *generators)
     embeddings = base.embed(captions).repeat_interleave(len(numbers) // len(captions), dim=0)
     pictures: NDArray[np.uint8] = base.decode(base.denoise(noise, embeddings)).cpu().numpy()
     return pictures

@@ -11,7 +11,6 @@ from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -145,7 +144,7 @@ def _draw(
     noise = None
     if place is not None:
         generators = [seeds.generator(seed, "image", place) for seed in set_seeds]
-        noise = torch.stack([torch.randn(own.latent_shape, generator=one) for one in generators])[:, None]
+        noise = seeds.normal(own.latent_shape, *generators)[:, None]
     result: Any = own(
         [[Image.fromarray(image) for image in member.images[:given]] for member in members],
         images,

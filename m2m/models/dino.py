@@ -38,7 +38,7 @@ def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
     size = processor.crop_size["height"], processor.crop_size["width"]
     if images.shape[-2:] != size:
         pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)  # (n, 3, h, w)
-    channels = sent([processor.image_mean, processor.image_std], pixels.device)  # (2, 3)
+    channels = sent([processor.image_mean, processor.image_std], pixels.device, torch.float32)  # (2, 3)
     mean, std = channels[:, :, None, None]
     normalised: Tensor = (pixels * processor.rescale_factor - mean) / std
     return normalised

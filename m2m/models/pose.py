@@ -88,7 +88,8 @@ def rays(poses: Tensor, side: int) -> Tensor:
     """
     rotation, translation = poses.float()[:, :9].reshape(-1, 3, 3), poses.float()[:, 9:]  # (rows, 3, 3), (rows, 3)
     edge = math.tan(math.radians(FIELD_OF_VIEW / 2))
-    steps = ((torch.arange(side, device=poses.device) + 0.5) / side * 2 - 1) * edge  # the tokens' centres
+    centres = torch.arange(side, dtype=torch.float32, device=poses.device) + 0.5  # of the tokens
+    steps = (centres / side * 2 - 1) * edge
     v, u = torch.meshgrid(steps, steps, indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1)  # (side², 3)
     directions = F.normalize(pixels @ rotation, dim=-1)  # (rows, side², 3): the transposed rotation turns them back
@@ -97,6 +98,6 @@ def rays(poses: Tensor, side: int) -> Tensor:
     middle[2] = 1
     moments = torch.linalg.cross((cameras - middle).expand_as(directions), directions)  # (rows, side², 3)
     points = torch.linalg.cross(directions, moments)  # (rows, side², 3)
-    angles = points[..., None] * (2 * math.pi / sent(WAVELENGTHS, poses.device))  # (rows, side², 3, w)
+    angles = points[..., None] * (2 * math.pi / sent(WAVELENGTHS, poses.device, torch.float32))  # (rows, side², 3, w)
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (rows, side², 6·w)
     return LOUDNESS * torch.cat([directions, CLOSENESS * moments, CLOSENESS * points, waves], dim=-1)

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from m2m.devices import align, sent
 from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
 from m2m.models.pose import Viewpoints
-from m2m.seeds import generator
+from m2m.seeds import generator, normal
 
 Variant = Literal["self", "dino"]
 GRAPHS = 64
@@ -198,7 +198,7 @@ class ImageSetUNet(UNet2DConditionModel):
         for name, tensor in unet.state_dict().items():
             if name not in weights:
                 first = ".linear_1." in name
-                weights[name] = torch.randn(tensor.shape, generator=draws) if first else torch.zeros_like(tensor)
+                weights[name] = normal(tensor.shape, draws)[0] if first else torch.zeros_like(tensor)
         unet.load_state_dict(weights)
         return unet
 

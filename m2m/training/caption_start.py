@@ -25,7 +25,7 @@ from m2m.errors import UserError
 from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.models.unet import ImageSetUNet
 from m2m.pipeline import M2MPipeline
-from m2m.seeds import generator
+from m2m.seeds import generator, normal
 
 SETS_AT_ONCE = 16
 IMAGES = 12
@@ -107,7 +107,7 @@ def _read(pipeline: M2MPipeline, stable_diffusion: Path, sets: ImageSets, *, cou
         moment = moment + torch.einsum("nld,nle->de", tokens, tokens)
         tokens_seen += tokens.shape[0] * tokens.shape[1]
         timesteps = torch.randint(len(products), latents.shape[:2], generator=draws).to(device)
-        noise = torch.randn(latents.shape, generator=draws).to(device)
+        noise = normal(latents.shape, draws)[0].to(device)
         noisy, times = add_noise(latents, noise, timesteps, products).flatten(0, 1), timesteps.flatten()
         texts = parent.embed([one.caption for one in members]).repeat_interleave(latents.shape[1], dim=0)
         captions.append(parent.attended(noisy, times, texts, blocks))

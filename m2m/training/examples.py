@@ -14,7 +14,7 @@ from m2m.diffusion.objective import draw_context_timesteps, shift_timesteps
 from m2m.errors import UserError
 from m2m.models.pose import relative_poses
 from m2m.params import TrainCommon
-from m2m.seeds import generator
+from m2m.seeds import generator, normal
 from m2m.workers import in_order, thread_pool
 
 STEPS_AHEAD = 2
@@ -128,15 +128,15 @@ class Draws:
         latents = self._latents(image_set, images)  # (N, 4, h, w)
         uniform = torch.randint(self.timesteps, (count,), generator=draws)
         timesteps = shift_timesteps(uniform, common.timestep_shift, count=self.timesteps)
-        noise = torch.randn(latents.shape, generator=draws)
-        dropped = torch.rand(count, generator=draws) < common.guidance_dropout
+        noise = normal(latents.shape, draws)[0]
+        dropped = torch.rand(count, generator=draws, dtype=torch.float32) < common.guidance_dropout
         context_timesteps = draw_context_timesteps(
             (count - 1,),
             probability=common.context_noise.probability,
             max_timestep=common.context_noise.max_timestep,
             generator=draws,
         )
-        swapped = torch.rand(count - 1, generator=draws) < common.context_swap
+        swapped = torch.rand(count - 1, generator=draws, dtype=torch.float32) < common.context_swap
         context_images = self._context(image_set, images)
         if stranger is not None:
             context_images = torch.where(swapped[:, None, None, None], self._context(*stranger), context_images)
@@ -148,7 +148,7 @@ class Draws:
             timesteps=timesteps[None],
             dropped=dropped[None],
             context_images=context_images[None],
-            context_noise=torch.randn(shape, generator=draws)[None],
+            context_noise=normal(shape, draws),
             context_timesteps=context_timesteps[None],
             poses=self._poses(image_set, images)[None],
         )

@@ -83,7 +83,7 @@ class Objective:
         weight = min_snr_weight(timesteps, products, gamma=common.min_snr_gamma, prediction_type=common.prediction_type)
         losses = denoising_loss(prediction, wanted, weight)  # (B, N), 0 after the end of a set
         first = 0 if common.predict_first else 1
-        predicted = sent([length - first for length in examples.lengths], losses.device)
+        predicted = sent([length - first for length in examples.lengths], losses.device, torch.long)
         return losses[:, first:].sum(dim=1) / predicted
 
     def _context(self, examples: Examples) -> Tensor:
@@ -96,7 +96,7 @@ class Objective:
             return add_context_noise(images, noise, examples.context_timesteps, self.products)
         # Only those that are there: a shorter set costs no more than it has.
         real = [(place, n) for place, length in enumerate(examples.lengths) for n in range(length - 1)]
-        rows, positions = sent(real, images.device).T
+        rows, positions = sent(real, images.device, torch.long).T
         pixels = dino_pixels(images[rows, positions], self.encoder.processor)  # (real, 3, side, side)
         levels = examples.context_timesteps[rows, positions]
         pixels = add_context_noise(pixels, noise[rows, positions], levels, self.products)

@@ -1,11 +1,12 @@
 from typing import Any, get_args
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from m2m.diffusion.solvers import make_scheduler
+from m2m.diffusion.solvers import check_scheduler, make_scheduler, restarted
 from m2m.errors import UserError
 from m2m.params import SolverName
 
@@ -93,3 +94,58 @@ def test_epsilon_is_refused_where_the_betas_end_in_pure_noise(name: SolverName) 
     with pytest.raises(UserError, match="pure noise"):
         make_scheduler(name, config)
     make_scheduler(name, {**config, "prediction_type": "v_prediction"})
+
+
+STRANGERS = {
+    # They know no betas.
+    "EDMEulerScheduler": {},
+    "FlowMatchEulerDiscreteScheduler": {},
+    "FlowMatchHeunDiscreteScheduler": {},
+    "IPNDMScheduler": {},
+    "CMStochasticIterativeScheduler": {},
+    "ScoreSdeVeScheduler": {},
+    # Their steps want more than a prediction.
+    "CogVideoXDPMScheduler": {},
+    "RePaintScheduler": {},
+    # They move the noise away from its timestep, or take another prediction for it.
+    "CogVideoXDDIMScheduler": {},
+    "DPMSolverMultistepScheduler": {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    "DDIMScheduler": {"prediction_type": "sample"},
+    "UniPCMultistepScheduler": {"use_flow_sigmas": True},
+    # They go the other way.
+    "DDIMInverseScheduler": {},
+    "DPMSolverMultistepInverseScheduler": {},
+}
+
+
+def started(scheduler: Any) -> Tensor:
+    check_scheduler(scheduler)
+    return restarted(scheduler, 4)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_scheduler_of_another_family_is_refused_in_one_line(name: str) -> None:
+    scheduler = getattr(diffusers, name).from_config({**SD_2_1_BASE, **STRANGERS[name]})
+    with pytest.raises(UserError, match=f"^{name} ") as error:
+        started(scheduler)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler"),
+        *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
+        *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LCMScheduler"),
+        *("KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler"),
+        "UniPCMultistepScheduler",
+    ],
+)
+def test_all_others_may_draw(name: str, prediction_type: str) -> None:
+    scheduler = getattr(diffusers, name).from_config({**SD_2_1_BASE, "prediction_type": prediction_type})
+    assert started(scheduler)[0] > 500
+    if prediction_type == "epsilon" and "rescale_betas_zero_snr" in scheduler.config:
+        with pytest.raises(UserError, match="pure noise"):
+            check_scheduler(type(scheduler).from_config({**SD_2_1_BASE, "rescale_betas_zero_snr": True}))

@@ -36,7 +36,7 @@ def noises(model: StableDiffusion, count: int) -> Tensor:
     return torch.stack([model.noise(seed) for seed in range(count)])
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 4.0])
 def test_it_draws_what_the_diffusers_pipeline_draws(guidance_scale: float, tiny_stable_diffusion: Path) -> None:
     model = load(tiny_stable_diffusion, guidance_scale=guidance_scale)
     noise = noises(model, 3)
