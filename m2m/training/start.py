@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, Dinov2Model
 
 from m2m.diffusion.solvers import make_scheduler
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.models.pose import POSE_DIM
 from m2m.models.unet import ImageSetUNet
 from m2m.params import FrozenPart, TrainCommon, Variant
@@ -48,9 +48,7 @@ def from_stable_diffusion(foundation: Path, variant: Variant, common: TrainCommo
         processor = BitImageProcessorPil.from_pretrained(dino, local_files_only=True) if encoder else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{foundation}: incomplete or damaged ({reason}); restore it or run the foundation stage again"
-        ) from error
+        raise UserError(f"{foundation}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
     return M2MPipeline(
         vae=vae.requires_grad_(False),
         unet=unet,
