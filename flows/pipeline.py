@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -17,7 +17,7 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.concurrency.sync import concurrency
+from prefect.concurrency.sync import ConcurrencySlotAcquisitionError, concurrency
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
@@ -42,7 +42,9 @@ RETRIES = 3
 BACK_OFF = 10
 """Seconds before the first retry; each further one waits twice as long."""
 LIMIT_ASKED_EVERY = 2.0
-"""Seconds between two looks at a concurrency limit of 0."""
+"""Seconds between two looks at a concurrency limit of 0; who waits in one ends soon when the flow is cancelled."""
+MORE_THAN_THERE_ARE = 422
+"""How Prefect answers who asks for more slots than a limit has."""
 AS_IT_IS = "params.yaml"
 REUSED = ("Skipped", "Cached")
 """Names of states in which a stage made nothing new, and so no MLflow run."""
@@ -71,11 +73,7 @@ children = Children()
 def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> State[Any]:
     """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached."""
     log = get_run_logger()
-    slots = await_limit(stage, log)
-    with ExitStack() as stack:
-        stack.enter_context(children.held())
-        if stage.slot is not None and slots:
-            stack.enter_context(concurrency(stage.slot, occupy=slots))
+    with children.held(), held_slots(stage, log):
         live = Live(stage.name, log)
         verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
     match verdict:
@@ -85,6 +83,21 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> 
             return Completed(name="Cached", message="an earlier run's outputs, from DVC's cache")
         case Verdict.RAN:
             return Completed(message="ran")
+
+
+@contextmanager
+def held_slots(stage: Stage, log: Log) -> Iterator[None]:
+    """Takes the slots that a stage needs, when they are there, and gives them back."""
+    with ExitStack() as stack:
+        while slots := await_limit(stage, log):
+            try:
+                stack.enter_context(concurrency(str(stage.slot), occupy=slots))
+                break
+            except ConcurrencySlotAcquisitionError as error:
+                if getattr(getattr(error.__cause__, "response", None), "status_code", None) != MORE_THAN_THERE_ARE:
+                    raise
+                # Somebody lowered the limit while the stage waited: it is asked for anew.
+        yield
 
 
 def await_limit(stage: Stage, log: Log) -> int:

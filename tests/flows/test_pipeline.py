@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from flows.graph import Stage
-from flows.pipeline import await_limit
+from flows.pipeline import await_limit, held_slots
 from m2m.params_file import load_params
 from m2m.tracking import open_records
 from tests.flows.serving import LIMIT, Run, events, experiments, plan, served
@@ -147,6 +148,24 @@ def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient) -> None:
         client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=3))
         assert waiting.result(timeout=60) == 1
     assert await_limit(replace(one, alone=True), log) == 3
+
+    # Lowered while a stage waits for a slot, which would else fail.
+    begun = threading.Event()
+
+    def run() -> None:
+        with held_slots(one, log):
+            begun.set()
+
+    client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=1))
+    with ThreadPoolExecutor(1) as pool:
+        with held_slots(one, log):
+            waiting = pool.submit(copy_context().run, run)
+            assert not begun.wait(3)
+            client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0))
+            assert not begun.wait(10)
+        client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=1))
+        waiting.result(timeout=60)
+    assert client.read_global_concurrency_limit_by_name("held").active_slots == 0
     client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0, active=False))
     assert await_limit(one, log) == 0  # it is off
     client.delete_global_concurrency_limit_by_name("held")
