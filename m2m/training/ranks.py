@@ -12,6 +12,7 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from m2m.errors import UserError
 
@@ -77,7 +78,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
         return
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=JOIN_PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=JOIN_PATIENCE))
     except (ValueError, RuntimeError) as error:
         raise _not_joined(f"the processes did not come together ({str(error).splitlines()[0]})") from error
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)

@@ -101,7 +101,7 @@ def run(stack: Any, browser: Browser) -> Any:
 def test_prefect_shows_nothing_before_one_has_signed_in(stack: Any, page: Page) -> None:
     page.goto(f"{stack.prefect}/deployments")
     sign_in(page, "m2m:guessed")
-    expect(page.get_by_text("Authentication failed.")).to_be_visible()
+    expect(page.get_by_text("Authentication failed.").first).to_be_visible()
     expect(page.get_by_role("link", name="full", exact=True)).not_to_be_visible()
     page.get_by_role("button", name="Login").wait_for()
     sign_in(page, stack.key)
