@@ -66,6 +66,7 @@ report: $(READY) ## Make the report, and what it needs
 
 ui: $(READY) ## Open MLflow on this machine: http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 \
+		--allowed-hosts '127.0.0.1:*,localhost:*' \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(MAIN)/mlflow.db}" --default-artifact-root "$(MAIN)/mlruns"
 
 serve: $(READY) ## Offer the flows on the Prefect server that PREFECT_API_URL names

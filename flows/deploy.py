@@ -9,6 +9,7 @@ import yaml
 from prefect import serve
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
+from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import CHECKOUT, pipeline
 
@@ -35,6 +36,14 @@ def main() -> None:
     """Serves the deployments until it is ended: ``python -m flows.deploy serve``."""
     if sys.argv[1:] != ["serve"]:
         sys.exit("usage: python -m flows.deploy serve")
+    if not PREFECT_API_URL.value():
+        # Prefect would start one of its own, open to whoever reaches its port.
+        print(
+            "m2m: PREFECT_API_URL is not set; expected the address of a Prefect server's API such as "
+            "http://127.0.0.1:4200/api (make up starts a server, and serves the flows)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     serve(*deployments(), limit=RUNS_AT_ONCE)
 
 

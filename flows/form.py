@@ -1,11 +1,15 @@
-"""The form of a flow run: what people change, with the descriptions and bounds of `m2m.params` and today's values."""
+"""The form of a flow run: what people change, with the descriptions and bounds of `m2m.params`.
+
+It holds no values of its own. The pages show a form as it was when the flows were offered, and beside it a choice of
+profiles: whatever value stood there would be that of another moment, or of another file, than the run's.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_serializer
 from pydantic.fields import FieldInfo
 
 from m2m.params import Params
@@ -28,26 +32,35 @@ CHANGEABLE = (
 
 
 class Form(BaseModel):
-    """Values for the changeable keys; each field's title is its key."""
+    """Values for the changeable keys; each field's title is its key. What is not given stays as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def changed(self) -> dict[str, Any]:
-        """By key, what is not as in params.yaml."""
+    def changed(self, params: Params) -> dict[str, Any]:
+        """By key, what is given and is not as in `params`."""
         fields = type(self).model_fields
-        return {
-            str(field.title): value for name, field in fields.items() if (value := getattr(self, name)) != field.default
-        }
+        given = {str(fields[name].title): getattr(self, name) for name in fields if name in self.model_fields_set}
+        return {key: value for key, value in given.items() if value != _look_up(params, key)[0]}
+
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 def make_form(params: Params) -> type[Form]:
-    """A model with a field a changeable key, whose default is the value in `params`."""
+    """A model with a field a changeable key, of its type in `params`; a field has no value until it is given."""
     fields: dict[str, Any] = {}
     for key in CHANGEABLE:
-        value, info = _look_up(params, key)
+        _, info = _look_up(params, key)
         kind = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
-        fields[key.replace(".", "_")] = (kind, Field(default=value, title=key, description=info.description))
+        # A default would be shown, and what is made by a factory is not.
+        unset = Field(default_factory=_nothing, title=key, description=info.description)
+        fields[key.replace(".", "_")] = (kind, unset)
     return create_model("Changes", __base__=Form, **fields)
+
+
+def _nothing() -> None:
+    return None
 
 
 def profiles(checkout: Path) -> tuple[str, ...]:

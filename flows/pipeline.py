@@ -7,8 +7,9 @@ its own and becomes a named DVC experiment; one that changes nothing works on th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
@@ -16,6 +17,7 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
@@ -28,10 +30,10 @@ from flows.form import Form, make_form, profiles
 from flows.graph import Stage, read_graph, select
 from flows.live import Live
 from flows.processes import Children
-from flows.record import recorded
+from flows.record import Log, recorded
 from flows.stage import StageError, UnansweredError, Verdict, run_stage
 from flows.summary import publish, read_metrics
-from flows.workplace import Workplace, workplace
+from flows.workplace import Workplace, parameter_file, workplace
 from m2m.errors import UserError
 from m2m.params import Variant
 from m2m.params_file import load_params
@@ -40,6 +42,10 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 RETRIES = 3
 BACK_OFF = 10
 """Seconds before the first retry; each further one waits twice as long."""
+LIMIT_ASKED_EVERY = 2.0
+"""Seconds between two looks at a concurrency limit of 0; who waits in one ends soon when the flow is cancelled."""
+MORE_THAN_THERE_ARE = 422
+"""How Prefect answers who asks for more slots than a limit has."""
 AS_IT_IS = "params.yaml"
 REUSED = ("Skipped", "Cached")
 """Names of states in which a stage made nothing new, and so no MLflow run."""
@@ -65,17 +71,10 @@ children = Children()
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run(stage: Stage, place: Workplace, env: Mapping[str, str], slots: int, force: bool) -> State[Any]:
-    """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached.
-
-    Args:
-        slots: of the stage's concurrency limit, how many it takes; 0: there is no such limit.
-    """
+def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> State[Any]:
+    """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached."""
     log = get_run_logger()
-    with ExitStack() as stack:
-        stack.enter_context(children.held())
-        if stage.slot is not None and slots:
-            stack.enter_context(concurrency(stage.slot, occupy=slots))
+    with children.held(), held_slots(stage, log):
         live = Live(stage.name, log)
         verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
     match verdict:
@@ -85,6 +84,42 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], slots: int, forc
             return Completed(name="Cached", message="an earlier run's outputs, from DVC's cache")
         case Verdict.RAN:
             return Completed(message="ran")
+
+
+@contextmanager
+def held_slots(stage: Stage, log: Log) -> Iterator[None]:
+    """Takes the slots that a stage needs, when they are there, and gives them back."""
+    with ExitStack() as stack:
+        while slots := await_limit(stage, log):
+            try:
+                stack.enter_context(concurrency(str(stage.slot), occupy=slots))
+                break
+            except ConcurrencySlotAcquisitionError as error:
+                if getattr(getattr(error.__cause__, "response", None), "status_code", None) != MORE_THAN_THERE_ARE:
+                    raise
+                # Somebody lowered the limit while the stage waited: it is asked for anew.
+        yield
+
+
+def await_limit(stage: Stage, log: Log) -> int:
+    """How many slots of its global concurrency limit a stage takes; 0: nobody made such a limit, or it is off.
+
+    A limit of 0 holds the stage back until it is raised; Prefect would refuse the slot instead, and the stage fail.
+    """
+    told = False
+    while stage.slot is not None and not children.cancelled:
+        with get_client(sync_client=True) as client:
+            # To ask for a limit that nobody made would be a warning in every log.
+            limits = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=200)}
+        if stage.slot not in limits or not limits[stage.slot].active:
+            break
+        if limit := limits[stage.slot].limit:
+            return limit if stage.alone else 1
+        if not told:
+            log.info("the concurrency limit %s is 0; this stage begins when it is raised", stage.slot)
+            told = True
+        time.sleep(LIMIT_ASKED_EVERY)
+    return 0
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -113,14 +148,13 @@ def pipeline(
         profile: The parameter file to start from.
         experiment: Name of the DVC experiment; empty: the flow run's own name, if anything is changed.
         force: Run the targets even if nothing has changed, but not what they depend on.
-        changes: The values of params.yaml. Those that you change make the run an experiment; all others are the
-            profile's.
+        changes: Values in place of those that the parameter file has now; what is left empty stays as it is there.
     """
     children.end_on_sigterm()
-    changed = changes.changed()
     start_from = None if profile == AS_IT_IS else profile
-    name = experiment or (str(runtime.flow_run.name) if changed or start_from else None)
     try:
+        changed = changes.changed(load_params(parameter_file(CHECKOUT, start_from)))
+        name = experiment or (str(runtime.flow_run.name) if changed or start_from else None)
         with workplace(CHECKOUT, experiment=name, profile=start_from, changes=changed) as place:
             called = {"targets": targets, "variants": variants, "profile": profile, "changes": changed, "force": force}
             return _run_all(place, targets, variants, force, called)
@@ -140,7 +174,6 @@ def _run_all(
     }
     forced = {stage.name for stage in stages if force and (not targets or stage.matches(targets))}
     stale = place.find_stale(stages, forced)
-    limits = _limits()
     before = read_metrics(place.main)
     futures: dict[str, PrefectFuture[Any]] = {}
     with recorded(str(runtime.flow_run.name), called, checkout=place.folder, env=env, log=get_run_logger()) as record:
@@ -148,10 +181,8 @@ def _run_all(
             name = stage.name
             parents = [futures[parent] for parent in stage.parents]
             if name in stale:
-                limit = limits.get(stage.slot or "", 0)
-                slots = limit if stage.alone else min(limit, 1)
                 named = run.with_options(name=name, task_run_name=name, description=stage.description)
-                submitted = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, slots, name in forced)
+                submitted = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, name in forced)
                 futures[name] = named.submit(*submitted, return_state=False, wait_for=parents)
             else:
                 unchanged = skip.with_options(name=name, task_run_name=name, description=stage.description)
@@ -167,12 +198,6 @@ def _run_all(
             raise UserError(f"{', '.join(failed or unfinished)} failed; nothing of an experiment is saved")
         place.save(f"flow run {runtime.flow_run.name}", list(futures))
     return Completed(message=f"{len(stages)} stages are up to date")
-
-
-def _limits() -> dict[str, int]:
-    """The global concurrency limits that somebody made; to ask for another one would be a warning in every log."""
-    with get_client(sync_client=True) as client:
-        return {limit.name: limit.limit for limit in client.read_global_concurrency_limits(limit=200)}
 
 
 def _exception(state: State[Any]) -> BaseException | None:

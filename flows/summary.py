@@ -75,7 +75,7 @@ def _parts(
         yield "\n".join(links)
     if experiment:
         yield "## Experiment"
-        yield f"`dvc exp show` lists it; `dvc exp apply {experiment} && dvc repro` brings it back."
+        yield f"`dvc exp show` lists it; `dvc exp apply {experiment}; dvc repro` brings it back."
 
 
 def _markdown(table: Table, before: Table | None) -> str:

@@ -80,7 +80,8 @@ def workplace(
         changes: values by dotted key, for an experiment.
 
     Raises:
-        UserError: the name is taken or none, a value does not fit, or git or DVC refuse.
+        UserError: the name is taken or none, a value does not fit, the parameter file to start from has values that
+            are not committed, or git or DVC refuse.
     """
     if experiment is None:
         yield Workplace(folder=main, main=main)
@@ -94,8 +95,9 @@ def workplace(
             _run(["git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD"], main)
             try:
                 _share_cache(main, folder)
+                _require_committed(parameter_file(main, profile), parameter_file(folder, profile))
                 if profile is not None:
-                    shutil.copyfile(folder / "profiles" / f"{profile}.yaml", folder / "params.yaml")
+                    shutil.copyfile(parameter_file(folder, profile), folder / "params.yaml")
                 _apply(folder / "params.yaml", changes)
                 _check_out(folder)
                 yield Workplace(folder=folder, main=main, experiment=experiment)
@@ -103,6 +105,20 @@ def workplace(
                 _remove_worktree(main, folder)
     except Timeout as error:
         raise UserError(f"experiment {experiment} is being run already; take another name, or wait") from error
+
+
+def parameter_file(checkout: Path, profile: str | None) -> Path:
+    """The file that a run starts from: the active one, or a profile's."""
+    return checkout / ("params.yaml" if profile is None else f"profiles/{profile}.yaml")
+
+
+def _require_committed(mine: Path, committed: Path) -> None:
+    """Refuses to leave out what the person who asks for the run sees in the checkout."""
+    if not committed.exists() or load_params(mine) != load_params(committed):
+        raise UserError(
+            f"{mine} has values that are not committed, and an experiment is made of the last commit; commit it, or "
+            "run without a name, a profile and changes"
+        )
 
 
 def _share_cache(main: Path, folder: Path) -> None:

@@ -4,8 +4,8 @@
 ``M2M_MLFLOW_PORT`` and ``M2M_S3_PORT``; everything listens on 127.0.0.1 only.
 
 What must survive lies outside of ``work``: flow runs in ``prefect.db`` beside ``mlflow.db``, objects in ``data/s3`` and
-``data/store``, the S3 keys in ``data/s3.keys``. Logs, records and the file for a shell lie in ``work/stack``. All of it
-is the main checkout's, from whichever worktree one asks.
+``data/store``, their keys in ``data/s3.keys`` and ``data/prefect.key``. Logs, records and the file for a shell lie in
+``work/stack``. All of it is the main checkout's, from whichever worktree one asks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def up(home: Path) -> None:
         missing = [name for name in NAMES if name not in running]
         # While one of them runs, all keep their ports: the others know its address.
         kept = {name: port for name in PORTS if running and name in records and (port := records[name]["port"])}
-        stack = Stack(home=home, ports=state.read_ports(os.environ) | kept, keys=state.read_or_make_keys(home))
+        stack = Stack(
+            home=home,
+            ports=state.read_ports(os.environ) | kept,
+            keys=state.read_or_make_keys(home),
+            prefect_key=state.read_or_make_prefect_key(home),
+        )
         for name in missing:
             processes.end(name, home, leader=None, patience=STOP_PATIENCE)  # what outlived it may hold its port
         state.check_ports({name: port for name, port in stack.ports.items() if name in missing})
@@ -62,6 +67,7 @@ def up(home: Path) -> None:
             end(missing, home, records)
             raise
         state.write_shell_file(stack)
+        print(f"Sign in to Prefect's pages with the line in {os.path.relpath(state.prefect_key_file(home))}")
         print(f"Point a shell at it: . {os.path.relpath(state.shell_file(home))}")
         print("End it: make down", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 from m2m.errors import UserError
 
 HOST = "127.0.0.1"
+HOSTS = (HOST, "localhost")
+"""By these names a server may be asked, at any port (of a tunnel); a page of elsewhere can make its own lead here."""
 BUCKET = "m2m"
 PORTS = {"s3": ("M2M_S3_PORT", 8333), "mlflow": ("M2M_MLFLOW_PORT", 5000), "prefect": ("M2M_PREFECT_PORT", 4200)}
 """Of each server that listens: the variable that names its port, and the usual one."""
@@ -44,6 +47,8 @@ class Stack:
     """Of the servers that listen."""
     keys: tuple[str, str]
     """Access key and secret key of the S3 server."""
+    prefect_key: str
+    """``user:password`` of the Prefect server."""
 
     @property
     def state(self) -> Path:
@@ -103,7 +108,9 @@ def _s3(stack: Stack) -> Server:
 def _mlflow(stack: Stack) -> Server:
     places = ("--backend-store-uri", f"sqlite:///{stack.home}/mlflow.db")
     artifacts = ("--default-artifact-root", str(stack.home / "mlruns"))
-    network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1")
+    # Its own list lets in names that only begin like private addresses do, such as 10.example.org.
+    hosts = ("--allowed-hosts", ",".join(f"{host}:*" for host in HOSTS))
+    network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1", *hosts)
     settings = {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -123,7 +130,11 @@ def _mlflow(stack: Stack) -> Server:
 def _prefect(stack: Stack) -> Server:
     address = stack.address("prefect")
     settings = {
+        "M2M_PREFECT_HOSTS": ",".join(HOSTS),
         "PREFECT_HOME": str(stack.state / "prefect"),
+        # In the environment, as its key for clients: everybody on the machine can read arguments.
+        "PREFECT_SERVER_API_AUTH_STRING": stack.prefect_key,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{stack.ports['prefect']}" for host in HOSTS),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{stack.home}/prefect.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
@@ -131,16 +142,22 @@ def _prefect(stack: Stack) -> Server:
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(stack.pages),
         "PREFECT_SERVER_UI_V2_ENABLED": "false",
     }
-    network = ("--host", HOST, "--port", str(stack.ports["prefect"]))
+    network = ("--host", HOST, "--port", str(stack.ports["prefect"]), "--log-level", "warning")
+    app = ("--factory", "infra.prefect_server:make_app", "--app-dir", str(Path(__file__).parents[1]))
+
+    def closed(_: float) -> bool:
+        """Up, and it refuses who brings no key: one that was started before there was a key does not."""
+        return _ask(f"{address}/api/ready")[0] == 200 and _ask(f"{address}/api/flows/count", {})[0] == 401
+
     return Server(
         name="prefect",
         title="Prefect",
-        command=[sys.executable, "-m", "prefect", "server", "start", *network],
+        command=[sys.executable, "-m", "uvicorn", *app, *network],
         at=stack.state,
         log=stack.state / "prefect.log",
         environment={**clean_environment(), **settings},
         address=address,
-        healthy=lambda _: _ask(f"{address}/api/ready")[0] == 200,
+        healthy=closed,
     )
 
 
@@ -148,7 +165,7 @@ def _flows(stack: Stack) -> Server:
     api = f"{stack.address('prefect')}/api"
 
     def served(since: float) -> bool:
-        status, answer = _ask(f"{api}/deployments/filter", {})
+        status, answer = _ask(f"{api}/deployments/filter", {}, key=stack.prefect_key)
         # The database remembers the deployments of earlier starts; only this process asks for their work now.
         return status == 200 and any(_seconds(deployment["last_polled"]) >= since for deployment in json.loads(answer))
 
@@ -165,7 +182,7 @@ def _flows(stack: Stack) -> Server:
 
 
 def client_environment(stack: Stack) -> dict[str, str]:
-    """What points the pipeline, or a person's shell, at the stack. It holds the S3 keys."""
+    """What points the pipeline, or a person's shell, at the stack. It holds the keys of S3 and of Prefect."""
     access, secret = stack.keys
     return {
         "AWS_ACCESS_KEY_ID": access,
@@ -176,6 +193,7 @@ def client_environment(stack: Stack) -> dict[str, str]:
         "M2M_STORE": f"s3://{BUCKET}",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_TRACKING_URI": stack.address("mlflow"),
+        "PREFECT_API_AUTH_STRING": stack.prefect_key,
         "PREFECT_API_URL": f"{stack.address('prefect')}/api",
         "PREFECT_HOME": str(stack.state / "prefect"),
         **TELEMETRY_OFF,
@@ -190,10 +208,11 @@ def clean_environment() -> dict[str, str]:
     return {**kept, **TELEMETRY_OFF, "PATH": path, "NO_PROXY": direct, "no_proxy": direct, "PYTHONUNBUFFERED": "1"}
 
 
-def _ask(address: str, body: Any = None) -> tuple[int, bytes]:
+def _ask(address: str, body: Any = None, *, key: str = "") -> tuple[int, bytes]:
     """Status and content of an answer over HTTP; status 0 where nothing answers. A `body` is sent as JSON."""
     data = None if body is None else json.dumps(body).encode()
-    request = Request(address, data=data, headers={"Content-Type": "application/json"})
+    headers = {"Authorization": f"Basic {base64.b64encode(key.encode()).decode()}"} if key else {}
+    request = Request(address, data=data, headers={"Content-Type": "application/json", **headers})
     try:
         # No proxy that the environment may name stands between this machine and itself.
         with build_opener(ProxyHandler({})).open(request, timeout=5) as answer:

@@ -116,6 +116,21 @@ def read_or_make_keys(home: Path) -> tuple[str, str]:
     return keys[0], keys[1]
 
 
+def prefect_key_file(home: Path) -> Path:
+    return home / "data" / "prefect.key"
+
+
+def read_or_make_prefect_key(home: Path) -> str:
+    """What Prefect's server asks for, ``user:password``: random, made once, in a file that only its owner can read."""
+    file = prefect_key_file(home)
+    if not file.exists():
+        write_private(file, f"m2m:{secrets.token_hex(20)}\n")
+    key = file.read_text().strip()
+    if not re.fullmatch(r"[!-9;-~]+:[!-~]+", key):
+        raise UserError(f"{file}: expected one line, user:password; delete it, and make up makes a new one")
+    return key
+
+
 def make_bucket(home: Path) -> None:
     """Makes the bucket, which *is* the folder ``data/store``.
 
@@ -147,7 +162,7 @@ def shell_file(home: Path) -> Path:
 
 
 def write_shell_file(stack: Stack) -> None:
-    """What points a shell at the stack; it holds the S3 keys, so only its owner can read it."""
+    """What points a shell at the stack; it holds the keys, so only its owner can read it."""
     variables = client_environment(stack)
     lines = [
         "# Points a shell at the local stack; made by make up, removed by make down.",

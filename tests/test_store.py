@@ -128,7 +128,9 @@ def test_a_file_that_is_not_what_its_key_says_is_not_stored(opened: tuple[Store,
 def test_a_damaged_object_is_named(damaged: bytes, opened: tuple[Store, Objects], tmp_path: Path) -> None:
     store, objects = opened
     objects.write(KEY, damaged)
-    with pytest.raises(UserError, match=f"{KEY} in the store .* is damaged; delete it and run"):
+    with pytest.raises(
+        UserError, match=f"{KEY} in the store .* is damaged; delete it and make it again: dvc repro --force"
+    ):
         store.get(KEY, SHA256, len(CONTENT))
     store.download(KEY, tmp_path / "as-it-is")
     assert (tmp_path / "as-it-is").read_bytes() == damaged

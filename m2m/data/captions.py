@@ -15,7 +15,7 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2m.errors import UserError
+from m2m.errors import UserError, made_again
 from m2m.files import check_seal, sealed_file
 from m2m.manifest import Split
 
@@ -93,7 +93,9 @@ def read_source(path: Path) -> CaptionSource:
     try:
         return CaptionSource(name=metadata["name"], licence=metadata["licence"], mix=metadata["mix"])
     except KeyError as error:
-        raise UserError(f"{path} does not say where its captions come from; run the captions stage again") from error
+        raise UserError(
+            f"{path} does not say where its captions come from; make it again: {made_again('captions')}"
+        ) from error
 
 
 def captions_digest(captions: Iterable[Caption]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from m2m.devices import align
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import check_digests
 
 
@@ -67,4 +67,4 @@ def image_size(stable_diffusion: Path) -> int:
 
 def _unusable(folder: Path, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"{folder}: missing or damaged ({reason}); restore it from git or run the foundation stage again")
+    return UserError(f"{folder}: missing or damaged ({reason}); {FOUNDATION_RESTORED}")

@@ -17,7 +17,7 @@ from m2m import seeds
 from m2m.devices import Replayed, align
 from m2m.diffusion.guidance import guided, guides
 from m2m.diffusion.solvers import make_scheduler
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import check_digests
 from m2m.params import Precision, SolverName
 
@@ -157,11 +157,10 @@ def _load(folder: Path) -> StableDiffusionPipeline:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        text = f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
-        raise UserError(text) from error
+        raise UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     if words != known:  # transformers takes a missing vocabulary for an empty one
-        text = f"{folder}: damaged (the tokenizer has {words} words, the text encoder knows {known}); restore it"
-        raise UserError(f"{text} from git or run the foundation stage again")
+        text = f"{folder}: damaged (the tokenizer has {words} words, the text encoder knows {known})"
+        raise UserError(f"{text}; {FOUNDATION_RESTORED}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -16,7 +16,7 @@ from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
 
 from m2m.devices import align
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.evaluation import inception_v3
 from m2m.evaluation.inception_v3 import InceptionV3
 from m2m.files import check_digests, folder_digest
@@ -140,6 +140,4 @@ def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
 
 def _incomplete(folder: Path, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(
-        f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
-    )
+    return UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}")

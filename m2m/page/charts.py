@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from m2m.errors import UserError
+from m2m.errors import UserError, made_again
 from m2m.page.line_chart import Line, line_chart
 from m2m.page.tables import NAMES, Column, Numbers, after_main
 from m2m.params import Variant
@@ -102,7 +102,9 @@ def _read(path: Path) -> Sequence[Mapping[str, float]]:
     except OSError as error:
         raise UserError(f"cannot read the curve {path}: {error.strerror}; the train stage must run first") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a curve that the train stage wrote ({error}); run it again") from error
+        raise UserError(
+            f"{path}: not a curve that the train stage wrote ({error}); make it again: {made_again('train')}"
+        ) from error
     if not rows:
         raise UserError(f"{path}: a curve without points; lower train.common.log_every")
     return rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from m2m.errors import UserError
+from m2m.errors import UserError, made_again
 from m2m.evaluation.gallery import CAPTIONS
 from m2m.page.tables import NAMES
 from m2m.params import Variant
@@ -77,7 +77,9 @@ def _load(variant: Variant, given: int, path: Path, *, about: str, rows: int | N
             captions = json.loads(file.info[CAPTIONS])
             picture = file.convert("RGB")
     except (OSError, KeyError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: not a gallery that the evaluate stage wrote ({error}); run it again") from error
+        raise UserError(
+            f"{path}: not a gallery that the evaluate stage wrote ({error}); make it again: {made_again('evaluate')}"
+        ) from error
     if rows is not None and rows < len(captions):
         picture = picture.crop((0, 0, picture.width, round(picture.height * rows / len(captions))))
         captions = captions[:rows]

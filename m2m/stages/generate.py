@@ -21,7 +21,7 @@ from m2m.data.card import mis_card, stated_licence
 from m2m.data.making import Made, Making, blocks, make_dataset
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError, made_again
 from m2m.files import check_digests, folder_digest
 from m2m.manifest import Manifest
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier
@@ -63,7 +63,7 @@ def run(
     store.check()
     source, sets = read_source(captions), sum(1 for _ in read_captions(captions))
     if not sets:
-        raise UserError(f"{captions} holds no captions; run the captions stage again")
+        raise UserError(f"{captions} holds no captions; make it again: {made_again('captions')}")
     check_digests(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
@@ -176,8 +176,7 @@ def load_judge(folder: Path, device: str) -> WorldClassifier | None:
         return WorldClassifier.from_pretrained(folder).to(device)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        text = f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
-        raise UserError(text) from error
+        raise UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
 
 
 @torch.inference_mode()

@@ -46,7 +46,8 @@ def _again(run: RecordedRun) -> tuple[str, list[str]]:
     origin = run.origin
     notes: list[str] = []
     if origin.experiment in saved_experiments():
-        return f"dvc exp apply {origin.experiment} && dvc repro", notes
+        # Not &&: that the run left a stage out, and nothing of it is here, is an error to dvc exp apply.
+        return f"dvc exp apply {origin.experiment}; dvc repro", notes
     if origin.experiment:
         notes.append(f"the experiment {origin.experiment} is not saved in this checkout: it failed, or was removed")
     if origin.dirty:

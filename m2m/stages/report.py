@@ -11,7 +11,7 @@ from typing import get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
-from m2m.errors import UserError
+from m2m.errors import UserError, made_again
 from m2m.files import check_digests, write_atomically
 from m2m.manifest import Manifest
 from m2m.page import efficiency, tables
@@ -121,9 +121,9 @@ def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; the {stage} stage must run first") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); run the {stage} stage again") from error
+        raise UserError(f"{path}: not JSON ({error}); make it again: {made_again(stage)}") from error
     if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
-        raise UserError(f"{path}: not what the {stage} stage writes; run it again")
+        raise UserError(f"{path}: not what the {stage} stage writes; make it again: {made_again(stage)}")
     return numbers
 
 

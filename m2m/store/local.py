@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from secrets import token_hex
 
-from m2m.errors import UserError
+from m2m.errors import MADE_AGAIN, UserError
 from m2m.files import file_digest, new_file, write_atomically
 
 
@@ -42,12 +42,12 @@ class LocalStore:
             if self._is_intact(key, sha256, size):
                 return self._folder / key
         if not (self._folder / key).is_file():
-            raise UserError(f"{key} is not in the store {self.uri}; run the stage that makes it again")
-        raise UserError(f"{key} in the store {self.uri} is damaged; delete it and run the stage that makes it again")
+            raise UserError(f"{key} is not in the store {self.uri}; {MADE_AGAIN}")
+        raise UserError(f"{key} in the store {self.uri} is damaged; delete it and {MADE_AGAIN}")
 
     def download(self, key: str, path: Path) -> None:
         if not (self._folder / key).is_file():
-            raise UserError(f"{key} is not in the store {self.uri}; run the stage that makes it again")
+            raise UserError(f"{key} is not in the store {self.uri}; {MADE_AGAIN}")
         with new_file(path) as draft:
             shutil.copyfile(self._folder / key, draft)
 

@@ -28,7 +28,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from m2m.errors import OutsideError, UserError
+from m2m.errors import MADE_AGAIN, OutsideError, UserError
 from m2m.files import file_digest, new_file
 
 # One attempt, so that a silent server is reported within ten seconds and a busy one still has five.
@@ -126,7 +126,7 @@ class S3Store:
             if _is_intact(path, sha256, size):
                 return path
         path.unlink()
-        raise UserError(f"{key} in the store {self._where} is damaged; delete it and run the stage that makes it again")
+        raise UserError(f"{key} in the store {self._where} is damaged; delete it and {MADE_AGAIN}")
 
     def download(self, key: str, path: Path) -> None:
         with new_file(path) as draft, draft.open("wb") as file:
@@ -172,7 +172,7 @@ class S3Store:
         except ClientError as error:
             code = _code(error)
             if key and code in _ABSENT:
-                text = f"{key} is not in the store {self._where}; run the stage that makes it again"
+                text = f"{key} is not in the store {self._where}; {MADE_AGAIN}"
                 raise UserError(text) from error
             refusal = f"it refuses {key} with {code}" if key else f"it refuses with {code}"
             raise UserError(f"store {self._where}: {_CAUSES.get(code, refusal)}") from error

@@ -8,7 +8,7 @@ from PIL import Image
 from m2m.contact_sheet import contact_sheet
 from m2m.data.sets import ImageSets
 from m2m.diffusion.solvers import make_scheduler
-from m2m.errors import UserError
+from m2m.errors import MADE_AGAIN, UserError
 from m2m.pipeline import M2MPipeline
 from m2m.seeds import derive
 from m2m.training.ema import Ema
@@ -32,8 +32,7 @@ class HeldOut:
         common = objective.common
         if not len(sets):
             raise UserError(
-                "the manifest has no validation sets, which previews and the held-out loss need; "
-                "run the stage that made it again"
+                f"the manifest has no validation sets, which previews and the held-out loss need; {MADE_AGAIN}"
             )
         shown = [sets[index] for index in range(min(common.preview_sets, len(sets)))]
         examples = [

@@ -6,13 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from m2m.errors import UserError
 
 CPU: Final = torch.device("cpu")
+JOIN_PATIENCE = timedelta(minutes=10)
+"""For all processes to come together: many import for minutes, and those of a run that has ended never come."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,14 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     """Joins the process group that the environment describes: ``torchrun`` sets RANK and WORLD_SIZE, as others do.
 
     A group that the caller has already joined, as under Ray's Torch trainer, is used and left open. On ``cuda`` each
-    rank takes the card of its number on the machine.
+    rank takes the card of its number on the machine. One process needs no group, whoever started it.
+
+    Raises:
+        UserError: the environment tells of several processes, but not where they meet, or they do not come; so it is
+            where a launcher's variables were left over.
     """
     own = torch.device(device)
-    if not dist.is_initialized() and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+    if not dist.is_initialized() and _launched_count() == 1:
         yield Ranks(device=own)
         return
     if own.type == "cuda":
@@ -67,8 +77,30 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     if dist.is_initialized():
         yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
         return
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=JOIN_PATIENCE))
+    except (ValueError, RuntimeError) as error:
+        raise _not_joined(f"the processes did not come together ({str(error).splitlines()[0]})") from error
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
     finally:
         dist.destroy_process_group()
+
+
+def _launched_count() -> int:
+    """Of how many processes a launcher says that this is one; 1 without one."""
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if not rank or not count:
+        return 1
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise _not_joined("expected a number below that of the processes")
+    return int(count)
+
+
+def _not_joined(reason: str) -> UserError:
+    said = " and ".join(f"{name} is {os.environ[name]!r}" for name in ("RANK", "WORLD_SIZE"))
+    return UserError(
+        f"{said}, as a launcher sets them, but {reason}; unset both to train in this process alone, or start all "
+        "processes with torchrun"
+    )

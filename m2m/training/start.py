@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model
 
 from m2m.diffusion.solvers import make_scheduler
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import check_digests
 from m2m.models.pose import POSE_DIM
 from m2m.models.unet import ImageSetUNet
@@ -47,7 +47,7 @@ def from_stable_diffusion(
     source, images = foundation / "stable-diffusion", foundation / encoder
     network_class, processor_class = ENCODERS[encoder]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-    for folder in (source, dino) if variant == "dino" else (source,):
+    for folder in (source, images) if variant == "dino" else (source,):
         check_digests(folder)
     try:
         network = network_class.from_pretrained(images, **options) if variant == "dino" else None
@@ -63,9 +63,7 @@ def from_stable_diffusion(
         processor = processor_class.from_pretrained(images, local_files_only=True) if network else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{foundation}: incomplete or damaged ({reason}); restore it or run the foundation stage again"
-        ) from error
+        raise UserError(f"{foundation}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
     return M2MPipeline(
         vae=vae.requires_grad_(False),
         unet=unet,

@@ -80,7 +80,10 @@ def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
         {"name": "a source", "licence": "its terms"}
     )
     pq.write_table(older, tmp_path / "older.parquet")
-    with pytest.raises(UserError, match="does not say where its captions come from; run the captions stage again"):
+    with pytest.raises(
+        UserError,
+        match="does not say where its captions come from; make it again: dvc repro --force --single-item captions",
+    ):
         read_source(tmp_path / "older.parquet")
 
 

@@ -14,12 +14,11 @@ ROOT = Path(__file__).parents[2]
 FORM = make_form(load_params(ROOT / "params.yaml"))
 
 
-def test_its_fields_have_the_values_bounds_and_descriptions_of_the_parameters() -> None:
+def test_its_fields_have_the_bounds_and_descriptions_of_the_parameters_and_no_values() -> None:
+    """A value shown would be that of the moment when the flows were offered, whatever file the run starts from."""
     schema = FORM.model_json_schema()["properties"]
     assert [field["title"] for field in schema.values()] == list(CHANGEABLE)
-    params = load_params(ROOT / "params.yaml")
     assert schema["generate_images_per_set"] == {
-        "default": params.generate.images_per_set,
         "minimum": 2,
         "maximum": 999,
         "title": "generate.images_per_set",
@@ -27,13 +26,19 @@ def test_its_fields_have_the_values_bounds_and_descriptions_of_the_parameters() 
     }
     assert schema["train_variant_dino_images"]["description"].startswith("training images seen")
     assert schema["train_variant_self_learning_rate"]["exclusiveMinimum"] == 0
+    assert not [name for name, field in schema.items() if "default" in field]
+    assert "required" not in FORM.model_json_schema()
+    assert FORM().model_dump() == {}  # nor does the default of the form itself hold any
 
 
-def test_what_differs_from_the_file_is_a_change() -> None:
-    assert FORM().changed() == {}
-    assert FORM(captions_train=7, train_common_seed=3).changed() == {"captions.train": 7, "train.common.seed": 3}
-    same = load_params(ROOT / "params.yaml").generate.guidance_scale
-    assert FORM(generate_guidance_scale=same).changed() == {}
+def test_what_is_given_and_differs_from_the_file_that_the_run_starts_from_is_a_change() -> None:
+    mine, smoke = load_params(ROOT / "params.yaml"), load_params(ROOT / "profiles" / "smoke.yaml")
+    assert FORM().changed(mine) == {}
+    assert FORM(captions_train=7, train_common_seed=3).changed(mine) == {"captions.train": 7, "train.common.seed": 3}
+    given = FORM(captions_train=mine.captions.train)
+    assert given.changed(mine) == {}
+    assert given.changed(smoke) == {"captions.train": mine.captions.train}
+    assert FORM.model_validate(given.model_dump(mode="json")) == given
 
 
 @pytest.mark.parametrize("wrong", [{"captions_train": 0}, {"train_variant_self_learning_rate": 2}, {"speed": 3}])

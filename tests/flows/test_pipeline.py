@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
+from flows.graph import Stage
+from flows.pipeline import await_limit, held_slots
+from m2m.params_file import load_params
 from m2m.tracking import open_records
 from tests.flows.serving import LIMIT, Run, events, experiments, plan, served
 
@@ -99,19 +108,83 @@ def test_from_the_form_to_the_experiment(
         assert (checkout.parent / "tries-train@self").read_text() == "1"
         assert experiments(checkout) == ["again", "nine"]
 
+        # Values changed in the checkout while the flows are served: an untouched form runs them, committed or not.
+        plan(checkout)
+        params = checkout / "params.yaml"
+        before = load_params(params).captions.train
+        params.write_text(params.read_text().replace(f"  train: {before}\n", "  train: 11\n", 1))
+        untouched = {"targets": [], "variants": ["self", "dino"], "profile": "params.yaml", "experiment": ""}
+        fourth = Run(client, checkout, **untouched, force=False, changes={})
+        assert fourth.wait().state_name == "Completed", (checkout.parent / "serve.log").read_text()
+        assert fourth.tasks()["captions"] == "Completed"
+        assert load_params(params).captions.train == 11
+        assert experiments(checkout) == ["again", "nine"]
+        # An experiment would leave out what is not committed.
+        fifth = Run(client, checkout, changes={"generate_seed": 5}).wait()
+        assert fifth.state_name == "Failed"
+        assert "params.yaml has values that are not committed" in (fifth.state.message or "")
+        subprocess.run(["git", "commit", "-qam", "Eleven"], cwd=checkout, check=True)
+        sixth = Run(client, checkout, experiment="eleven", changes={"generate_seed": 5})
+        assert sixth.wait().state_name == "Completed", (checkout.parent / "serve.log").read_text()
+        assert experiments(checkout) == ["again", "eleven", "nine"]
+        subprocess.run(["dvc", "exp", "apply", "eleven"], cwd=checkout, check=True, capture_output=True)
+        applied = load_params(params)
+        assert (applied.captions.train, applied.generate.seed) == (11, 5)
+
         # A value that the parameters do not allow never becomes a run.
         with pytest.raises(Exception, match="captions_train"):
             Run(client, checkout, changes={"captions_train": 0})
 
 
+def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient) -> None:
+    log = logging.getLogger("test")
+    one = Stage(name="train", description="", parents=(), slot="held", alone=False)
+    assert await_limit(one, log) == 0  # nobody made such a limit
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="held", limit=0))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(copy_context().run, await_limit, one, log)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=3)
+        client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=3))
+        assert waiting.result(timeout=60) == 1
+    assert await_limit(replace(one, alone=True), log) == 3
+
+    # Lowered while a stage waits for a slot, which would else fail.
+    begun = threading.Event()
+
+    def run() -> None:
+        with held_slots(one, log):
+            begun.set()
+
+    client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=1))
+    with ThreadPoolExecutor(1) as pool:
+        with held_slots(one, log):
+            waiting = pool.submit(copy_context().run, run)
+            assert not begun.wait(3)
+            client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0))
+            assert not begun.wait(10)
+        client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=1))
+        waiting.result(timeout=60)
+    assert client.read_global_concurrency_limit_by_name("held").active_slots == 0
+    client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0, active=False))
+    assert await_limit(one, log) == 0  # it is off
+    client.delete_global_concurrency_limit_by_name("held")
+
+
 def test_a_cancelled_run_ends_its_processes_and_gives_its_slot_back(
     checkout: Path, client: SyncPrefectClient, prefect_server: str, database: str
 ) -> None:
-    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=1))
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=0))
     plan(checkout, **{stage: {"seconds": 300, "child": True} for stage in ("train@self", "train@dino")})
     with served(checkout, prefect_server):
         run = Run(client, checkout, experiment="cancelled")
         deadline = time.monotonic() + LIMIT
+        while run.tasks().get("generate") != "Completed":
+            assert time.monotonic() < deadline, (checkout.parent / "serve.log").read_text()
+            time.sleep(0.1)
+        time.sleep(3)
+        assert not [event for event in events(checkout) if event[0].startswith("train")]  # a limit of 0 holds them back
+        client.update_global_concurrency_limit("gpu", GlobalConcurrencyLimitUpdate(limit=1))
         while not (child := checkout.parent / "child").exists() or not child.read_text():
             assert time.monotonic() < deadline, (checkout.parent / "serve.log").read_text()
             time.sleep(0.1)

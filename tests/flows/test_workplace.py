@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from flows.summary import _parts
 from flows.workplace import workplace
-from m2m.errors import UserError
+from m2m.errors import UserError, made_again
 from m2m.params_file import load_params
 
 ALL = ["captions", "generate", "train", "evaluate", "report"]
+README = Path(__file__).parents[2] / "README.md"
 NOTHING: dict[str, Any] = {"profile": None, "changes": {}}
 
 
@@ -51,6 +54,51 @@ def test_an_experiment_leaves_the_checkout_alone_and_comes_back_with_everything_
     assert again.count("didn't change, skipping") == 7
     assert "Running" not in again
     assert "cached" not in again
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("profile", [None, "smoke", "mine"])
+def test_values_that_are_not_committed_are_not_left_out_of_an_experiment(checkout: Path, profile: str | None) -> None:
+    """The person who asks for it sees them in the checkout; the worktree is of the last commit."""
+    if profile == "mine":
+        (checkout / "profiles" / "mine.yaml").write_text((checkout / "profiles" / "smoke.yaml").read_text())
+    file = checkout / (f"profiles/{profile}.yaml" if profile else "params.yaml")
+    change(file, "guidance_scale: ", "guidance_scale: 1")
+    with (
+        pytest.raises(UserError, match=r"(params|smoke|mine)\.yaml has values that are not committed.*; commit it, or"),
+        workplace(checkout, experiment="half", profile=profile, changes={}),
+    ):
+        pass
+    assert len(run(checkout, "git", "worktree", "list").splitlines()) == 1
+    run(checkout, "git", "add", "-A")
+    run(checkout, "git", "commit", "-qm", "Mine")
+    with workplace(checkout, experiment="half", profile=profile, changes={}) as place:
+        assert load_params(place.folder / "params.yaml") == load_params(file)
+
+
+def test_what_an_experiment_left_out_does_not_keep_it_from_coming_back(checkout: Path) -> None:
+    """By the command that README and a flow run's page name, in a checkout where nothing has been made."""
+    with workplace(checkout, experiment="half", profile=None, changes={"captions.train": 7}) as place:
+        run(place.folder, "dvc", "repro", "generate")
+        place.save("half", ["generate"])
+    (named,) = re.findall(r"`(dvc exp apply NAME[^`]*)`", README.read_text())
+    text = "\n".join(_parts(checkout, {}, {}, {}, [], "half"))
+    assert re.findall(r"`(dvc exp apply [^`]*)`", text) == [named.replace("NAME", "half")]
+    run(checkout, "sh", "-c", named.replace("NAME", "half"))
+    assert load_params(checkout / "params.yaml").captions.train == 7
+    assert run(checkout, "dvc", "status", "--json").strip() == "{}"
+
+
+def test_what_nothing_has_changed_for_is_made_again_by_the_command_that_messages_name(checkout: Path) -> None:
+    run(checkout, "dvc", "repro")
+    assert "Running stage" not in run(checkout, "dvc", "repro", "generate")
+    assert "Running stage 'generate'" in run(checkout, *made_again("generate").split())
+    assert run(checkout, *made_again("train").split()).count("Running stage 'train@") == 2
 
 
 def test_dvc_is_asked_once_what_it_would_run(checkout: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.prefect_server import HOSTS, KEY
 from infra.servers import PORTS
 
 INFRA = Path(__file__).parents[2] / "infra"
@@ -20,6 +21,7 @@ SECRETS = {
     "M2M_MLFLOW_DB_PASSWORD",
     "M2M_POSTGRES_PASSWORD",
     "M2M_PREFECT_DB_PASSWORD",
+    "M2M_PREFECT_KEY",
     "M2M_S3_ACCESS_KEY",
     "M2M_S3_SECRET_KEY",
 }
@@ -66,8 +68,24 @@ def test_secrets_come_from_the_environment_alone() -> None:
     assert required == SECRETS
     for service in SERVICES.values():
         for variable, value in service["environment"].items():
-            if re.search(r"PASSWORD|SECRET|ACCESS_KEY", variable):
+            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING", variable):
                 assert str(value).startswith("${")
+
+
+def test_prefect_asks_for_a_key_and_both_servers_take_their_own_hosts_and_pages_only() -> None:
+    prefect, flows = SERVICES["prefect"]["environment"], SERVICES["flows"]["environment"]
+    assert prefect[KEY] == flows["PREFECT_API_AUTH_STRING"] != ""
+    assert prefect[HOSTS] == "127.0.0.1,localhost,prefect"  # of people, of the health check, of the flows
+    assert prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == ",".join(
+        f"http://{host}:${{M2M_PREFECT_PORT:-4200}}" for host in ("127.0.0.1", "localhost")
+    )
+    assert SERVICES["prefect"]["command"][3:5] == ["--factory", "infra.prefect_server:make_app"]
+    copied = {name for line in (INFRA / "Dockerfile").read_text().splitlines() for name in line.split()}
+    sent = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    for name in ("infra/__init__.py", "infra/prefect_server.py"):
+        assert name in copied
+        assert f"!{name}" in sent
+    assert "--allowed-hosts=mlflow:5000,localhost:*,127.0.0.1:*" in SERVICES["mlflow"]["command"]
 
 
 def test_telemetry_is_off() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -13,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 from filelock import FileLock
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from infra import processes
 from infra.local import NAMES
@@ -61,6 +65,7 @@ class Home:
         foreign = {
             "AWS_PROFILE": "elsewhere",
             "PREFECT_API_KEY": "elsewhere",
+            "PREFECT_SERVER_API_AUTH_STRING": "elsewhere",
             "MLFLOW_TRACKING_URI": "http://elsewhere",
         }
         ports = {variable: str(port) for variable, port in self.ports.items()}
@@ -76,6 +81,14 @@ class Home:
 
     def address(self, variable: str) -> str:
         return f"http://127.0.0.1:{self.ports[variable]}"
+
+    def prefect_key(self) -> str:
+        return (self.folder / "data" / "prefect.key").read_text().strip()
+
+    def ask_prefect(self, path: str, body: Any = None) -> Any:
+        """What the API answers who has the key."""
+        key = base64.b64encode(self.prefect_key().encode()).decode()
+        return ask(f"{self.address('M2M_PREFECT_PORT')}/api/{path}", body, {"Authorization": f"Basic {key}"})
 
     def leaders(self) -> dict[str, int]:
         records = json.loads((self.folder / "work" / "stack" / "servers.json").read_text())
@@ -104,8 +117,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     try:
         up = home.run("up")
         assert (up.returncode, up.stderr) == (0, "")
-        for key in (home.folder / "data" / "s3.keys").read_text().split():
+        for key in (home.prefect_key(), *(home.folder / "data" / "s3.keys").read_text().split()):
             assert key not in up.stdout
+        assert "Sign in to Prefect's pages with the line in data/prefect.key\n" in up.stdout
         for variable in PORT_VARIABLES:
             assert home.address(variable) in up.stdout
         assert ". work/stack/env" in up.stdout
@@ -124,17 +138,152 @@ def foreigner() -> Iterator[psutil.Process]:
     process.wait()
 
 
-def ask(address: str, body: Any = None) -> Any:
+def ask(address: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(address, data=data, headers={"Content-Type": "application/json"}), timeout=20) as answer:
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    with urlopen(Request(address, data=data, headers=headers), timeout=20) as answer:
         return json.loads(answer.read())
 
 
 def test_prefect_answers_and_its_pages_know_its_address(home: Home) -> None:
     api = f"{home.address('M2M_PREFECT_PORT')}/api"
-    assert ask(f"{home.address('M2M_PREFECT_PORT')}/ui-settings")["api_url"] == api
-    assert [deployment["name"] for deployment in ask(f"{api}/deployments/filter", {})] == ["by-hand"]
+    settings = ask(f"{home.address('M2M_PREFECT_PORT')}/ui-settings")
+    assert (settings["api_url"], settings["auth"]) == (api, "BASIC")  # so the pages ask who opens them to sign in
+    assert [deployment["name"] for deployment in home.ask_prefect("deployments/filter", {})] == ["by-hand"]
     assert (home.folder / "prefect.db").exists()
+
+
+FOREIGN: list[dict[str, str]] = [
+    {"Origin": "http://evil.example"},
+    {"Host": "evil.example:{port}"},
+    {"Host": "evil.example:{port}", "Origin": "http://evil.example:{port}"},  # a name that was made to lead here
+    {"Host": "10.evil.example", "Origin": "http://10.evil.example"},  # it begins as a private address does
+    {"Host": "127.0.0.1.evil.example:{port}", "Origin": "null"},
+]
+"""What a browser sends for a page of elsewhere."""
+
+
+def sent(
+    address: str, method: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """The status of an answer, 0 if it is none of HTTP, and which origin's pages may read it."""
+    port = address.split(":")[2].partition("/")[0]
+    headers = {name: value.format(port=port) for name, value in (headers or {}).items()}
+    request = Request(address, data=body, method=method, headers={"Content-Type": "application/json", **headers})
+    try:
+        with urlopen(request, timeout=20) as answer:
+            return answer.status, answer.headers.get("access-control-allow-origin", "")
+    except HTTPError as error:
+        with error:
+            return error.code, error.headers.get("access-control-allow-origin", "")
+    except (URLError, OSError):
+        return 0, ""
+
+
+def preflight(address: str, origin: str) -> str:
+    """Which origin's pages may send a request that a form could not."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    return sent(address, "OPTIONS", headers={"Origin": origin, **asked})[1]
+
+
+def test_who_has_no_key_can_do_nothing_at_prefect(home: Home) -> None:
+    api = f"{home.address('M2M_PREFECT_PORT')}/api"
+    before = home.ask_prefect("deployments/filter", {})[0]
+    script = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {home.folder}/done"}}
+    for headers in ({}, *FOREIGN, {"Authorization": "Basic " + base64.b64encode(b"m2m:guessed").decode()}):
+        for method, path, body in (
+            ("PATCH", f"deployments/{before['id']}", {"pull_steps": [script]}),
+            ("POST", f"deployments/{before['id']}/create_flow_run", {}),
+            ("POST", "deployments/filter", {}),
+            ("POST", "variables/", {"name": "mine", "value": "mine"}),
+            ("GET", "admin/settings", None),
+        ):
+            data = None if body is None else json.dumps(body).encode()
+            status, readable = sent(f"{api}/{path}", method, data, headers)
+            assert (status in (400, 401), readable) == (True, ""), (method, path, headers)
+    # Not even with the key, which a page of elsewhere might have been told.
+    key = {"Authorization": "Basic " + base64.b64encode(home.prefect_key().encode()).decode()}
+    for headers in FOREIGN[1:]:
+        assert sent(f"{api}/deployments/filter", "POST", b"{}", {**headers, **key})[0] == 400
+    assert home.ask_prefect(f"deployments/{before['id']}")["pull_steps"] == before["pull_steps"]
+    assert home.ask_prefect("flow_runs/count", {}) == 0
+    assert preflight(f"{api}/deployments/filter", "http://evil.example") == ""
+    own = home.address("M2M_PREFECT_PORT")
+    assert preflight(f"{api}/deployments/filter", own) == own
+    assert preflight(f"{api}/deployments/filter", own.replace("127.0.0.1", "localhost")) != ""
+
+
+@pytest.mark.parametrize("first", [{"type": "auth", "token": "m2m:guessed"}, {"type": "auth"}, {"type": "event"}])
+def test_who_has_no_key_gets_no_socket_of_prefect(home: Home, first: dict[str, str]) -> None:
+    for path in ("events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled"):
+        with pytest.raises(ConnectionClosed):  # noqa: PT012  (when it is closed is Prefect's own)
+            address = f"ws://127.0.0.1:{home.ports['M2M_PREFECT_PORT']}/api/{path}"
+            with connect(address, subprotocols=["prefect"], proxy=None) as opened:  # type: ignore[list-item]
+                opened.send(json.dumps(first))
+                opened.recv(timeout=20)
+    port = home.ports["M2M_PREFECT_PORT"]
+    address = f"ws://evil.example:{port}/api/events/in"
+    with (
+        pytest.raises(InvalidStatus, match="400"),
+        connect(address, sock=socket.create_connection(("127.0.0.1", port)), proxy=None),
+    ):
+        pass
+
+
+def test_a_page_of_elsewhere_can_do_nothing_at_mlflow(home: Home) -> None:
+    server = home.address("M2M_MLFLOW_PORT")
+    for path in ("api/2.0/mlflow/experiments/create", "ajax-api/2.0/mlflow/experiments/create"):
+        for headers in FOREIGN:
+            assert sent(f"{server}/{path}", "POST", b'{"name": "mine"}', headers) == (403, ""), headers
+            # As a form sends it, which asks nobody first.
+            plain = {**headers, "Content-Type": "text/plain"}
+            assert sent(f"{server}/{path}", "POST", b'{"name": "mine"}', plain) == (403, ""), headers
+        assert preflight(f"{server}/{path}", "http://evil.example") == ""
+    for path in ("api/2.0/mlflow/experiments/get?experiment_id=0", "graphql", "v1/traces"):
+        assert all(sent(f"{server}/{path}", "GET", headers=headers)[1] == "" for headers in FOREIGN)
+    found = ask(f"{server}/api/2.0/mlflow/experiments/search", {"max_results": 10})["experiments"]
+    assert [experiment["name"] for experiment in found] == ["Default"]
+
+
+def test_the_server_of_make_ui_takes_the_same_hosts_only() -> None:
+    """Its list is what makes the requests above fail."""
+    said = subprocess.run(["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--host 127.0.0.1" in said
+    assert "--allowed-hosts '127.0.0.1:*,localhost:*'" in said
+
+
+def test_who_has_no_key_can_do_nothing_at_s3(home: Home) -> None:
+    server = home.address("M2M_S3_PORT")
+    form = b'--b\r\nContent-Disposition: form-data; name="key"\r\n\r\nmine\r\n--b\r\nContent-Disposition: form-data; '
+    form += b'name="file"; filename="mine"\r\n\r\nmine\r\n--b--\r\n'
+    for headers in ({}, *FOREIGN):
+        for method, path, body in (
+            ("GET", "", None),
+            ("GET", "m2m", None),
+            ("PUT", "m2m/mine", b"mine"),
+            ("PUT", "mine", None),
+            ("DELETE", "m2m", None),
+            ("POST", "m2m?delete", b"<Delete><Object><Key>mine</Key></Object></Delete>"),
+        ):
+            status, readable = sent(f"{server}/{path}", method, body, headers)
+            assert (status in (400, 403), readable) == (True, ""), (method, path, headers)
+        sent_form = {**headers, "Content-Type": "multipart/form-data; boundary=b"}
+        assert sent(f"{server}/m2m", "POST", form, sent_form)[0] in (400, 403)
+        assert preflight(f"{server}/m2m/mine", "http://evil.example") == ""
+    assert not list(home.folder.rglob("mine*"))
+
+
+def test_no_other_port_of_the_stack_serves_a_page_of_elsewhere(home: Home) -> None:
+    ports = {
+        connection.laddr.port
+        for process in home.processes().values()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert ports >= set(home.ports.values())
+    for port in ports:
+        for headers in FOREIGN[1:]:
+            assert sent(f"http://127.0.0.1:{port}/", "GET", headers=headers)[0] in (0, 400, 403)
 
 
 def test_mlflow_keeps_the_runs_where_they_were(home: Home) -> None:
@@ -165,19 +314,21 @@ def test_s3_takes_the_generated_keys_and_no_others(home: Home) -> None:
 
 
 def test_secrets_are_for_the_owner_only(home: Home) -> None:
-    secret = home.shell()["AWS_SECRET_ACCESS_KEY"]
-    for file in (home.folder / "work" / "stack" / "env", home.folder / "data" / "s3.keys"):
-        assert file.stat().st_mode & 0o777 == 0o600
-    for process in home.processes().values():
-        assert secret not in " ".join(process.cmdline())
-    for log in (home.folder / "work" / "stack").glob("*.log"):
-        assert secret not in log.read_text()
+    secrets = (home.shell()["AWS_SECRET_ACCESS_KEY"], home.prefect_key())
+    for name in ("work/stack/env", "data/s3.keys", "data/prefect.key"):
+        assert (home.folder / name).stat().st_mode & 0o777 == 0o600
+    for secret in secrets:
+        for process in home.processes().values():
+            assert secret not in " ".join(process.cmdline())
+        for log in (home.folder / "work" / "stack").glob("*.log"):
+            assert secret not in log.read_text()
 
 
 def test_flows_and_shell_are_pointed_at_the_stack(home: Home) -> None:
     shell = home.shell()
     flows = psutil.Process(home.leaders()["flows"]).environ()
     assert shell["PREFECT_API_URL"] == f"{home.address('M2M_PREFECT_PORT')}/api"
+    assert shell["PREFECT_API_AUTH_STRING"] == home.prefect_key()
     assert shell["MLFLOW_TRACKING_URI"] == home.address("M2M_MLFLOW_PORT")
     assert shell["AWS_ENDPOINT_URL"] == home.address("M2M_S3_PORT")
     pointers = {
@@ -237,14 +388,14 @@ def test_the_end_is_that_of_the_stack_alone(home: Home, foreigner: psutil.Proces
     os.kill(changed["mlflow"]["pid"], signal.SIGKILL)
     changed["mlflow"]["pid"] = foreigner.pid
     records.write_text(json.dumps(changed))
-    keys = (home.folder / "data" / "s3.keys").read_text()
+    keys = (home.folder / "data" / "s3.keys").read_text(), home.prefect_key()
 
     ended = home.run("down")
     assert (ended.returncode, ended.stdout) == (0, "Ended: flows, prefect, mlflow, s3.\n")
     assert not home.processes()
     assert foreigner.status() != psutil.STATUS_ZOMBIE
     assert not (home.folder / "work" / "stack" / "env").exists()
-    assert (home.folder / "data" / "s3.keys").read_text() == keys
+    assert ((home.folder / "data" / "s3.keys").read_text(), home.prefect_key()) == keys
     assert home.run("down").stdout == "Nothing of the local stack was running.\n"
 
 

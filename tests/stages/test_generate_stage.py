@@ -484,7 +484,7 @@ def test_a_damaged_class_network_is_one_line(damage: Callable[[Path], Any], word
     damage(worded.inception)
     with pytest.raises(UserError, match="inception: incomplete or damaged") as caught:
         worded.run()
-    assert "run the foundation stage again" in str(caught.value)
+    assert "make it again: dvc repro --force --single-item foundation" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not worded.manifest.exists()
     assert not worded.work.exists()

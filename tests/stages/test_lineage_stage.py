@@ -128,7 +128,7 @@ def test_the_command_that_makes_it_again_is_true(m2m: Any, tmp_path: Path) -> No
     subprocess.run(["git", *commit], cwd=tmp_path, check=True)
     subprocess.run(["git", "update-ref", "refs/exps/ab/cdef/more", "HEAD"], cwd=tmp_path, check=True)
     kept = m2m("models:/m2m-dino@champion").stdout.splitlines()
-    assert kept[-1].split(maxsplit=1) == ["again", "dvc exp apply more && dvc repro"]
+    assert kept[-1].split(maxsplit=1) == ["again", "dvc exp apply more; dvc repro"]
 
 
 def test_a_run_without_a_model_leads_to_its_dataset(m2m: Any, recorded: Recorded) -> None:

@@ -217,7 +217,7 @@ def test_the_page_shows_what_sampling_costs(
     [
         (None, "the sampling stage must run first"),
         ("{", "not JSON"),
-        ("{}", "not what the sampling stage writes; run it again"),
+        ("{}", "not what the sampling stage writes; make it again: dvc repro --force --single-item sampling"),
     ],
 )
 def test_what_sampling_left_must_be_whole(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -34,6 +35,11 @@ class Stack:
     mlflow: str
     environment: dict[str, str]
 
+    @property
+    def key(self) -> str:
+        """What signs in to Prefect."""
+        return (self.folder / "data" / "prefect.key").read_text().strip()
+
     def run(self, *command: str) -> str:
         """What a command says in the clone."""
         done = subprocess.run(
@@ -44,9 +50,9 @@ class Stack:
 
     def ask(self, path: str, **body: Any) -> Any:
         """What Prefect's API answers."""
-        question = Request(
-            f"{self.prefect}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        key = base64.b64encode(self.key.encode()).decode()
+        headers = {"Authorization": f"Basic {key}", "Content-Type": "application/json"}
+        question = Request(f"{self.prefect}/api/{path}", json.dumps(body).encode(), headers)
         with urlopen(question, timeout=60) as answer:
             return json.load(answer)
 
