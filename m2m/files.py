@@ -9,9 +9,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BufferedReader
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
 
 from m2m.errors import UserError
 
@@ -71,7 +71,7 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {_REFUSALS[error.errno]}") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Opens what is to be read, if it is a file on a disk: a FIFO would be waited for, a device may never end.
 
     Raises:

@@ -89,7 +89,7 @@ def _decoded(file: BinaryIO, named: str) -> Image.Image:
                     f"{LARGEST} bytes; give a smaller picture"
                 )
             photo.load()
-            return _first_frame(photo) if _is_empty(photo) else photo
+            return _first_frame(photo) if is_empty(photo) else photo
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
             f"{named}: would unpack to more than {Image.MAX_IMAGE_PIXELS} pixels; give a smaller picture"
@@ -105,7 +105,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _is_empty(photo: Image.Image) -> bool:
+def is_empty(photo: Image.Image) -> bool:
     """Whether all of it is transparent."""
     if not photo.has_transparency_data:
         return False
@@ -120,7 +120,7 @@ def _first_frame(photo: Image.Image) -> Image.Image:
         for number in range(1, FRAMES):
             photo.seek(number)
             photo.load()
-            if not _is_empty(photo):
+            if not is_empty(photo):
                 return photo.copy()
     except EOFError:  # of what is no animation, too
         pass
@@ -191,11 +191,15 @@ def _stretched(levels: NDArray[np.float32], *, floats: bool) -> NDArray[np.uint8
 
 def _profile(picture: Image.Image, space: str) -> ImageCms.ImageCmsProfile | None:
     """What says which colours the numbers of a picture are, if that can be read and speaks of such numbers."""
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info.get("icc_profile") or b""))
-    except (OSError, TypeError):  # there is none, or it is damaged: the numbers are taken as sRGB
+    content = picture.info.get("icc_profile")
+    if not content:
         return None
-    return profile if profile.profile.xcolor_space.strip() == {"L": "GRAY"}.get(space, space) else None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        numbers = profile.profile.xcolor_space.strip()
+    except Exception:  # whatever a damaged one raises: the numbers are taken as sRGB
+        return None
+    return profile if numbers == {"L": "GRAY"}.get(space, space) else None
 
 
 def _in_srgb(picture: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:

@@ -202,8 +202,10 @@ def _decode_image(name: str, content: bytes) -> npt.NDArray[np.uint8]:
             if image.mode != "RGB":
                 raise _ShardError(f"{name} is of mode {image.mode}; expected RGB")
             return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _ShardError(f"{name} cannot be decoded: {error}") from error
+    except _ShardError:
+        raise
+    except Exception as error:  # whatever Pillow raises for what is damaged
+        raise _ShardError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from error
 
 
 def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
@@ -212,8 +214,8 @@ def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
     try:
         version = np.lib.format.read_magic(file)
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
-        raise _ShardError(f"{name} is no .npy file: {error}") from error
+    except Exception as error:  # numpy has Python's own tokenizer and parser read the header
+        raise _ShardError(f"{name} is no .npy file: {' '.join(str(error).split())}") from error
     if version != (1, 0) or is_fortran or dtype != np.dtype("<f4") or len(shape) != 4:
         raise _ShardError(
             f"{name} holds {dtype} of shape {shape}; expected float32 of shape (images, channels, height, width)"
