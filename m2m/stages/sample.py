@@ -111,7 +111,7 @@ def run(
     given = [open_photo(path) for path in images]
     files = tuple(out / f"{number:03}.png" for number in range(1, drawing.num_images + 1))
     sheet, turntable = out / "contact-sheet.png", out / "turntable.gif"
-    _keep_given(images, [*files, sheet, turntable])
+    _keep_given(images, [*files, sheet, *([turntable] if viewpoints else [])])
     pipeline = load_pipeline(model, device=device)
     pipeline.scheduler = make_scheduler(drawing.solver, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
