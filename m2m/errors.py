@@ -15,8 +15,12 @@ MADE_AGAIN = f"make it again: {made_again('STAGE')}, with the stage that made it
 class UserError(Exception):
     """One line for the person at the terminal: what is wrong, where, and what would be right.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. File names in it may hold bytes that are no
+    text: they are shown as escapes, so that every stream and file takes the line.
     """
+
+    def __str__(self) -> str:
+        return super().__str__().encode(errors="backslashreplace").decode()
 
 
 class OutsideError(UserError):

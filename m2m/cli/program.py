@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -23,6 +24,8 @@ app = typer.Typer(
 
 @app.callback()
 def _every_command() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's: file names may hold bytes that are no text
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m2m.errors import UserError, made_again
-from m2m.files import check_seal, sealed_file
+from m2m.files import check_seal, open_regular, sealed_file
 from m2m.manifest import Split
 
 ROWS = 1 << 16
+AGAIN = f"make it again: {made_again('captions')}"
 """Captions in memory at a time, and in a row group."""
 
 _SET_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -55,6 +56,13 @@ class CaptionSource:
     """Which kinds of captions there are, and how many of each."""
 
 
+def text_problem(text: str) -> str:
+    """What keeps files, tokenizers and the system from taking a text; empty if nothing does."""
+    if "\0" in text:
+        return "holds a NUL"
+    return "holds half of a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in text) else ""
+
+
 def write_captions(path: Path, captions: Iterable[Caption], source: CaptionSource) -> None:
     """Writes captions in the order given, whole or not at all; the same captions give the same bytes.
 
@@ -78,8 +86,10 @@ def read_captions(path: Path) -> Iterator[Caption]:
     """
     with _open(path) as file:
         for batch in file.iter_batches(batch_size=ROWS, columns=list(_COLUMNS)):
-            for id_, text, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield Caption(id_, text, split)
+            for row in zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True):
+                if None in row:
+                    raise UserError(f"{path}: a row is not filled; {AGAIN}")
+                yield Caption(*row)
 
 
 def read_source(path: Path) -> CaptionSource:
@@ -89,13 +99,12 @@ def read_source(path: Path) -> CaptionSource:
         UserError: there is no such file, or it is no caption file.
     """
     with _open(path) as file:
-        metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+        stored = file.schema_arrow.metadata or {}
+        metadata = {key.decode(): value.decode() for key, value in stored.items()}
     try:
         return CaptionSource(name=metadata["name"], licence=metadata["licence"], mix=metadata["mix"])
     except KeyError as error:
-        raise UserError(
-            f"{path} does not say where its captions come from; make it again: {made_again('captions')}"
-        ) from error
+        raise UserError(f"{path} does not say where its captions come from; {AGAIN}") from error
 
 
 def captions_digest(captions: Iterable[Caption]) -> str:
@@ -106,15 +115,30 @@ def captions_digest(captions: Iterable[Caption]) -> str:
     return digest.hexdigest()
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings, in whatever way."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
     check_seal(path)
     try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
-            if missing := [name for name in _COLUMNS if name not in file.schema_arrow.names]:
+        with open_regular(path) as source, pq.ParquetFile(source) as file:
+            schema = file.schema_arrow
+            if missing := [name for name in _COLUMNS if name not in schema.names]:
                 raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)}")
+            if bad := [
+                name for name in _COLUMNS if schema.names.count(name) > 1 or not is_text(schema.field(name).type)
+            ]:
+                raise UserError(f"{path}: expected one column {bad[0]}, of strings; {AGAIN}")
             yield file
-    except pa.ArrowInvalid as error:
-        raise UserError(f"cannot read captions {path}: it is no Parquet file; run the captions stage") from error
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"cannot read captions {path}: {error.strerror or error}; run the captions stage") from error
+        why = error.strerror or " ".join(str(error).split())
+        raise UserError(f"cannot read captions {path}: {why}; {AGAIN}") from error
+    except Exception as error:  # whatever Arrow raises for what is damaged, and Python for texts that are none
+        raise UserError(f"cannot read captions {path}: it is no Parquet file; {AGAIN}") from error

@@ -1,14 +1,17 @@
 """Captions of Conceptual 12M (Changpinyo et al., 2021), from the files in which it comes.
 
 The published ``cc12m.tsv`` has no header and two columns, address and caption, UTF-8; names of people stand as
-``<PERSON>``, which stays as it is. Mirrors offer Parquet files with a ``caption`` column. Either is read in a stream,
-twice: the first pass counts the bad lines and ranks the good ones, the second takes the chosen ones. Memory holds a few
-dozen bytes a line, so 12M lines are no burden.
+``<PERSON>``, which stays as it is. A header is a bad line, and so is an address where the caption should be (Conceptual
+Captions has its columns the other way round). Mirrors offer Parquet files with a ``caption`` column. Either is read in
+a stream, twice: the first pass counts the bad lines and ranks the good ones, the second takes the chosen ones. Memory
+holds a few dozen bytes a line, so 12M lines are no burden.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2m.data.captions import ROWS, Caption, CaptionSource
+from m2m.data.captions import ROWS, Caption, CaptionSource, is_text, text_problem
 from m2m.errors import UserError
+from m2m.files import open_regular
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions
 
@@ -39,7 +43,14 @@ _OTHER_FORMATS = {
     b"\x1f\x8b": "a gzip file",
     b"PK\x03\x04": "a zip file",
     b"BZh": "a bzip2 file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
 }
+_ADDRESS = re.compile(rb"(?:https?|ftp)://\S+", re.IGNORECASE)
+_HEADERS = {b"caption", b"captions", b"text", b"title", b"description", b"alt", b"alt_text", b"url", b"image_url"}
+"""What the second column is called in files that name their columns."""
+_BLANKS = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
+"""Letters and signs that nobody sees: Hangul's fillers, and Braille without a dot."""
 _SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -131,16 +142,22 @@ def read_lines(params: Cc12mCaptions) -> Iterator[str | BadLine]:
         yield from _read_tsv(path) if params.format == "tsv" else _read_parquet(path)
     except OSError as error:
         raise UserError(
-            f"captions.path: cannot read {path}: {error.strerror or error}; expected {_expected(params)}"
+            f"captions.path: cannot read {path}: {error.strerror or ' '.join(str(error).split())}; "
+            f"expected {_expected(params)}"
         ) from error
 
 
 def _read_tsv(path: Path) -> Iterator[str | BadLine]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.peek(4)
         for magic, name in _OTHER_FORMATS.items():
             if start.startswith(magic):
                 raise UserError(f"captions.path: {path} is {name}, captions.format is tsv; expected {_TSV}")
+        first, second = file.readline(LONGEST_LINE), file.readline(LONGEST_LINE)
+        file.seek(0)
+        if _is_header(first, second):
+            file.seek(len(first))
+            yield BadLine("a header, no caption")
         while line := file.readline(LONGEST_LINE):
             if line.endswith(b"\n") or len(line) < LONGEST_LINE:
                 yield _caption_of(line)
@@ -148,6 +165,14 @@ def _read_tsv(path: Path) -> Iterator[str | BadLine]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(LONGEST_LINE)
             yield BadLine(f"longer than {LONGEST_LINE} bytes")
+
+
+def _is_header(first: bytes, second: bytes) -> bool:
+    """Whether the first line of two names the columns. The published file has no such line, but copies of it do."""
+    columns = first.rstrip(b"\r\n").split(b"\t")
+    if len(columns) != 2 or not first.endswith(b"\n") or _ADDRESS.fullmatch(columns[0]):
+        return False
+    return columns[1].strip().lower() in _HEADERS or bool(_ADDRESS.fullmatch(second.split(b"\t")[0]))
 
 
 def _caption_of(line: bytes) -> str | BadLine:
@@ -158,27 +183,40 @@ def _caption_of(line: bytes) -> str | BadLine:
 
 
 def _text_of(raw: bytes | None) -> str | BadLine:
+    stripped = (raw or b"").strip()
+    if _ADDRESS.fullmatch(stripped):
+        return BadLine("an address where the caption should be")
     try:
-        text = (raw or b"").decode().strip()
+        text = stripped.decode().strip()
     except UnicodeDecodeError:
         return BadLine("not UTF-8")
-    return text or BadLine("no caption")
+    if not any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANKS for letter in text):
+        return BadLine("no caption")
+    problem = text_problem(text)
+    return BadLine(problem) if problem else text
 
 
 def _read_parquet(path: Path) -> Iterator[str | BadLine]:
     try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
+        with open_regular(path) as source, pq.ParquetFile(source) as file:
             schema = file.schema_arrow
             if "caption" not in schema.names:
                 raise UserError(f"captions.path: {path} has no column caption; it has {', '.join(schema.names)}")
+            if schema.names.count("caption") > 1:
+                raise UserError(f"captions.path: {path} has the column caption twice; it has {', '.join(schema.names)}")
             kind = schema.field("caption").type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            if not is_text(kind):
                 raise UserError(f"captions.path: {path}: the column caption holds {kind}; expected string")
             for batch in file.iter_batches(batch_size=ROWS, columns=["caption"]):
                 # Arrow does not check that its strings are UTF-8: decode them here, where a fault can be named.
-                yield from map(_text_of, batch.column(0).cast(pa.large_binary()).to_pylist())
-    except pa.ArrowInvalid as error:
-        raise UserError(f"captions.path: {path} is no Parquet file, captions.format is parquet ({error})") from error
+                yield from map(_text_of, batch.column("caption").cast(pa.large_binary()).to_pylist())
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # whatever Arrow raises for what is damaged, and Python for names that are no text
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"captions.path: {path} is no Parquet file, captions.format is parquet, or a damaged one ({what})"
+        ) from error
 
 
 def _expected(params: Cc12mCaptions) -> str:

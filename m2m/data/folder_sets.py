@@ -59,7 +59,8 @@ def shard_id(name: str) -> str:
     """`name` where it can name files in a shard; else what is left of it, with a hash that keeps it apart."""
     if _SET_ID.fullmatch(name):
         return name
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:51]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:51]}-{digest[:12]}"
 
 
 def fingerprint(paths: Sequence[Path]) -> JsonValue:
@@ -68,7 +69,7 @@ def fingerprint(paths: Sequence[Path]) -> JsonValue:
     for path in paths:
         try:
             status = path.stat()
-        except OSError:  # the reader will name it
+        except (OSError, ValueError):  # the reader will name it
             found.append([path.name])
         else:
             found.append([path.name, status.st_size, status.st_mtime_ns])

@@ -14,14 +14,18 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from m2m.data.captions import text_problem
 from m2m.data.folder_sets import divide, fingerprint, shard_id
 from m2m.data.task_sets import Pictures, Plan, PlannedSet, Source
 from m2m.errors import UserError
+from m2m.files import open_regular
 from m2m.manifest import Split
 from m2m.params import FolderProcedures
 from m2m.photos import open_photo, square
 
 SOURCE = Source(name="illustrated instructions", licence="that of their publisher; wikiHow's is CC BY-NC-SA 3.0")
+LONGEST_NUMBER = 1000
+"""Digits."""
 _EXPECTED = "expected a JSON list, or one JSON object a line, of id, goal, steps and images"
 
 
@@ -95,6 +99,9 @@ def _problem(one: Instructions, before: dict[str, Instructions]) -> str:
     """What is wrong with a record by itself; its images are looked at when they are read."""
     if str(one.id) in before:
         return f"id {one.id!r} is there already"
+    for text in (str(one.id), one.goal, *one.steps, *one.images):
+        if problem := text_problem(text):
+            return f"procedure {one.id!r}: {text[:40]!r} {problem}"
     if len(one.images) < 2:
         return f"procedure {one.id!r} has {len(one.images)} images; expected at least 2"
     if len(one.steps) < len(one.images):
@@ -108,24 +115,35 @@ def _problem(one: Instructions, before: dict[str, Instructions]) -> str:
 def _values(key: str, path: str, bad: list[str]) -> Iterator[tuple[str, object]]:
     """Where each record stands, and its content."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open_regular(Path(path)) as file:
+            text = file.read().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"procedures.{key}: cannot read {path} ({error.strerror}); {_EXPECTED}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"procedures.{key}: {path} is no UTF-8 text (byte {error.start}); {_EXPECTED}") from error
     if text.lstrip().startswith("["):
         try:
-            values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            values = _loads(text)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"procedures.{key}: {path} is no valid JSON ({error}); {_EXPECTED}") from error
         yield from ((f"record {number}", value) for number, value in enumerate(values, start=1))
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(), which takes U+2028 and other characters that JSON allows in a string for ends of lines.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            value = _loads(line)
+        except (ValueError, RecursionError) as error:
             bad.append(f"{path}: line {number}: no valid JSON ({error})")
         else:
             yield f"line {number}", value
+
+
+def _loads(text: str) -> object:
+    return json.loads(text, parse_int=_number)
+
+
+def _number(digits: str) -> int | float:
+    """Python refuses to read whole numbers of thousands of digits; where one matters here it is bad in any case."""
+    return int(digits) if len(digits) < LONGEST_NUMBER else float(digits)

@@ -114,7 +114,7 @@ class WorldViews(WorldSets, ViewCount):
 
 
 class FolderViews(FolderSets, ViewCount):
-    """Objects rendered as Zero123's: a folder each, with ``000.png`` (RGBA) and ``000.npy`` (3x4, world to camera)."""
+    """Objects rendered as Zero123's: a folder each, with ``000.png`` (cut out), ``000.npy`` (3x4, world to camera)."""
 
     camera_convention: Literal["opencv", "blender"] = Field(
         description="the camera's axes: opencv has y down and z forward, blender (Zero123's renderings) y up, z back"

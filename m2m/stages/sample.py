@@ -101,13 +101,17 @@ def run(
         threads: of the CPU, for the note: another number changes the last bits.
 
     Raises:
-        UserError: no pictures are given or wanted, one cannot be read, the folder is no model, the disk refuses.
+        UserError: no pictures are given or wanted, one cannot be read or would be overwritten, the folder is no model,
+            the disk refuses.
     """
     if not images:
         raise UserError("no pictures given; name at least one: --images a.png b.jpg")
     if drawing.num_images < 1:
         raise UserError(f"--num-images is {drawing.num_images}; ask for at least 1")
     given = [open_photo(path) for path in images]
+    files = tuple(out / f"{number:03}.png" for number in range(1, drawing.num_images + 1))
+    sheet, turntable = out / "contact-sheet.png", out / "turntable.gif"
+    _keep_given(images, [*files, sheet, *([turntable] if viewpoints else [])])
     pipeline = load_pipeline(model, device=device)
     pipeline.scheduler = make_scheduler(drawing.solver, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
@@ -116,7 +120,6 @@ def run(
         raise UserError(f"the model has {last_timestep + 1} timesteps; give fewer steps, or a smaller context timestep")
 
     poses = _poses(viewpoints, pipeline, len(given), drawing.num_images)
-    files = tuple(out / f"{number:03}.png" for number in range(1, drawing.num_images + 1))
     with writing(files[0]):  # a place that cannot be written to is better known before the drawing
         out.mkdir(parents=True, exist_ok=True)
     steps = drawing.num_images * drawing.num_inference_steps
@@ -150,12 +153,19 @@ def run(
     }
     for number, (file, picture) in enumerate(zip(files, drawn, strict=True), 1):
         write_atomically(file, _png(picture, {**note, "number": number}))
-    sheet = out / "contact-sheet.png"
     seen = [square(photo, pipeline.image_size) for photo in given]
     write_atomically(sheet, _png(contact_sheet([(seen, drawn)]), note))
     if viewpoints:
-        write_atomically(out / "turntable.gif", animation([*seen, *drawn]))
+        write_atomically(turntable, animation([*seen, *drawn]))
     return Drawn(files, sheet)
+
+
+def _keep_given(images: Sequence[Path], written: Sequence[Path]) -> None:
+    """Nobody who continues a set loses what it begins with."""
+    for path in written:
+        for given in images:
+            if path.exists() and path.samefile(given):
+                raise UserError(f"{given} is given and would be overwritten by a drawn picture; name another --out")
 
 
 def _poses(
@@ -188,7 +198,9 @@ def _command(drawing: Drawing, viewpoints: Viewpoints | None, model: Path, image
 
 def _png(picture: Image.Image, note: dict[str, object]) -> bytes:
     text = PngInfo()
-    text.add_itxt("m2m", json.dumps(note, ensure_ascii=False))
+    # A file name may hold bytes that are no text: Python's stand-ins for them are written as JSON's escapes.
+    content = json.dumps(note, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    text.add_itxt("m2m", content)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()

@@ -21,7 +21,7 @@ from m2m.seeds import derive
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
-from m2m.world.cameras import TO_OPENCV
+from m2m.world.cameras import TO_OPENCV, sees_origin
 from m2m.world.grammar import view_captions
 from m2m.world.rounds import rounds
 from m2m.world.sets import draw_views
@@ -58,7 +58,7 @@ def run(
     if isinstance(params, WorldViews):
         plan = _world(params, size)
     else:
-        plan = plan_views(params, size=size, axes=TO_OPENCV[params.camera_convention])
+        plan = plan_views(params, size=size, conventions=TO_OPENCV, sees=sees_origin)
     encode = once(partial(LatentEncoder, stable_diffusion, device=device))
     vae = folder_digest(stable_diffusion / "vae")
     # VTK draws in one thread of a process; files are read by threads.

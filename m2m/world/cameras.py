@@ -107,3 +107,9 @@ def project(points: ArrayLike, camera: Camera, size: int) -> NDArray[np.float64]
     matrix = camera.matrix()
     homogeneous = (np.asarray(points, dtype=float) @ matrix[:, :3].T + matrix[:, 3]) @ intrinsics(size).T  # (n, 3)
     return np.asarray(homogeneous[:, :2] / homogeneous[:, 2:])
+
+
+def sees_origin(matrix: NDArray[np.float64]) -> bool:
+    """Whether the world's origin lies before a camera, (3, 4) world to camera in OpenCV's axes, and in its picture."""
+    right, down, forward = matrix[:, 3]
+    return bool(forward > 0 and max(abs(right), abs(down)) <= forward * math.tan(math.radians(FIELD_OF_VIEW) / 2))

@@ -1,3 +1,5 @@
+import shutil
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +9,7 @@ import pytest
 from m2m.data import captions as module
 from m2m.data.captions import Caption, CaptionSource, captions_digest, read_captions, read_source, write_captions
 from m2m.errors import UserError
+from tests.mutations import Reader, survives
 
 SOURCE = CaptionSource(name="a source", licence="its terms", mix="of two kinds")
 CAPTIONS = [
@@ -98,3 +101,50 @@ def test_captions_with_another_bit_are_refused(tmp_path: Path) -> None:
         for read in (read_source, lambda path: next(read_captions(path))):
             with pytest.raises(UserError, match=r"captions\.parquet: damaged, its SHA-256"):
                 read(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "said"),
+    [
+        (
+            (["a"], ["b"], ["train"], ["c"]),
+            ("id", "caption", "split", "caption"),
+            "expected one column caption, of str",
+        ),
+        (([1], ["b"], ["train"]), ("id", "caption", "split"), "expected one column id, of strings"),
+        ((["a"], [None], ["train"]), ("id", "caption", "split"), "expected one column caption, of strings"),
+        ((["a", "b"], ["b", None], ["train"] * 2), ("id", "caption", "split"), "a row is not filled"),
+    ],
+)
+def test_columns_that_are_not_as_written_are_named(
+    columns: tuple[list[object], ...], names: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table([*map(pa.array, columns)], names=[*names]), tmp_path / "a")
+    with pytest.raises(UserError, match=said):
+        list(read_captions(tmp_path / "a"))
+
+
+# Damaged files
+
+
+def reader() -> Reader:
+    def read(path: Path) -> None:
+        read_source(path)
+        for _ in read_captions(path):
+            pass
+
+    file = Path(tempfile.mkdtemp()) / "captions.parquet"
+    write_captions(file, CAPTIONS, SOURCE)
+    content = file.read_bytes()
+    shutil.rmtree(file.parent)
+    return content, "captions.parquet", read
+
+
+def test_damaged_files_are_read_or_named() -> None:
+    survives("tests.data.test_captions:reader", 150)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_many_damaged_files_are_read_or_named() -> None:
+    survives("tests.data.test_captions:reader", 10_000)

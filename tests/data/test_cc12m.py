@@ -1,3 +1,4 @@
+import os
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from m2m.data.captions import Caption
 from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions
+from tests.mutations import Reader, survives
 
 TEXTS = ["a very <PERSON> day", "the cat's “mat”", "naïve  café", "a, b; c"] + [
     f"picture number {n}" for n in range(96)
@@ -206,3 +208,115 @@ def test_memory_does_not_hold_the_file(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert chosen == lines
     assert peak < 0.2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("header", ["url\tcaption", "\ufeffimage_url\tTEXT", "Bild\tBeschreibung"])
+def test_a_line_that_names_the_columns_is_no_caption(header: str, tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    path.write_bytes(f"{header}\n".encode() + path.read_bytes())
+    with pytest.raises(UserError, match=r"1 of 101 lines are bad.*\(line 1: a header, no caption\)"):
+        cc12m.select_lines(params(path))
+    chosen = select(params(path, train=70, max_bad_fraction=0.02))
+    assert [caption.text for caption in chosen] == TEXTS
+    assert chosen[0].id == "cc12m-000000002"
+
+
+def test_columns_in_the_other_order_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "cc3m.tsv"
+    lines = [f"{text}\thttps://example.org/{n}.jpg" for n, text in enumerate(TEXTS)]
+    path.write_text("\n".join(lines))
+    said = (
+        r"100 of 100 lines are bad.*expected lines of an address, a tab.*line 1: an address where the caption should be"
+    )
+    with pytest.raises(UserError, match=said):
+        cc12m.select_lines(params(path, max_bad_fraction=0.5))
+    addresses = parquet(tmp_path / "addresses", [f"HTTP://example.org/{n}" for n in range(100)])
+    with pytest.raises(UserError, match="line 1: an address where the caption should be"):
+        cc12m.select_lines(params(addresses, format="parquet"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(encoding: str, tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    path.write_text(path.read_text(), encoding=encoding)
+    marked = r"is UTF-16 text, captions\.format is tsv; expected .* in UTF-8"
+    with pytest.raises(
+        UserError, match=r"lines are bad.*in UTF-8" if encoding[-2] + encoding[-1] in ("le", "be") else marked
+    ):
+        cc12m.select_lines(params(path, max_bad_fraction=0.5))
+
+
+def test_captions_that_nobody_can_read_are_none(tmp_path: Path) -> None:
+    unseen = ["\u200b", "\u2060\ufeff \u00ad", "\u3164", "\u0301", "\u202e\u202c", "\x01\x02", "\ufe0f", "\u2800"]
+    selection = cc12m.select_lines(params(tsv(tmp_path / "a", [*unseen, "a\0b", *TEXTS]), max_bad_fraction=0.1))
+    assert selection.bad == 9
+    assert selection.examples[0] == "line 1: no caption"
+    seen = ["…", "1", "\U0001f642", "猫", "e\u0301", "a\u200bb"]
+    chosen = select(params(tsv(tmp_path / "b", seen), train=4, validation=1, test=1))
+    assert [caption.text for caption in chosen] == seen
+
+
+def test_strings_of_every_kind_are_text(tmp_path: Path) -> None:
+    expected = select(params(tsv(tmp_path / "cc12m.tsv", TEXTS)))
+    for kind in (
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int32(), pa.large_string()),
+    ):
+        assert select(params(parquet(tmp_path / "cc12m.parquet", TEXTS, kind), format="parquet")) == expected, kind
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["caption", "caption"]), tmp_path / "a")
+    with pytest.raises(UserError, match="a has the column caption twice; it has caption, caption"):
+        cc12m.select_lines(params(tmp_path / "a", format="parquet"))
+
+
+def test_a_damaged_page_is_named_in_one_line(tmp_path: Path) -> None:
+    for codec in ("snappy", "zstd", "gzip", "none"):
+        pq.write_table(pa.table({"caption": TEXTS}), tmp_path / codec, compression=codec, use_dictionary=False)
+        content = bytearray((tmp_path / codec).read_bytes())
+        content[30:300] = b"\xff" * 270
+        (tmp_path / codec).write_bytes(content)
+        with pytest.raises(UserError, match=r"captions\.path: ") as error:
+            cc12m.select_lines(params(tmp_path / codec, format="parquet"))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("format_", ["tsv", "parquet"])
+def test_a_fifo_is_not_waited_for(format_: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match=r"captions\.path: cannot read .*fifo: not a regular file"):
+        cc12m.select_lines(params(tmp_path / "fifo", format=format_))
+
+
+# Damaged files
+
+
+def read(path: Path, format_: str) -> None:
+    asked = params(path, format=format_, train=3, validation=1, test=1, max_bad_fraction=0.9)
+    for _ in cc12m.selected_captions(asked, cc12m.select_lines(asked)):
+        pass
+
+
+def tsv_reader() -> Reader:
+    good = "".join(f"https://example.org/{n}.jpg\t{text}\n" for n, text in enumerate(TEXTS[:12]))
+    return good.encode(), "cc12m.tsv", lambda path: read(path, "tsv")
+
+
+def parquet_reader() -> Reader:
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.table({"url": TEXTS[:12], "caption": TEXTS[:12]}), file, row_group_size=6)
+    return file.getvalue().to_pybytes(), "cc12m.parquet", lambda path: read(path, "parquet")
+
+
+@pytest.mark.parametrize("name", ["tsv_reader", "parquet_reader"])
+def test_damaged_files_are_read_or_named(name: str) -> None:
+    survives(f"tests.data.test_cc12m:{name}", 150)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["tsv_reader", "parquet_reader"])
+def test_many_damaged_files_are_read_or_named(name: str) -> None:
+    survives(f"tests.data.test_cc12m:{name}", 10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -159,9 +160,22 @@ def bomb(value: dict[str, Any], folder: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(folder / value["images"][0])
 
 
+def cut(value: dict[str, Any], folder: Path) -> None:
+    """A picture whose header is whole."""
+    file = io.BytesIO()
+    Image.effect_noise((90, 60), 60).convert("RGB").save(file, "AVIF")
+    (folder / value["images"][0]).write_bytes(file.getvalue()[:-400])
+
+
+def other(value: dict[str, Any], folder: Path) -> None:
+    Image.new("RGB", (90, 60)).save(folder / value["images"][1], "EPS")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (cut, r"pictures/4-0\.png: (cannot be read as|not) a picture"),
+        (other, r"pictures/4-1\.png: not a picture that can be read; give one of PNG, "),
         (missing, r"pictures/4-1\.png: no such file"),
         (bomb, r"pictures/4-0\.png: would unpack"),
         (lambda value, _: value["images"].__delitem__(slice(1, None)), "record 5: procedure 'how/to 4' has 1 images"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,34 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(
     (line,) = result.stderr.splitlines()
     assert line.startswith(said)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_given_pictures_are_not_drawn_over(model: Path, pictures: list[str]) -> None:
+    Path("out").mkdir()
+    for name in ("001.png", "contact-sheet.png"):
+        Image.open(pictures[1]).save(Path("out", name))
+        kept = Path("out", name).read_bytes()
+        result = sample("--model", model, "--images", pictures[0], f"out/../out/{name}")
+        assert result.exit_code == 2, result.output
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(
+            f"m2m: out/../out/{name} is given and would be overwritten by a drawn picture; name anoth"
+        )
+        assert Path("out", name).read_bytes() == kept
+        Path("out", name).rename(f"given-{name}")
+    assert not [*Path("out").iterdir()]
+    Path("given-001.png").rename("out/009.png")
+    assert sample("--model", model, "--images", "out/009.png", "--num-images", 2).exit_code == 0
+    assert Path("out/002.png").exists()
+
+
+def test_bytes_that_are_no_text_may_stand_in_a_file_name(model: Path, pictures: list[str]) -> None:
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.png")
+    Path(pictures[1]).rename(name)
+    result = sample("--model", model, "--images", name, "--num-images", 1, "--out", os.fsdecode(b"\xe9"))
+    assert result.exit_code == 0, result.output
+    assert "\\udce9/contact-sheet.png: 1 pictures" in result.stdout
+    with Image.open(Path(os.fsdecode(b"\xe9"), "001.png")) as drawn:
+        note = json.loads(drawn.text["m2m"])
+    assert note["images"][0]["file"] == name
+    assert shlex.split(note["command"])[-1] == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +24,7 @@ from m2m.stages import render, verify, views
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
-from m2m.world.cameras import intrinsics
+from m2m.world.cameras import Camera, intrinsics
 from m2m.world.grammar import parse
 from m2m.world.meshes import RADIUS
 
@@ -208,7 +209,11 @@ def camera(content: Any, *, allow_pickle: bool = False) -> Any:
         ("000.npy", lambda path: path.write_bytes(b"once upon"), r"no \.npy file of a camera"),
         ("001.npy", Path.unlink, r"cannot be read \(No such file"),
         ("001.png", Path.unlink, "no such file"),
+        ("000.npy", camera(Camera(40, 20).matrix()), "with views.camera_convention blender; with opencv it would"),
         ("000.png", rgb, "is of mode RGB; expected RGBA"),
+        ("001.png", lambda path: Image.new("RGBA", (128, 128), (9, 9, 9, 0)).save(path), "shows nothing"),
+        ("001.png", lambda path: (path.unlink(), os.mkfifo(path)), "not a regular file"),
+        ("001.npy", lambda path: (path.unlink(), os.mkfifo(path)), "not a regular file"),
         ("000.png", bomb, "would unpack to more than"),
     ],
 )
@@ -253,3 +258,14 @@ def test_a_folder_that_is_missing_or_empty_is_named(place: Workplace, folders: d
         place.run({**folders, "test_path": ""})
     with pytest.raises(UserError, match=r"leaves no sets for validation; check views\.validation_share"):
         place.run({**folders, "validation_share": 0.0})
+
+
+def test_names_that_are_no_text_are_read_and_their_faults_recorded(place: Workplace, folders: dict[str, Any]) -> None:
+    for number in (0, 1):
+        folder = Path(folders["path"]) / os.fsdecode(b"obj\xe9t %d" % number)
+        shutil.copytree(Path(folders["path"]) / "object 0", folder)
+    (folder / "001.png").unlink()
+    assert sum(place.run(folders).sets.values()) == 5
+    assert place.manifest.read_bytes().count(b'"left_out": 1') == 1
+    place.run(folders)  # from the records
+    assert place.manifest.read_bytes().count(b'"left_out": 1') == 1
