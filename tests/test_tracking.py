@@ -408,6 +408,65 @@ def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Pa
     assert len(MlflowClient(database).search_model_versions("name = 'm'")) == 1
 
 
+def test_a_run_that_is_killed_twice_has_each_point_once(database: str, tmp_path: Path) -> None:
+    """The second kill comes after the note that the run was resumed, and before the points of the work done again."""
+    from m2m.tracking.remote import Remote
+
+    made = Header("key", "run", "train", {}, database, 1_700_000_000_000)
+    for life, steps in enumerate([range(10), range(6, 12), range(6, 14)]):
+        journal = Journal.create(tmp_path / "spool", made)
+        if life:
+            journal.append("resume")
+        run = Remote(database).open_run(made)
+        for entry in journal.pending():
+            run.send([entry], journal)
+            journal.mark_sent(entry.end)
+        for step in steps:
+            journal.append("metrics", points=[["loss", 1.0, step, 1_700_000_000_000 + 100 * life + step]])
+        image = journal.place("image.png")
+        PICTURE.save(journal.kept(image))
+        journal.append("image", key="p", step=6, time=1_700_000_000_000 + life, file=image)
+        if life != 1:
+            for entry in journal.pending():
+                run.send([entry], journal)
+                journal.mark_sent(entry.end)
+        journal.close()
+    (logged,) = runs(database)
+    assert [step for step, _ in points(database, logged, "loss")] == list(range(14))
+    assert pictures(database, logged) == ["images/p+step+6"]
+
+
+def test_a_picture_whose_arrival_was_not_confirmed_is_there_once(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m2m.tracking.connection import AwayError
+    from m2m.tracking.remote import Remote
+
+    made = Header("key", "run", "train", {}, database, 1_700_000_000_000)
+    journal = Journal.create(tmp_path / "spool", made)
+    journal.append("params", values={"a": "1"})
+    image = journal.place("image.png")
+    PICTURE.save(journal.kept(image))
+    journal.append("image", key="p", step=6, time=1_700_000_000_000, file=image)
+    run = Remote(database).open_run(made)
+    log_image = MlflowClient.log_image
+
+    def unconfirmed(*arguments: Any, **options: Any) -> None:
+        log_image(*arguments, **options)
+        raise ConnectionResetError
+
+    (first, second) = journal.pending()
+    run.send([first], journal)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_image", unconfirmed)
+        with pytest.raises(AwayError):
+            run.send([second], journal)
+    run.send([second], journal)
+    journal.close()
+    (logged,) = runs(database)
+    assert pictures(database, logged) == ["images/p+step+6"]
+
+
 # The journal
 
 

@@ -41,7 +41,7 @@ class RemoteRun:
         self.id = str(run.info.run_id)
         self._client, self._experiment_id = client, run.info.experiment_id
         self._steps: dict[str, int] = {}
-        """The newest step of each curve when the run was resumed."""
+        """The newest step of each curve when the run was opened or resumed."""
         self._pictures: set[tuple[str, int]] = set()
         self._unsure = True
         """Whether the next entry may have arrived before, its acknowledgement lost."""
@@ -54,6 +54,7 @@ class RemoteRun:
         Raises:
             AwayError, RefusedError
         """
+        unsure, self._unsure = self._unsure, True
         with classified():
             match entries[0].kind, entries[0].values:
                 case "metrics", _:
@@ -63,7 +64,7 @@ class RemoteRun:
                 case "tags", values:
                     self._client.log_batch(self.id, tags=[RunTag(*item) for item in values["values"].items()])
                 case "image", values:
-                    self._image(values, journal)
+                    self._image(values, journal, unsure)
                 case "artifact", values:
                     self._artifact(journal.kept(values["file"]), values["folder"])
                 case "dataset", values:
@@ -90,9 +91,9 @@ class RemoteRun:
         if new:
             self._client.log_batch(self.id, metrics=new)
 
-    def _image(self, values: dict[str, Any], journal: Journal) -> None:
+    def _image(self, values: dict[str, Any], journal: Journal, unsure: bool) -> None:
         key, step, time = values["key"], values["step"], values["time"]
-        if (key, step) in self._pictures or (self._unsure and (key, step) in self._pictures_there(time)):
+        if (key, step) in self._pictures or (unsure and (key, step) in self._pictures_there(time)):
             return
         with PIL.Image.open(journal.kept(values["file"])) as picture:
             self._client.log_image(self.id, picture, key=key, step=step, timestamp=time)
@@ -127,12 +128,19 @@ class RemoteRun:
             set_aliases(self._client, values["name"], self.version, **values["gate"])
 
     def _resume(self) -> None:
-        """What the server has of the run is not sent again by the part of the work that is done again."""
+        self.look()
+        self._client.update_run(self.id, status="RUNNING")
+
+    def look(self) -> None:
+        """What the server has of the run is not sent again by the part of the work that is done again.
+
+        Not only where the journal says that the run was resumed: the note that this was sent may have come through and
+        the points of the work done again not, before the next kill.
+        """
         for key in self._client.get_run(self.id).data.metrics:
             if not key.startswith(SYSTEM):
                 self._steps[key] = max(point.step for point in self._client.get_metric_history(self.id, key))
         self._pictures = self._pictures_there()
-        self._client.update_run(self.id, status="RUNNING")
 
     def _pictures_there(self, time: int | None = None) -> set[tuple[str, int]]:
         """Keys and steps of the pictures that the server has (of one moment)."""
@@ -173,11 +181,12 @@ class Remote:
         with classified():
             experiment_id = self._experiment(header.experiment)
             found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
-            run = found[0] if found else None
-            if run is None:
-                tags = {**header.tags, RUN_TAG: header.key}
-                run = self._client.create_run(experiment_id, header.started, tags, header.name)
-            return RemoteRun(self._client, run)
+            if found:
+                remote = RemoteRun(self._client, found[0])
+                remote.look()
+                return remote
+            tags = {**header.tags, RUN_TAG: header.key}
+            return RemoteRun(self._client, self._client.create_run(experiment_id, header.started, tags, header.name))
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
