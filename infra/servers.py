@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
 from m2m.errors import UserError
+from m2m.settings import sqlite_uri
 
 HOST = "127.0.0.1"
 BUCKET = "m2m"
@@ -101,8 +103,8 @@ def _s3(stack: Stack) -> Server:
 
 
 def _mlflow(stack: Stack) -> Server:
-    places = ("--backend-store-uri", f"sqlite:///{stack.home}/mlflow.db")
-    artifacts = ("--default-artifact-root", str(stack.home / "mlruns"))
+    places = ("--backend-store-uri", sqlite_uri(stack.home / "mlflow.db"))
+    artifacts = ("--default-artifact-root", (stack.home / "mlruns").as_uri())
     network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1")
     settings = {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -124,7 +126,7 @@ def _prefect(stack: Stack) -> Server:
     address = stack.address("prefect")
     settings = {
         "PREFECT_HOME": str(stack.state / "prefect"),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{stack.home}/prefect.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{quote(str(stack.home))}/prefect.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",

@@ -21,9 +21,11 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from m2m.settings import sqlite_file
 from m2m.tracking.aliases import set_aliases
-from m2m.tracking.connection import classified, connect, sqlite_file
+from m2m.tracking.connection import RefusedError, classified, connect
 from m2m.tracking.journal import Entry, Header, Journal
+from m2m.tracking.places import ARTIFACTS
 from m2m.tracking.registration import register
 
 RUN_TAG = "m2m.run"
@@ -38,6 +40,7 @@ class RemoteRun:
     """One run on the server."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._uri = str(client.tracking_uri)
         self.id = str(run.info.run_id)
         self._client, self._experiment_id = client, run.info.experiment_id
         self._steps: dict[str, int] = {}
@@ -55,7 +58,7 @@ class RemoteRun:
             AwayError, RefusedError
         """
         unsure, self._unsure = self._unsure, True
-        with classified():
+        with classified(self._uri):
             match entries[0].kind, entries[0].values:
                 case "metrics", _:
                     self._metrics([point for entry in entries for point in entry.values["points"]])
@@ -169,7 +172,7 @@ class Remote:
         Raises:
             AwayError, RefusedError
         """
-        with classified():
+        with classified(self._uri):
             self._client.search_experiments(max_results=1)
 
     def open_run(self, header: Header) -> RemoteRun:
@@ -178,22 +181,30 @@ class Remote:
         Raises:
             AwayError, RefusedError
         """
-        with classified():
-            experiment_id = self._experiment(header.experiment)
-            found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
+        with classified(self._uri):
+            # In all experiments: a person may have given it another name since, or the run another experiment.
+            everywhere = [str(one.experiment_id) for one in self._client.search_experiments()]
+            found = self._client.search_runs(everywhere, f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
             if found:
                 remote = RemoteRun(self._client, found[0])
                 remote.look()
                 return remote
+            experiment_id = self._experiment(header.experiment)
             tags = {**header.tags, RUN_TAG: header.key}
             return RemoteRun(self._client, self._client.create_run(experiment_id, header.started, tags, header.name))
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage != "active":
+                number = found.experiment_id
+                raise RefusedError(
+                    f"experiment {name} was deleted in MLflow; mlflow experiments restore -x {number} brings it back, "
+                    f"mlflow gc --experiment-ids {number} makes room for a new one"
+                )
             return str(found.experiment_id)
         database = sqlite_file(self._uri)
-        place = (database.parent / "mlruns" / name).as_uri() if database else None
+        place = (database.parent / ARTIFACTS / name).as_uri() if database else None
         try:
             return str(self._client.create_experiment(name, place))
         except MlflowException as error:
