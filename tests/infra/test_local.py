@@ -139,7 +139,7 @@ def test_prefect_answers_and_its_pages_know_its_address(home: Home) -> None:
 
 def test_mlflow_keeps_the_runs_where_they_were(home: Home) -> None:
     address = f"{home.address('M2M_MLFLOW_PORT')}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert ask(address)["experiment"]["artifact_location"] == f"{home.folder}/mlruns/0"
+    assert ask(address)["experiment"]["artifact_location"] == (home.folder / "mlruns" / "0").as_uri()
     assert (home.folder / "mlflow.db").exists()
 
 
