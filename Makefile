@@ -5,9 +5,6 @@ PROFILE ?= embedded
 VENV := .venv
 PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready
-# Tracking and artefacts belong to the main checkout, also from a worktree.
-MAIN := $(shell git rev-parse --path-format=absolute --git-common-dir 2>/dev/null | sed 's,/\.git$$,,')
-MAIN := $(or $(MAIN),$(CURDIR))
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DO_NOT_TRACK := 1
@@ -65,9 +62,7 @@ report: $(READY) ## Make the report, and what it needs
 	@echo "reports/index.html"
 
 ui: $(READY) ## Open MLflow on this machine: http://127.0.0.1:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1 \
-		--allowed-hosts '127.0.0.1:*,localhost:*' \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(MAIN)/mlflow.db}" --default-artifact-root "$(MAIN)/mlruns"
+	python -m infra.ui $(PORT)
 
 serve: $(READY) ## Offer the flows on the Prefect server that PREFECT_API_URL names
 	PREFECT_SERVER_ANALYTICS_ENABLED=false python -m flows.deploy serve

@@ -64,7 +64,7 @@ def recorded(
         checkout: where the stages run.
         env: the stages' environment: what it says of flow run and experiment stands on this run, too.
     """
-    settings = Settings.from_environment(env)
+    settings = Settings.from_environment(env, checkout=checkout)
     tags = origin_tags(settings.caller, revision(checkout))
     tracker = open_tracker(settings.tracking_uri, spool=settings.work / "spool", tags=tags)
     with tracker.run(name, stage=EXPERIMENT, tags={}) as run:

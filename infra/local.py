@@ -25,6 +25,7 @@ from infra.servers import PORTS, Server, Stack, servers
 from infra.state import Record
 from m2m.errors import UserError
 from m2m.settings import main_checkout
+from m2m.tracking import bring_artifacts_along
 
 NAMES = (*PORTS, "flows")
 START_PATIENCE = 180.0
@@ -55,6 +56,7 @@ def up(home: Path) -> None:
             processes.end(name, home, leader=None, patience=STOP_PATIENCE)  # what outlived it may hold its port
         state.check_ports({name: port for name, port in stack.ports.items() if name in missing})
         state.make_bucket(home)
+        bring_artifacts_along(home / "mlflow.db")
         state.keep_out_second_pages(stack)
         print("The local stack is already up:" if not missing else "Starting the local stack:", flush=True)
         try:

@@ -13,13 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
 from m2m.errors import UserError
+from m2m.settings import sqlite_uri
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
 """By these names a server may be asked, at any port (of a tunnel); a page of elsewhere can make its own lead here."""
+MLFLOW_HOSTS = ",".join(f"{host}:*" for host in HOSTS)
+"""Its own list lets in names that only begin like private addresses do, such as 10.example.org."""
 BUCKET = "m2m"
 PORTS = {"s3": ("M2M_S3_PORT", 8333), "mlflow": ("M2M_MLFLOW_PORT", 5000), "prefect": ("M2M_PREFECT_PORT", 4200)}
 """Of each server that listens: the variable that names its port, and the usual one."""
@@ -106,12 +110,11 @@ def _s3(stack: Stack) -> Server:
 
 
 def _mlflow(stack: Stack) -> Server:
-    places = ("--backend-store-uri", f"sqlite:///{stack.home}/mlflow.db")
-    artifacts = ("--default-artifact-root", str(stack.home / "mlruns"))
-    # Its own list lets in names that only begin like private addresses do, such as 10.example.org.
-    hosts = ("--allowed-hosts", ",".join(f"{host}:*" for host in HOSTS))
-    network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1", *hosts)
+    places = ("--backend-store-uri", sqlite_uri(stack.home / "mlflow.db"))
+    artifacts = ("--default-artifact-root", (stack.home / "mlruns").as_uri())
+    network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1")
     settings = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": MLFLOW_HOSTS,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
@@ -135,7 +138,7 @@ def _prefect(stack: Stack) -> Server:
         # In the environment, as its key for clients: everybody on the machine can read arguments.
         "PREFECT_SERVER_API_AUTH_STRING": stack.prefect_key,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{stack.ports['prefect']}" for host in HOSTS),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{stack.home}/prefect.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{quote(str(stack.home))}/prefect.db",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",

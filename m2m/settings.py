@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote, unquote
 
 from m2m.errors import UserError
 
@@ -49,14 +50,17 @@ class Settings:
     caller: Caller = Caller()
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+    def from_environment(cls, environment: Mapping[str, str] | None = None, *, checkout: Path | None = None) -> Self:
         """Reads the environment; only the command line and the flows call this.
+
+        Args:
+            checkout: the folder whose main checkout is meant; default: the current one.
 
         Raises:
             UserError: a variable holds something that cannot be.
         """
         environment = os.environ if environment is None else environment
-        home = main_checkout()
+        home = main_checkout(checkout)
         return cls(
             store=_store(environment.get("M2M_STORE") or "data/store", home),
             tracking_uri=_tracking_uri(environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", home),
@@ -75,16 +79,50 @@ class Settings:
 def main_checkout(start: Path | None = None) -> Path:
     """The checkout that holds the store and the database: the main one of git's worktrees, no temporary one of DVC's.
 
-    Without git it is `start` (default: the current folder) itself.
+    Without git it is `start` (default: the current folder) itself. Of a bare repository, which has no main checkout, it
+    is the oldest of its worktrees. Of a repository whose git directory lies apart, git does not know the main checkout
+    from another worktree: unless that lies inside of the main one, it stands alone.
     """
     start = (start or Path.cwd()).resolve()
-    common = _git("rev-parse", "--path-format=absolute", "--git-common-dir", at=start)
-    checkout = Path(common).parent if common else start
+    folders = _git("rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", at=start)
+    checkout = _main_worktree(start, *map(Path, folders.splitlines())) if folders else start
     # `dvc exp run --temp` and `--queue` work in clones below .dvc/tmp/exps of the checkout that they were started from.
     for folder in checkout.parents:
         if folder.name == ".dvc" and checkout.is_relative_to(folder / "tmp" / "exps"):
             return main_checkout(folder.parent)
     return checkout
+
+
+def _main_worktree(start: Path, own: Path, common: Path) -> Path:
+    """From a folder in a repository, its worktree's own git directory and the one that all its worktrees share."""
+    top = _git("rev-parse", "--path-format=absolute", "--show-toplevel", at=start)
+    here = Path(top) if top else start
+    if _configured("core.bare", common) == "true":
+        worktrees = [path for path in _linked_worktrees(common) if path.is_dir()]
+        return worktrees[0] if worktrees else here
+    if own == common:
+        return here if top else common.parent
+    if elsewhere := _configured("core.worktree", common):  # a submodule's
+        return (common / elsewhere).resolve()
+    if common.name == ".git":
+        return common.parent
+    around = [folder for folder in here.parents if (folder / ".git").exists() and _common(folder) == common]
+    return around[-1] if around else here
+
+
+def _configured(name: str, git_folder: Path) -> str | None:
+    return _git("--git-dir", str(git_folder), "config", "--get", name, at=git_folder)
+
+
+def _common(folder: Path) -> Path | None:
+    answer = _git("rev-parse", "--path-format=absolute", "--git-common-dir", at=folder)
+    return Path(answer) if answer else None
+
+
+def _linked_worktrees(common: Path) -> list[Path]:
+    """The oldest first: a new one must not become the place of what is there."""
+    made = sorted((common / "worktrees").glob("*/commondir"), key=lambda file: (file.stat().st_mtime, file))
+    return [(file.parent / (file.parent / "gitdir").read_text().strip()).resolve().parent for file in made]
 
 
 @dataclass(frozen=True)
@@ -140,13 +178,65 @@ def _tracking_uri(text: str, home: Path) -> str:
             "(http://127.0.0.1:5000), or none"
         )
     if scheme == "sqlite" and not rest.startswith("//"):
-        return f"sqlite:///{home / rest.removeprefix('/')}"
+        file, asked, query = rest.partition("?")
+        return sqlite_uri(home / unquote(file.removeprefix("/"))) + asked + query
     return text
 
 
+def sqlite_uri(file: Path) -> str:
+    """The address of a database in a file, as SQLAlchemy and MLflow read it, whatever signs its path has."""
+    if not re.search(r"[%?#]", str(file)):
+        return f"sqlite:///{file}"
+    # With the driver named: of an address without it, MLflow makes the folder, and takes the quoted signs as they are.
+    return f"sqlite+pysqlite:///{quote(str(file))}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite database; None for other addresses."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(unquote(rest.partition("?")[0])) if scheme.partition("+")[0] == "sqlite" else None
+
+
+HARMLESS = ("charset", "database", "dbname", "driver", "host", "mode", "port", "service", "sslmode", "timeout", "uri")
+"""What the query of an address may hold and everybody may see."""
+
+
 def without_password(uri: str) -> str:
-    """The address as it may be shown."""
-    return re.sub(r"://[^/@]*@", "://…@", uri)
+    """The address as it may be shown, and written to files that others can read.
+
+    Names and passwords may hold any sign unquoted, ``@`` and ``?`` too: what could be a part of one is left out.
+
+    >>> without_password("postgresql://me:s@cr/t@db/m2m?sslmode=require&password=x")
+    'postgresql://…@db/m2m?sslmode=require&…'
+    """
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return f"…@{uri.rpartition('@')[2]}" if "@" in uri else uri
+    place, asked, query = rest.partition("?")
+    if not scheme.startswith("sqlite"):  # a path may hold an @
+        if "@" in query and (":" in place or "/" not in place):
+            return f"{scheme}://…"  # where the password ends is not to be told
+        secret, at, place = place.rpartition("@")
+        place = f"…{at}{place}" if secret else place
+    parts = [part if part.partition("=")[0] in HARMLESS else "…" for part in query.split("&")]
+    return f"{scheme}://{place}{asked}{'&'.join(parts) if query else ''}"
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """A message of somebody who knew the address `uri`, as it may be shown."""
+    text = text.replace(uri, without_password(uri))
+    _, _, rest = uri.partition("://")
+    user, at, _ = rest.rpartition("@")
+    values = [part.partition("=")[2] for part in rest.partition("?")[2].split("&") if "=" in part]
+    password = "" if not at else user.partition(":")[2] or user  # a token stands alone
+    # Who reads the address otherwise may quote a part of one.
+    hidden = [part for one in (password, *values) for part in (one, *re.split(r"[@?/#]", one))]
+    for secret in sorted(
+        {each for one in hidden for each in (one, unquote(one), quote(one, safe=""))}, key=len, reverse=True
+    ):
+        if len(secret) > 2 and secret not in without_password(uri):
+            text = text.replace(secret, "…")
+    return re.sub(r"\b[a-z][a-z0-9+.-]*://[^\s'\"]*", lambda found: without_password(found[0]), text)
 
 
 def _device(text: str) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from m2m.errors import UserError
-from m2m.settings import Caller, Settings, main_checkout, revision, without_password
+from m2m.settings import (
+    Caller,
+    Settings,
+    main_checkout,
+    revision,
+    sqlite_file,
+    without_password,
+    without_secrets,
+)
 
 
 def git(*arguments: str, at: Path) -> str:
@@ -46,6 +57,52 @@ def test_without_variables_all_lies_in_the_main_checkout(checkout: Path, monkeyp
             threads=None,
             work=checkout / "work",
         )
+
+
+def test_a_submodule_is_its_own_main_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = checkout.parent / "parent"
+    git("init", "-q", str(parent), at=checkout)
+    git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(checkout), "libs/m2m", at=parent)
+    module = parent / "libs" / "m2m"
+    git("worktree", "add", "-q", "--detach", str(checkout.parent / "tree"), at=module)
+    for start in (module, checkout.parent / "tree"):
+        assert main_checkout(start) == module
+    (module / "sub").mkdir()
+    monkeypatch.chdir(module / "sub")
+    assert Settings.from_environment({}).store == str(module / "data/store")
+
+
+def test_a_git_directory_that_lies_apart_is_no_checkout(tmp_path: Path) -> None:
+    folder = tmp_path / "code"
+    (tmp_path / "elsewhere").mkdir()
+    git("init", "-q", "--separate-git-dir", str(tmp_path / "elsewhere" / "git"), str(folder), at=tmp_path)
+    git("commit", "-qm", "First", "--allow-empty", at=folder)
+    git("worktree", "add", "-q", "--detach", str(folder / "work" / "tree"), at=folder)
+    git("worktree", "add", "-q", "--detach", str(tmp_path / "tree"), at=folder)
+    assert main_checkout(folder) == main_checkout(folder / "work" / "tree") == folder
+    assert main_checkout(tmp_path / "tree") == tmp_path / "tree", "git does not know the other one from here"
+
+
+@pytest.mark.parametrize("bare", ["m2m.git", "m2m/.git", "m2m/.bare"])
+def test_worktrees_of_a_bare_repository_share_the_oldest_one(bare: str, checkout: Path) -> None:
+    folder = checkout.parent
+    git("clone", "-q", "--bare", str(checkout), str(folder / bare), at=folder)
+    for age, name in enumerate(["old", "a-new"]):
+        git("worktree", "add", "-q", "--detach", str(folder / name), at=folder / bare)
+        made = folder / bare / "worktrees" / name / "commondir"
+        os.utime(made, (1_700_000_000 + age, 1_700_000_000 + age))
+    starts = (folder / "old", folder / "a-new", folder / bare)
+    assert {main_checkout(start) for start in starts} == {folder / "old"}
+    shutil.rmtree(folder / "old")
+    assert main_checkout(folder / "a-new") == folder / "a-new"
+
+
+def test_settings_are_those_of_a_checkout_wherever_one_stands(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = Settings.from_environment({}, checkout=checkout)
+    assert (told.work, told.tracking_uri) == (checkout / "work", f"sqlite:///{checkout}/mlflow.db")
 
 
 def test_outside_of_git_it_is_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +167,49 @@ def test_what_cannot_be_is_named(name: str, value: str) -> None:
         Settings.from_environment({name: value})
 
 
-def test_passwords_are_not_shown() -> None:
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////home/a@b/m.db", "sqlite:////home/a@b/m.db"),
+        ("none", "none"),
+        ("http://me:secret@place/x", "http://…@place/x"),
+        ("http://secret@place", "http://…@place"),
+        ("http://me:top@secret@place:5000/x", "http://…@place:5000/x"),
+        ("postgresql://me:top/secret@place/m", "postgresql://…@place/m"),
+        ("mysql+pymysql://me:top#secret@place/m", "mysql+pymysql://…@place/m"),
+        ("http://me:top?secret@place", "http://…"),
+        ("http://secret?top@place", "http://…"),
+        ("http:me:secret@place", "…@place"),
+        ("http://place?token=secret", "http://place?…"),
+        ("postgresql://place/m?user=a@b&password=secret", "postgresql://place/m?…&…"),
+        ("postgresql://place/m?sslmode=require&password=top@secret", "postgresql://place/m?sslmode=require&…"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "mssql+pyodbc:///?…"),
+    ],
+)
+def test_passwords_are_not_shown(uri: str, shown: str) -> None:
+    assert without_password(uri) == shown
+    said = f"(HTTPConnectionPool) {uri}/api/2.0 failed: url '{uri}'; at {uri.partition('://')[2]}"
+    assert "secret" not in without_secrets(said, uri)
     with pytest.raises(UserError) as refusal:
-        Settings.from_environment({"MLFLOW_TRACKING_URI": "ftp://me:secret@place"})
+        Settings.from_environment({"MLFLOW_TRACKING_URI": f"ftp-{uri}"})
     assert "secret" not in str(refusal.value)
-    assert without_password("http://me:secret@place/x") == "http://…@place/x"
-    assert without_password("sqlite:////home/a@b/m.db") == "sqlite:////home/a@b/m.db"
+
+
+@pytest.mark.parametrize("name", ["feature%2Fx", "hash#1", "what?", "a b", "a@b"])
+def test_an_address_of_a_file_says_which_file_whatever_its_name(
+    name: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = checkout.rename(checkout.with_name(name))
+    monkeypatch.chdir(home)
+    for value, file in (("", "mlflow.db"), ("sqlite:///sub/m.db?timeout=3", "sub/m.db")):
+        uri = Settings.from_environment({"MLFLOW_TRACKING_URI": value}).tracking_uri
+        assert sqlite_file(uri) == home / file
+        (home / "sub").mkdir(exist_ok=True)
+        with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
+            connection.execute(sqlalchemy.text("CREATE TABLE t (a INT)"))
+        assert (home / file).stat().st_size
+        assert [path.name for path in checkout.parent.iterdir()] == [name]
 
 
 def test_the_revision_knows_whether_code_was_changed(checkout: Path) -> None:

@@ -4,19 +4,24 @@ import http.server
 import os
 import shutil
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol, Self
 
 import pytest
 
-from m2m.errors import UserError
+from m2m.errors import OutsideError, UserError
 from m2m.manifest import shard_key
 from m2m.store import Store, open_store
-from m2m.store.s3 import S3Store
+from m2m.store.s3 import _CHUNK, Patience, S3Store
 
 CONTENT = b"a shard" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -198,30 +203,70 @@ def test_a_large_object_goes_in_parts(s3_server: S3Server, tmp_path: Path) -> No
     assert store.get(shard_key(sha256), sha256, len(content)).read_bytes() == content
 
 
-class CuttingProxy:
-    """Stands before an S3 server and cuts its first answers to GET in the middle."""
+@dataclass
+class Fault:
+    """What a server does in place of an answer."""
 
-    def __init__(self, endpoint: str, cuts: int) -> None:
-        self.ranges: list[str | None] = []
+    status: int = 0
+    """An error of this status."""
+    cut: bool = False
+    """Half of the body, then the end of the connection."""
+    lost: bool = False
+    """It does as it is asked, and never says so."""
+    trickle: bool = False
+    """A byte now and then."""
+    whole: bool = False
+    """All of the object, whatever range is asked for."""
+
+
+class Misbehaving:
+    """Stands before an S3 server; a request of a kind meets the faults of that kind, one after the other, then none."""
+
+    def __init__(self, server: S3Server, **faults: list[Fault]) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+        """Method and range of each request."""
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                proxy.ranges.append(self.headers["Range"])
-                server = http.client.HTTPConnection(endpoint.removeprefix("http://"))
-                server.request("GET", self.path, headers=dict(self.headers))
-                answer = server.getresponse()
+            def answer(self) -> None:
+                proxy.asked.append((self.command, self.headers["Range"]))
+                left = faults.get(self.command, [])
+                fault = left.pop(0) if left else Fault()
+                content = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                if fault.status:
+                    self.send_error(fault.status)
+                    return
+                forward = http.client.HTTPConnection(server.endpoint.removeprefix("http://"))
+                forward.request(self.command, self.path, content, dict(self.headers))
+                answer = forward.getresponse()
                 body = answer.read()
-                server.close()
-                self.send_response(answer.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if len(proxy.ranges) <= cuts else body)
+                forward.close()
+                if fault.whole:
+                    body = server.read("/".join(self.path.split("/")[2:]))
+                length = answer.headers.get("Content-Length") if self.command == "HEAD" else len(body)
                 self.close_connection = True
+                if fault.lost:
+                    return
+                self.send_response(answer.status)
+                self.send_header("Content-Length", str(length or 0))
+                self.end_headers()
+                self.give(body[: len(body) // 2] if fault.cut else body, fault.trickle)
+
+            def give(self, body: bytes, slowly: bool) -> None:
+                for start in range(0, len(body), piece := 1 if slowly else _CHUNK):
+                    try:
+                        self.wfile.write(body[start : start + piece])
+                    except OSError:  # nobody listens any more
+                        return
+                    if slowly and proxy.ending.wait(0.2):
+                        return
+
+            do_GET = do_HEAD = do_PUT = do_DELETE = answer  # noqa: N815
 
             def log_message(self, format: str, *args: object) -> None:
                 """Keeps quiet."""
 
+        self.ending = threading.Event()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -231,29 +276,144 @@ class CuttingProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ending.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
 
-@pytest.mark.parametrize("cuts", [0, 1, 9])
-def test_a_cut_connection_is_taken_up_once_where_it_was(
-    cuts: int, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def through(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Store, Misbehaving]]]:
+    """Gives a store whose server misbehaves as told, and pauses that a test can wait for."""
+    monkeypatch.setattr("m2m.store.s3.WORKING", Patience(tries=4, pause=0.01, seconds=20.0))
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))
+    with ExitStack() as stack:
+
+        def made(**faults: list[Fault]) -> tuple[Store, Misbehaving]:
+            proxy = stack.enter_context(Misbehaving(s3_server, **faults))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            return open_store(s3_server.uri, cache=tmp_path / "cache"), proxy
+
+        yield made
+
+
+Through = Callable[..., tuple[Store, Misbehaving]]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(
+    status: int, through: Through, s3_server: S3Server, source: Path, tmp_path: Path
+) -> None:
+    busy = [Fault(status=status)] * 2
+    store, _ = through(PUT=[*busy], GET=[*busy], HEAD=[*busy], DELETE=[*busy])
+    store.check()
+    assert s3_server.keys() == []
+    store, _ = through(PUT=[*busy], GET=[*busy], HEAD=[*busy], DELETE=[*busy])
+    assert not store.exists(KEY, 1)
+    store.put(KEY, source, SHA256)
+    assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
+    store.download(KEY, tmp_path / "copy")
+    store.delete(KEY)
+    assert s3_server.keys() == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_stays_busy_is_an_outside_cause(
+    status: int, through: Through, s3_server: S3Server, source: Path, tmp_path: Path
+) -> None:
+    s3_server.write(KEY, CONTENT)
+    for name in ("check", "exists", "put", "get", "download", "delete"):
+        busy = [Fault(status=status)] * 99
+        store, proxy = through(PUT=[*busy], GET=[*busy], HEAD=[*busy], DELETE=[*busy])
+        arguments = {
+            "exists": (KEY, 1),
+            "put": (KEY, source, SHA256),
+            "get": (KEY, SHA256, len(CONTENT)),
+            "download": (KEY, tmp_path / "copy"),
+            "delete": (KEY,),
+        }
+        with pytest.raises(OutsideError, match=f"the server is busy or failing \\({status}.*; try again later"):
+            getattr(store, name)(*arguments.get(name, ()))
+        assert len(proxy.asked) >= 4
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_refusal_is_not_repeated(through: Through, source: Path) -> None:
+    store, proxy = through(HEAD=[Fault(status=403)] * 9)
+    with pytest.raises(UserError, match="may not read and write there") as caught:
+        store.put(KEY, source, SHA256)
+    assert not isinstance(caught.value, OutsideError)
+    assert len(proxy.asked) == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("cuts", [0, 1, 3, 9])
+def test_a_cut_connection_is_taken_up_where_it_was(
+    cuts: int, whole: bool, through: Through, s3_server: S3Server, tmp_path: Path
 ) -> None:
     content = os.urandom(5 << 20)
     sha256 = hashlib.sha256(content).hexdigest()
-    (tmp_path / "source").write_bytes(content)
-    open_store(s3_server.uri, cache=tmp_path / "cache").put(shard_key(sha256), tmp_path / "source", sha256)
-    with CuttingProxy(s3_server.endpoint, cuts) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = open_store(s3_server.uri, cache=tmp_path / "cache")
-        if cuts <= 1:
-            assert store.get(shard_key(sha256), sha256, len(content)).read_bytes() == content
-        else:
-            with pytest.raises(UserError, match="the endpoint does not answer"):
-                store.get(shard_key(sha256), sha256, len(content))
-            assert not (tmp_path / "cache" / shard_key(sha256)).exists()
-    assert proxy.ranges == [None, "bytes=2621440-"][: cuts + 1]
+    s3_server.write(shard_key(sha256), content)
+    store, proxy = through(GET=[Fault(cut=True, whole=whole)] * cuts + [Fault(whole=whole)] * 9)
+    if cuts < 4:
+        assert store.get(shard_key(sha256), sha256, len(content)).read_bytes() == content
+    else:
+        with pytest.raises(OutsideError, match="the endpoint does not answer"):
+            store.get(shard_key(sha256), sha256, len(content))
+        assert not (tmp_path / "cache" / shard_key(sha256)).exists()
+    begins = [None, "bytes=2621440-", "bytes=3932160-", "bytes=4587520-"]
+    if not whole:
+        assert [wanted for method, wanted in proxy.asked if method == "GET"] == begins[: cuts + 1]
+
+
+@pytest.mark.parametrize("lost", [1, 99])
+def test_an_answer_that_is_lost_is_no_failure(lost: int, through: Through, s3_server: S3Server, source: Path) -> None:
+    store, proxy = through(PUT=[Fault(lost=True)] * lost)
+    store.put(KEY, source, SHA256)
+    assert s3_server.read(KEY) == CONTENT
+    assert len([method for method, _ in proxy.asked if method == "PUT"]) == 2, "botocore's own second try"
+
+
+def test_a_trickle_ends(
+    through: Through, s3_server: S3Server, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2m.store.s3.WORKING", Patience(tries=4, pause=0.01, seconds=1.0))
+    s3_server.write(KEY, CONTENT)
+    store, _ = through(GET=[Fault(trickle=True)] * 9)
+    for read in (
+        lambda: store.get(KEY, SHA256, len(CONTENT)),
+        lambda: store.download(KEY, tmp_path / "copy"),
+        lambda: store.put(KEY, source, SHA256),
+    ):
+        started = time.monotonic()
+        with pytest.raises(OutsideError, match=f"too slow: not done with {KEY} in 1 s"):
+            read()
+        assert time.monotonic() - started < 5
+    assert not (tmp_path / "copy").exists()
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_check_of_a_trickling_server_ends(through: Through, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2m.store.s3.CHECKING", Patience(tries=4, pause=0.01, seconds=0.5))
+    store, _ = through(GET=[Fault(trickle=True)] * 9)
+    with pytest.raises(OutsideError, match="too slow"):
+        store.check()
+
+
+def test_a_trickle_holds_up_no_end_of_a_process(through: Through, s3_server: S3Server, tmp_path: Path) -> None:
+    s3_server.write(KEY, CONTENT)
+    through(GET=[Fault(trickle=True)] * 9)
+    code = f"""
+        from pathlib import Path
+        from m2m.store import open_store, s3
+        s3.WORKING = s3.Patience(tries=2, pause=0.01, seconds=1.0)
+        open_store({s3_server.uri!r}, cache=Path()).download({KEY!r}, Path({str(tmp_path / "copy")!r}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert "OutsideError" in ended.stderr
 
 
 class Mute:
@@ -342,7 +502,7 @@ def test_a_server_that_gives_back_other_bytes_than_it_took_is_found_out(
 ) -> None:
     store = open_store(s3_server.uri, cache=tmp_path)
     assert isinstance(store, S3Store)
-    monkeypatch.setattr(store, "_chunks", lambda _: iter([CONTENT[:-1], b"!"]))
+    monkeypatch.setattr(store, "_reading", lambda _, write: lambda: write(CONTENT[:-1] + b"!"))
     with pytest.raises(UserError, match=f"{KEY}: .* twice gave back other bytes"):
         store.put(KEY, source, SHA256)
     assert s3_server.keys() == []

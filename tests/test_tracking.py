@@ -24,6 +24,7 @@ from PIL import Image
 
 from m2m.errors import UserError
 from m2m.params import GateParams
+from m2m.settings import sqlite_uri, without_password
 from m2m.tracking import NullTracker, Tracker, check_tracking, open_records, open_tracker
 from m2m.tracking.journal import Header, Journal
 from m2m.tracking.location import MLFLOW_ENVIRONMENT
@@ -32,6 +33,7 @@ from m2m.tracking.system import sample, sampling
 os.environ.update(MLFLOW_ENVIRONMENT)
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 PICTURE = Image.new("RGB", (8, 8), "teal")
 GATE = GateParams(metric="fid/mean", better="lower", require={})
@@ -164,6 +166,29 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
     assert not drawn[0].equals(drawn[2])
 
 
+def test_a_registered_model_loads_where_this_project_is_not_installed(
+    database: str, tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
+        run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}, gate=GATE)
+    code = """
+        import base64, importlib.util, io, sys
+        sys.meta_path = [each for each in sys.meta_path if "editable" not in str(each).lower()]
+        assert importlib.util.find_spec("m2m") is None
+        import mlflow, pandas, PIL.Image
+        mlflow.set_tracking_uri(sys.argv[1])
+        model = mlflow.pyfunc.load_model("models:/m2m-self/1")
+        png = io.BytesIO()
+        PIL.Image.new("RGB", (16, 16)).save(png, "PNG")
+        given = pandas.DataFrame({"image": [base64.b64encode(png.getvalue()).decode()]})
+        print(len(model.predict(given, params={"num_images": 2, "num_inference_steps": 2})))
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", textwrap.dedent(code), database]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert answer.stdout.split() == ["2"], answer.stderr
+
+
 @pytest.fixture(scope="module")
 def tiny_pipeline(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An M2M-Self pipeline folder, untrained."""
@@ -221,6 +246,25 @@ def test_the_champion_moves_to_what_is_better_on_the_same_dataset(
     set_aliases(MlflowClient(database), "lower", "2", metric="fid/mean", better="lower")
     assert aliases(database, "lower") == ("6", "4"), "what is delivered late is no candidate"
     assert [register("a", fid, "higher") for fid in (5.0, 6.0, 5.5)] == [("1", "1"), ("2", "2"), ("3", "2")]
+
+
+def test_a_champion_whose_run_was_removed_gives_way(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    from m2m.tracking.aliases import set_aliases
+
+    for fid in (1.0, 5.0):
+        number = version(database, "m", manifest="a", fid=fid)
+        set_aliases(MlflowClient(database), "m", number, metric="fid/mean", better="lower")
+        assert aliases(database, "m") == (number, number)
+        if number == "1":
+            remove_run(database, MlflowClient(database).get_model_version("m", number).run_id)
+    assert "version 2 replaces version 1 as champion of m: the run of that one was removed" in caplog.text
+
+
+def remove_run(database: str, run: str) -> None:
+    """As a person does who cleans up."""
+    MlflowClient(database).delete_run(run)
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", database, "--run-ids", run]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "MLFLOW_TRACKING_URI": database})
 
 
 def test_two_evaluations_look_at_the_champion_one_after_the_other(database: str, tmp_path: Path) -> None:
@@ -368,6 +412,76 @@ def test_the_next_run_sends_what_a_killed_one_left(database: str, tmp_path: Path
     assert points(database, left, "loss") == [(step, 1 / (step + 1)) for step in range(11)]
 
 
+def test_a_run_that_cannot_be_recorded_holds_up_no_other(
+    database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, spool = MlflowClient(database), tmp_path / "spool"
+    client.delete_experiment(client.create_experiment("train"))
+    for number, stage in enumerate(["train", "evaluate", "train"]):
+        Journal.create(spool, Header(str(number), f"left-{number}", stage, {}, database, number + 1)).close()
+    with tracker(database, spool).run("refused", stage="train", tags={}) as run:
+        run.metrics({"loss": 1.0}, step=1)
+    wait_for(lambda: runs(database, "evaluate"))
+    (left,) = runs(database, "evaluate")
+    assert left.info.run_name == "left-1"
+    assert "cannot record the run: experiment train was deleted in MLflow; mlflow experiments restore" in caplog.text
+    caplog.clear()
+
+    with tracker(database, spool).run("recorded", stage="generate", tags={}) as run:
+        assert run.server_id(patience=60)
+    assert [logged.info.status for logged in runs(database, "generate")] == ["FINISHED"]
+    said = [record.getMessage() for record in caplog.records]
+    assert said
+    assert all("the earlier run" in line for line in said), "nothing is said of the run that was recorded"
+
+    client.restore_experiment(client.get_experiment_by_name("train").experiment_id)
+    with tracker(database, spool).run("recorded", stage="generate", tags={}):
+        pass
+    assert [logged.info.run_name for logged in runs(database)] == ["left-0", "left-2", "refused"]
+    assert list(spool.iterdir()) == []
+
+
+def test_a_run_is_found_again_after_its_experiment_was_renamed(database: str, tmp_path: Path) -> None:
+    key = killed_run(database, tmp_path / "spool")
+    client = MlflowClient(database)
+    client.rename_experiment(client.get_experiment_by_name("train").experiment_id, "old things")
+    with tracker(database, tmp_path / "spool").run("train-self", stage="train", tags={}, resume_key=key) as run:
+        run.metrics({"loss": 1.0}, step=20)
+    (logged,) = runs(database, "old things")
+    assert points(database, logged, "loss")[-1] == (20, 1.0)
+    assert runs(database) == []
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_checkout_that_was_moved_or_copied_records_where_it_is(
+    copied: bool, empty_database: Path, tmp_path: Path
+) -> None:
+    """With names that an address has to quote."""
+    old, new = tmp_path / "feature%2Fx", tmp_path / "what?#1"
+    old.mkdir()
+    shutil.copy(empty_database, old / "mlflow.db")
+    (tmp_path / "note").write_text("text")
+    with tracker(sqlite_uri(old / "mlflow.db"), old / "work" / "spool").run("first", stage="train", tags={}) as run:
+        run.artifact(tmp_path / "note")
+        key = run.id
+    away = Header("left", "left", "train", {}, without_password(sqlite_uri(old / "mlflow.db")), 0, "../../mlflow.db")
+    Journal.create(old / "work" / "spool", away).close()
+    (shutil.copytree if copied else shutil.move)(old, new)
+    _artifact_repos_cache.clear()  # a new process has none
+    before = sorted(old.rglob("*")), (old / "mlflow.db").read_bytes() if copied else b""
+
+    uri = sqlite_uri(new / "mlflow.db")
+    with tracker(uri, new / "work" / "spool").run("first", stage="train", tags={}, resume_key=key) as run:
+        run.artifact(tmp_path / "note", "again")
+    (first, left) = sorted(runs(uri), key=lambda run: str(run.info.run_name))
+    assert left.info.run_name == "left"
+    assert names(uri, first) == ["again", "note"]
+    assert first.info.artifact_uri.startswith((new / "mlruns").as_uri())
+    assert list((new / "work" / "spool").iterdir()) == []
+    assert (sorted(old.rglob("*")), (old / "mlflow.db").read_bytes() if copied else b"") == before
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "note"} | ({old.name} if copied else set())
+
+
 def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     (tmp_path / "new").mkdir()
@@ -414,11 +528,70 @@ def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Pa
     assert len(MlflowClient(database).search_model_versions("name = 'm'")) == 1
 
 
+def test_a_run_that_is_killed_twice_has_each_point_once(database: str, tmp_path: Path) -> None:
+    """The second kill comes after the note that the run was resumed, and before the points of the work done again."""
+    from m2m.tracking.remote import Remote
+
+    made = Header("key", "run", "train", {}, database, 1_700_000_000_000)
+    for life, steps in enumerate([range(10), range(6, 12), range(6, 14)]):
+        journal = Journal.create(tmp_path / "spool", made)
+        if life:
+            journal.append("resume")
+        run = Remote(database).open_run(made)
+        for entry in journal.pending():
+            run.send([entry], journal)
+            journal.mark_sent(entry.end)
+        for step in steps:
+            journal.append("metrics", points=[["loss", 1.0, step, 1_700_000_000_000 + 100 * life + step]])
+        image = journal.place("image.png")
+        PICTURE.save(journal.kept(image))
+        journal.append("image", key="p", step=6, time=1_700_000_000_000 + life, file=image)
+        if life != 1:
+            for entry in journal.pending():
+                run.send([entry], journal)
+                journal.mark_sent(entry.end)
+        journal.close()
+    (logged,) = runs(database)
+    assert [step for step, _ in points(database, logged, "loss")] == list(range(14))
+    assert pictures(database, logged) == ["images/p+step+6"]
+
+
+def test_a_picture_whose_arrival_was_not_confirmed_is_there_once(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m2m.tracking.connection import AwayError
+    from m2m.tracking.remote import Remote
+
+    made = Header("key", "run", "train", {}, database, 1_700_000_000_000)
+    journal = Journal.create(tmp_path / "spool", made)
+    journal.append("params", values={"a": "1"})
+    image = journal.place("image.png")
+    PICTURE.save(journal.kept(image))
+    journal.append("image", key="p", step=6, time=1_700_000_000_000, file=image)
+    run = Remote(database).open_run(made)
+    log_image = MlflowClient.log_image
+
+    def unconfirmed(*arguments: Any, **options: Any) -> None:
+        log_image(*arguments, **options)
+        raise ConnectionResetError
+
+    (first, second) = journal.pending()
+    run.send([first], journal)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_image", unconfirmed)
+        with pytest.raises(AwayError):
+            run.send([second], journal)
+    run.send([second], journal)
+    journal.close()
+    (logged,) = runs(database)
+    assert pictures(database, logged) == ["images/p+step+6"]
+
+
 # The journal
 
 
-def header(key: str = "key", server: str = "s") -> Header:
-    return Header(key, "run", "train", {}, server, 0)
+def header(key: str = "key", server: str = "s", beside: str = "") -> Header:
+    return Header(key, "run", "train", {}, server, 0, beside)
 
 
 def test_a_line_that_a_kill_tore_is_dropped(tmp_path: Path) -> None:
@@ -440,11 +613,28 @@ def test_a_run_is_recorded_by_one_process_at_a_time(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, header())
     with pytest.raises(UserError, match="another process"):
         Journal.create(tmp_path, header())
-    assert list(Journal.left_behind(tmp_path, "s")) == []
+    assert list(Journal.left_behind(tmp_path, header())) == []
     journal.close()
-    assert list(Journal.left_behind(tmp_path, "elsewhere")) == []
-    (left,) = Journal.left_behind(tmp_path, "s")
+    assert list(Journal.left_behind(tmp_path, header(server="elsewhere"))) == []
+    (left,) = Journal.left_behind(tmp_path, header())
     left.close()
+
+
+def test_what_waits_for_a_database_moves_with_it(tmp_path: Path) -> None:
+    Journal.create(tmp_path, header(server="sqlite:////old/m.db", beside="../../m.db")).close()
+    (left,) = Journal.left_behind(tmp_path, header(server="sqlite:////new/m.db", beside="../../m.db"))
+    left.close()
+    assert list(Journal.left_behind(tmp_path, header(server="sqlite:////new/m.db", beside="../m.db"))) == []
+
+
+def test_a_damaged_journal_keeps_no_other_from_being_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Journal.create(tmp_path, header()).close()
+    for name, text in (("torn", '{"key": "a"'), ("other", '{"version": 9}'), ("list", "[1]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "header.json").write_text(text)
+    (left,) = Journal.left_behind(tmp_path, header())
+    left.close()
+    assert len([record for record in caplog.records if "is damaged and is not sent" in record.message]) == 3
 
 
 def test_weights_are_kept_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,15 +653,28 @@ def test_weights_are_kept_without_a_copy(tmp_path: Path, monkeypatch: pytest.Mon
 # The rest
 
 
-def test_no_password_is_written_or_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    uri = "http://person:topsecret@127.0.0.1:9"
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://person:topsecret@127.0.0.1:9",
+        "http://person:p@topsecret@127.0.0.1:9",
+        "http://person:p/topsecret@127.0.0.1:9",
+        "http://127.0.0.1:9?token=topsecret",
+        "postgresql://127.0.0.1:9/m?password=topsecret",
+    ],
+)
+def test_no_password_is_written_or_said(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tracker(uri, tmp_path / "spool").run("run", stage="train", tags={}) as run:
         run.params({"seed": 1})
     written = b"".join(file.read_bytes() for file in (tmp_path / "spool").rglob("*") if file.is_file())
     assert written
     assert b"topsecret" not in written
+    assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
     assert caplog.records
-    assert "topsecret" not in caplog.text
+    assert "topsecret" not in "".join(record.getMessage() for record in caplog.records)
+    with pytest.raises(UserError) as refusal:
+        open_records(uri).trace("f" * 32)
+    assert "topsecret" not in str(refusal.value)
     with pytest.raises(UserError) as refusal:
         check_tracking(uri)
     assert "topsecret" not in str(refusal.value)

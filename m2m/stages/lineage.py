@@ -97,7 +97,7 @@ def _chain(chain: Chain, tracking: str) -> Iterator[str]:
     if chain.training:
         yield from _run("training", chain.training, tracking)
     elif chain.model:
-        yield _row("training", "not recorded: DVC restored the model, or tracking was off")
+        yield _row("training", "not recorded: DVC restored the model, tracking was off, or MLflow's record was removed")
     if chain.finetuning:
         yield from _run("fine-tuning", chain.finetuning, tracking)
     if chain.model:
@@ -115,7 +115,8 @@ def _chain(chain: Chain, tracking: str) -> Iterator[str]:
 def _run(what: str, run: RecordedRun, tracking: str) -> Iterator[str]:
     origin = run.origin
     page = f"{tracking.rstrip('/')}/{run.page}" if tracking.startswith("http") else ""
-    yield _row(what, f"{run.name} {run.id}, {run.status}, {run.started}")
+    deleted = ", deleted in MLflow" if run.deleted else ""
+    yield _row(what, f"{run.name} {run.id}, {run.status}, {run.started}{deleted}")
     if page:
         yield _row("", page)
     commit = f"commit {origin.commit[:HASH] or 'unknown'}{' with changes' if origin.dirty else ''}"

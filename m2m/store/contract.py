@@ -10,7 +10,8 @@ class Store(Protocol):
     """Objects are written once and never changed: a key contains the SHA-256 of its content.
 
     Every method raises `UserError`, with one line that says what is wrong and where, when the store does not answer,
-    refuses, or has no such object. No message holds a secret.
+    refuses, or has no such object. It is an `OutsideError` where the same call may succeed later: a busy or failing
+    server was asked several times. No call lasts longer than a slow network would take. No message holds a secret.
     """
 
     @property

@@ -3,18 +3,28 @@
 Address and keys come from the usual AWS variables and files, as boto3 reads them: ``AWS_ENDPOINT_URL``,
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, and for servers that do not take the newer
 checksums ``AWS_REQUEST_CHECKSUM_CALCULATION=when_required``.
+
+What a busy or failing server answers (429, 5xx, a connection that breaks) is tried again, with random pauses and within
+a bound of time; then it is an `OutsideError`, after which the same command may succeed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import uniform
 from secrets import token_hex
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -31,16 +41,37 @@ from botocore.parsers import ResponseParserError
 from m2m.errors import MADE_AGAIN, OutsideError, UserError
 from m2m.files import file_digest, new_file
 
-# One attempt, so that a silent server is reported within ten seconds and a busy one still has five.
+Answer = TypeVar("Answer")
+
+# A silent server is reported within ten seconds, and a busy one still has five for each answer.
 _QUICK = Config(connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 1, "mode": "standard"})
 # The response's own checksum is not asked for: every read is held against our SHA-256.
 _PATIENT = Config(
     connect_timeout=5,
     read_timeout=60,
-    retries={"total_max_attempts": 4, "mode": "standard"},
+    retries={"total_max_attempts": 2, "mode": "standard"},  # for a part of a large file: `Patience` repeats the whole
     response_checksum_validation="when_required",
 )
+# Without threads of its own, which the end of the process would wait for however slowly a server takes its bytes.
+_TRANSFER = TransferConfig(use_threads=False)
 _CHUNK = 1 << 20
+SLOWEST = 256 << 10
+"""Bytes a second: an object that comes or goes more slowly than this is given up."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often something is tried, and for how long in all."""
+
+    tries: int
+    pause: float
+    """Seconds before the second try, give or take a half; each further pause is twice as long."""
+    seconds: float
+    """For all tries together, beside the time that `SLOWEST` allows for the bytes."""
+
+
+CHECKING = Patience(tries=4, pause=0.3, seconds=7.0)
+WORKING = Patience(tries=5, pause=1.0, seconds=120.0)
 
 _NO_KEYS = "no access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _NO_RIGHT = "the access key may not read and write there; ask for the right, or set another AWS_ACCESS_KEY_ID"
@@ -63,6 +94,8 @@ _CAUSES = {
     "501": _NOT_S3,
 }
 _ABSENT = ("404", "NoSuchKey")
+_PASSING = {"BadDigest", "IncompleteBody", "OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
+"""Refusals that the next try may not meet, whatever their status."""
 
 
 class S3Store:
@@ -88,30 +121,39 @@ class S3Store:
 
     def check(self) -> None:
         probe = self._object(f".check-{token_hex(6)}")
-        with self._explained():
-            # Writes and reads say in their answer's body what is wrong; the answer to a HEAD request has none.
-            self._quick.put_object(**probe, Body=b"m2m")
-            self._quick.get_object(**probe)["Body"].read()
-            self._quick.delete_object(**probe)
+        deadline = time.monotonic() + CHECKING.seconds
+
+        def read() -> None:
+            with closing(self._quick.get_object(**probe)["Body"]) as body:
+                body.read()
+
+        # Writes and reads say in their answer's body what is wrong; the answer to a HEAD request has none.
+        for request in (
+            lambda: self._quick.put_object(**probe, Body=b"m2m"),
+            read,
+            lambda: self._quick.delete_object(**probe),
+        ):
+            self._ask(request, patience=replace(CHECKING, seconds=deadline - time.monotonic()))
 
     def exists(self, key: str, size: int) -> bool:
-        with self._explained():
-            try:
-                answer = self._client.head_object(**self._object(key))
-            except ClientError as error:
-                if _code(error) not in _ABSENT:
-                    raise
-                return False
-        return bool(answer["ContentLength"] == size)
+        return self._length(key) == size
 
     def put(self, key: str, path: Path, sha256: str) -> None:
         size = path.stat().st_size
+
+        def send() -> None:
+            try:
+                # boto3 sends large files in parts, and takes the parts back when one fails.
+                with self._explained(), path.open("rb") as file:
+                    self._client.upload_fileobj(file, *self._object(key).values(), Config=_TRANSFER)
+            except OutsideError:
+                if not self._holds(key, sha256, size, Patience(1, 0, WORKING.seconds)):
+                    raise  # else the answer was lost, not the object
+
         if self._holds(key, sha256, size):
             return
         for _ in range(2):
-            # boto3 sends large files in parts, and takes the parts back when one fails.
-            with self._explained(), path.open("rb") as file:
-                self._client.upload_fileobj(file, *self._object(key).values())
+            self._ask(send, size=size)
             if self._holds(key, sha256, size):
                 return
         self.delete(key)
@@ -122,47 +164,100 @@ class S3Store:
         if path.is_file() and _is_intact(path, sha256, size):
             return path
         for _ in range(2):
-            self.download(key, path)
+            self._fetch(key, path, size)
             if _is_intact(path, sha256, size):
                 return path
         path.unlink()
         raise UserError(f"{key} in the store {self._where} is damaged; delete it and {MADE_AGAIN}")
 
     def download(self, key: str, path: Path) -> None:
-        with new_file(path) as draft, draft.open("wb") as file:
-            for chunk in self._chunks(key):
-                file.write(chunk)
+        self._fetch(key, path, self._length(key) or 0)
 
     def delete(self, key: str) -> None:
-        with self._explained():
-            self._client.delete_object(**self._object(key))
+        self._ask(lambda: self._client.delete_object(**self._object(key)))
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}/{key}" if self._prefix else key}
 
-    def _holds(self, key: str, sha256: str, size: int) -> bool:
-        if not self.exists(key, size):
+    def _length(self, key: str, patience: Patience | None = None) -> int | None:
+        """Bytes of an object; None if there is none."""
+
+        def look() -> int | None:
+            try:
+                return int(self._client.head_object(**self._object(key))["ContentLength"])
+            except ClientError as error:
+                if _code(error) not in _ABSENT:
+                    raise
+                return None
+
+        return self._ask(look, patience=patience)
+
+    def _holds(self, key: str, sha256: str, size: int, patience: Patience | None = None) -> bool:
+        if self._length(key, patience) != size:
             return False
         digest = hashlib.sha256()
-        for chunk in self._chunks(key):
-            digest.update(chunk)
+        self._ask(self._reading(key, digest.update), key=key, size=size, patience=patience)
         return digest.hexdigest() == sha256
 
-    def _chunks(self, key: str) -> Iterator[bytes]:
-        """The object's bytes. A cut connection is taken up once more where it was: botocore repeats no reads."""
-        position = 0
-        with self._explained(key):
-            for attempt in range(2):
-                try:
-                    rest = {"Range": f"bytes={position}-"} if position else {}  # no range fits an empty object
-                    answer = self._client.get_object(**self._object(key), **rest)
-                    for chunk in answer["Body"].iter_chunks(_CHUNK):
-                        position += len(chunk)
-                        yield chunk
-                    return
-                except (HTTPClientError, IncompleteReadError):
-                    if attempt:
-                        raise
+    def _fetch(self, key: str, path: Path, size: int) -> None:
+        """Copies an object of about `size` bytes to a file."""
+        with new_file(path) as draft, draft.open("wb") as file:
+            self._ask(self._reading(key, file.write), key=key, size=size)
+
+    def _reading(self, key: str, write: Callable[[bytes], object]) -> Callable[[], None]:
+        """What hands an object's bytes to `write`; called again after a cut, it goes on where it was."""
+        position = length = 0
+
+        def read() -> None:
+            nonlocal position, length
+            wanted = {"Range": f"bytes={position}-"} if position else {}  # no range fits an empty object
+            answer = self._client.get_object(**self._object(key), **wanted)
+            length = length or answer["ContentLength"]
+            # A server may have no use for ranges, and begin at the beginning; not all that have say so by status 206.
+            known = position if answer["ContentLength"] == length else 0
+            with closing(answer["Body"]) as body:
+                for chunk in body.iter_chunks(_CHUNK):
+                    new = chunk[known:]
+                    known = max(0, known - len(chunk))
+                    position += len(new)
+                    write(new)
+
+        return read
+
+    def _ask(
+        self, request: Callable[[], Answer], *, key: str = "", size: int = 0, patience: Patience | None = None
+    ) -> Answer:
+        """The answer to a request, which is made again while the reason why there is none lies outside.
+
+        Args:
+            key: of the object that must be there.
+            size: bytes that are to come or go.
+
+        Raises:
+            OutsideError: no try succeeded, or the time is up.
+            UserError: the store refuses.
+        """
+        patience = patience or WORKING
+        seconds = patience.seconds + size / SLOWEST
+        deadline = time.monotonic() + seconds
+
+        def explained() -> Answer:
+            with self._explained(key):
+                return request()
+
+        last = OutsideError(f"store {self._where}: too slow: not done with {key or 'a request'} in {seconds:.0f} s")
+        for attempt in range(patience.tries):
+            if attempt:
+                # Random, so that many who were refused at one moment do not all come back at one moment.
+                pause = patience.pause * 2 ** (attempt - 1) * uniform(0.5, 1.5)
+                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            try:
+                return _within(deadline - time.monotonic(), explained)
+            except TimeoutError:
+                break
+            except OutsideError as error:
+                last = error
+        raise last
 
     @contextmanager
     def _explained(self, key: str = "") -> Iterator[None]:
@@ -170,7 +265,11 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            code = _code(error)
+            code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status in (408, 429) or (status >= 500 and status != 501) or code in _PASSING:
+                answer = f"{status} {code}" if code != str(status) else code
+                text = f"the server is busy or failing ({answer}); try again later"
+                raise OutsideError(f"store {self._where}: {text}") from error
             if key and code in _ABSENT:
                 text = f"{key} is not in the store {self._where}; {MADE_AGAIN}"
                 raise UserError(text) from error
@@ -186,6 +285,26 @@ class S3Store:
             raise UserError(f"store {self._where}: {_NOT_S3}") from error
         except BotoCoreError as error:
             raise UserError(f"store {self._where}: cannot be used ({type(error).__name__})") from error
+
+
+def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
+    """What `work` gives.
+
+    It runs in a thread that can be left behind: time limits of sockets begin anew with each byte.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    outcome: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    return outcome.result(max(0.0, seconds))
 
 
 def _code(error: ClientError) -> str:

@@ -3,6 +3,7 @@
 from m2m.tracking.contract import NullTracker, Run, Tracker
 from m2m.tracking.location import check_tracking, open_records, open_tracker
 from m2m.tracking.origin import origin_tags
+from m2m.tracking.places import bring_artifacts_along
 from m2m.tracking.records import Chain, RecordedRun, Trace
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Run",
     "Trace",
     "Tracker",
+    "bring_artifacts_along",
     "check_tracking",
     "open_records",
     "open_tracker",

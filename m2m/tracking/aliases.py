@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -56,12 +58,29 @@ def _lacks(client: MlflowClient, name: str, version: str, require: Mapping[str, 
     return ""
 
 
+def _figures(client: MlflowClient, version: ModelVersion) -> Mapping[str, float] | None:
+    """The metrics of the run that registered a version; None if the run is gone, as after ``mlflow gc``."""
+    try:
+        figures: Mapping[str, float] = client.get_run(str(version.run_id)).data.metrics
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return figures
+
+
 def _beats(client: MlflowClient, name: str, version: str, champion: str, metric: str, better: str) -> bool:
     ours, theirs = (client.get_model_version(name, number) for number in (version, champion))
+    if _figures(client, theirs) is None:
+        _logger.warning(
+            "tracking: version %s replaces version %s as champion of %s: the run of that one was removed from MLflow",
+            *(version, champion, name),
+        )
+        return True
     if ours.tags.get("manifest") != theirs.tags.get("manifest"):
         reason = "they were evaluated on different datasets"
     else:
-        score, to_beat = (client.get_run(str(one.run_id)).data.metrics.get(metric) for one in (ours, theirs))
+        score, to_beat = ((_figures(client, one) or {}).get(metric) for one in (ours, theirs))
         if score is not None and to_beat is not None:
             return bool(score > to_beat if better == "higher" else score < to_beat)
         reason = f"one of them has no {metric}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+
+from m2m.settings import sqlite_file, without_secrets
+from m2m.tracking.places import bring_artifacts_along
 
 _REFUSALS = {
     "ALREADY_EXISTS",
@@ -40,35 +40,30 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(uri, uri)
         if database:
             client.search_experiments(max_results=1)
+            bring_artifacts_along(database)
         return client
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite database; None for other addresses."""
-    parts = urlsplit(uri)
-    return Path(parts.path.removeprefix("/")) if parts.scheme.partition("+")[0] == "sqlite" else None
-
-
 @contextmanager
-def classified() -> Iterator[None]:
-    """Says of any error whether trying again can help."""
+def classified(uri: str) -> Iterator[None]:
+    """Says of any error of what is asked of `uri` whether trying again can help."""
     try:
         yield
     except MlflowException as error:
         kind = RefusedError if error.error_code in _REFUSALS else AwayError
-        raise kind(_short(error)) from error
+        raise kind(_short(error, uri)) from error
     except OSError as error:  # connections that break are OSErrors, too; requests' exceptions as well
         kind = RefusedError if isinstance(error, FileNotFoundError) else AwayError
-        raise kind(_short(error)) from error
+        raise kind(_short(error, uri)) from error
     except Exception as error:
-        raise RefusedError(_short(error)) from error
+        raise RefusedError(_short(error, uri)) from error
 
 
-def _short(error: Exception) -> str:
+def _short(error: Exception, uri: str) -> str:
     """One line without what may be secret in an address."""
     text = " ".join(str(error).split()) or type(error).__name__
     for words in ("Connection refused", "timed out", "Name or service not known"):
         if words in text:
             return words.lower()
-    text = re.sub(r"://[^/@\s]*@", "://…@", text)
+    text = without_secrets(text, uri)
     return text if len(text) <= 200 else f"{text[:197]}..."

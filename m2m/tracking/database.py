@@ -6,13 +6,14 @@ These tables are MLflow's own; the tests hold this module against databases that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy.exc import SQLAlchemyError
 
 from m2m.errors import UserError
-from m2m.settings import without_password
+from m2m.settings import without_password, without_secrets
 from m2m.tracking.sources import Found
 
 
@@ -20,14 +21,13 @@ class Database:
     """Implements `m2m.tracking.sources.Source`."""
 
     def __init__(self, uri: str) -> None:
-        self._name = without_password(uri)
-        self._engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        self._uri = uri
+        with self._explained():
+            self._engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
 
     def run(self, run_id: str) -> Found | None:
-        rows = self._select(
-            "runs", "name", "experiment_id", "status", "start_time", run_uuid=run_id, lifecycle_stage="active"
-        )
-        for name, experiment_id, status, started in rows:
+        columns = ("name", "experiment_id", "status", "start_time", "lifecycle_stage")
+        for name, experiment_id, status, started, state in self._select("runs", *columns, run_uuid=run_id):
             ((experiment,),) = self._select("experiments", "name", experiment_id=experiment_id)
             return Found(
                 id=run_id,
@@ -36,6 +36,7 @@ class Database:
                 experiment=experiment,
                 status=status,
                 started=started,
+                deleted=state != "active",
                 tags=dict(self._select("tags", "key", "value", run_uuid=run_id)),
                 params=dict(self._select("params", "key", "value", run_uuid=run_id)),
                 metrics=dict(self._select("latest_metrics", "key", "value", run_uuid=run_id)),
@@ -53,9 +54,10 @@ class Database:
             (name, str(version)) for name, version in self._select("model_versions", "name", "version", run_id=run_id)
         ]
 
-    def registered_by(self, name: str, version: str) -> str | None:
-        rows = self._select("model_versions", "run_id", name=name, version=int(version))
-        return str(rows[0][0]) if rows else None
+    def registered(self, name: str, version: str) -> tuple[str, Mapping[str, str]] | None:
+        which = {"name": name, "version": int(version)}
+        rows = self._select("model_versions", "run_id", **which)
+        return (str(rows[0][0]), dict(self._select("model_version_tags", "key", "value", **which))) if rows else None
 
     def aliases(self) -> dict[tuple[str, str], str]:
         rows = self._select("registered_model_aliases", "name", "alias", "version")
@@ -72,9 +74,13 @@ class Database:
         wanted: list[Any] = [sqlalchemy.column(name) for name in columns]
         conditions = [sqlalchemy.column(name) == value for name, value in where.items()]
         query = sqlalchemy.select(*wanted).select_from(sqlalchemy.table(table)).where(*conditions)
+        with self._explained(), self._engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with self._engine.connect() as connection:
-                return [tuple(row) for row in connection.execute(query)]
-        except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).splitlines()[0]
-            raise UserError(f"tracking at {self._name}: {reason}") from error
+            yield
+        except (SQLAlchemyError, ImportError, ValueError) as error:  # the latter of a driver or a port that is none
+            reason = without_secrets(str(getattr(error, "orig", error)).splitlines()[0], self._uri)
+            raise UserError(f"tracking at {without_password(self._uri)}: {reason}") from error

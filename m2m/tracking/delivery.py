@@ -65,24 +65,37 @@ class Delivery:
 
     def _work(self) -> None:
         while not self._leaving:
+            server = self._journal.header.server
             try:
-                self._run = self._run or self._remote.open_run(self._journal.header)
-                for _ in _deliver(self._journal, self._run):
-                    self._arrived()
-                self._arrived()
+                try:
+                    self._run = self._run or self._remote.open_run(self._journal.header)
+                    self._send_own()
+                except AwayError:
+                    raise
+                except Exception as error:  # a thread that died would let the end of the run wait for ever
+                    self._failed(f"{server} cannot record the run: {error}", self._journal.folder)
                 if self._left_behind:
                     self._send_left_behind()
             except AwayError as error:
-                self._failed(f"{self._journal.header.server} does not answer: {error}")
-            except Exception as error:  # a thread that died would let the end of the run wait for ever
-                self._failed(f"{self._journal.header.server} cannot record the run: {error}")
+                self._failed(f"{server} does not answer: {error}", self._spool)
+            except Exception as error:
+                self._failed(f"what earlier runs left cannot be read: {error}", self._spool)
+                self._left_behind = False
             with self._change:
                 pause = SECONDS_BETWEEN_ATTEMPTS if self._away else self._interval
                 self._change.wait_for(lambda: self._hurry or self._leaving, pause)
                 self._hurry = False
 
+    def _send_own(self) -> None:
+        if self._run is not None:
+            for _ in _deliver(self._journal, self._run):
+                self._arrived()
+            self._arrived()
+
     def _send_left_behind(self) -> None:
-        for journal in Journal.left_behind(self._spool, self._journal.header.server):
+        """Brings what earlier runs left, each for itself: one that cannot be recorded holds up no other."""
+        for journal in Journal.left_behind(self._spool, self._journal.header):
+            name = journal.header.name
             try:
                 if not journal.ended:
                     journal.append("end", status="KILLED", time=now())
@@ -91,13 +104,20 @@ class Delivery:
                     if self._leaving:
                         journal.close()
                         return
-            except Exception:
+                    self._send_own()  # weights of an earlier run may take long
+            except AwayError:
                 journal.close()
                 raise
-            _logger.warning("tracking: sent what was left of the earlier run %s", journal.header.name)
+            except Exception as error:
+                journal.close()
+                text = "tracking: the earlier run %s cannot be recorded, and waits in %s: %s"
+                _logger.warning(text, name, journal.folder, error)
+                continue
+            _logger.warning("tracking: sent what was left of the earlier run %s", name)
             journal.remove()
         self._left_behind = False
-        self._arrived()
+        with self._change:
+            self._change.notify_all()
 
     def _arrived(self) -> None:
         with self._change:
@@ -106,11 +126,10 @@ class Delivery:
             self._away = False
             self._change.notify_all()
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, place: Path) -> None:
         with self._change:
             if not self._away:
-                place = self._journal.folder
-                _logger.warning("tracking: %s; what the run logs waits in %s and is sent later", reason, place)
+                _logger.warning("tracking: %s; what is not sent waits in %s and is sent later", reason, place)
             self._away = True
             self._failures += 1
             self._change.notify_all()

@@ -7,6 +7,7 @@ is away, a kill at any moment and a normal run are one and the same case: whoeve
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -36,6 +37,12 @@ class Header:
     """The tracking address, without password: what was meant for one server goes to no other."""
     started: int
     """Milliseconds since 1970."""
+    beside: str = ""
+    """Of a database in a file, the way to it from the spool: both may be moved, or copied, together."""
+
+    def is_for(self, other: Header) -> bool:
+        """Whether it is meant for the same server as another."""
+        return self.server == other.server or (bool(self.beside) and self.beside == other.beside)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Journal:
             UserError: a live process has it open.
         """
         folder = spool / header.key
+        spool.mkdir(parents=True, exist_ok=True)
+        spool.chmod(0o700)  # what a run says may be nobody else's business
         (folder / "files").mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
         if lock is None:
@@ -74,12 +83,14 @@ class Journal:
         return cls(folder, header, lock)
 
     @classmethod
-    def left_behind(cls, spool: Path, server: str) -> Iterator[Self]:
-        """The journals meant for `server` that no live process has open, oldest first; close or remove each."""
-        texts = {path.parent: _read_text(path) for path in spool.glob("*/header.json")}
-        headers = {folder: Header(**json.loads(text)) for folder, text in texts.items() if text}
+    def left_behind(cls, spool: Path, own: Header) -> Iterator[Self]:
+        """The journals meant for the server of `own` that no live process has open, oldest first.
+
+        Close or remove each.
+        """
+        headers = {path.parent: header for path in spool.glob("*/header.json") if (header := _read_header(path))}
         for folder, header in sorted(headers.items(), key=lambda item: item[1].started):
-            lock = _lock(folder) if header.server == server else None
+            lock = _lock(folder) if header.is_for(own) else None
             if lock is None:
                 continue
             if (folder / "header.json").exists():
@@ -165,6 +176,17 @@ def _lock(folder: Path) -> FileLock | None:
     except Timeout:
         return None
     return lock
+
+
+def _read_header(path: Path) -> Header | None:
+    """None if it is gone, or damaged: one journal that cannot be read keeps no other from being sent."""
+    try:
+        return Header(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        logging.getLogger("m2m.tracking").warning("tracking: %s is damaged and is not sent: %s", path, error)
+        return None
 
 
 def _read_text(path: Path) -> str | None:

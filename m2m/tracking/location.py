@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2m.errors import UserError
+from m2m.errors import OutsideError, UserError
 from m2m.settings import without_password
 from m2m.tracking.contract import NullTracker, Tracker
 
@@ -60,7 +60,8 @@ def check_tracking(uri: str) -> None:
     try:
         Remote(uri).answer()
     except (AwayError, RefusedError) as error:
-        raise UserError(f"tracking at {without_password(uri)}: {error}") from error
+        kind = OutsideError if isinstance(error, AwayError) else UserError
+        raise kind(f"tracking at {without_password(uri)}: {error}") from error
 
 
 def open_records(uri: str) -> Records:

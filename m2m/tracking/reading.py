@@ -30,7 +30,7 @@ class Records:
         Raises:
             UserError: the server does not answer.
         """
-        return [_recorded(run) for run in self._source.tagged(FLOW_RUN, flow_run)]
+        return [_recorded(run) for run in self._source.tagged(FLOW_RUN, flow_run) if not run.deleted]
 
     def trace(self, ref: str) -> Trace:
         """Follows a model version (``models:/NAME@ALIAS``, ``models:/NAME/N``), a run id or a DVC experiment.
@@ -41,18 +41,29 @@ class Records:
         runs = self._named(ref)
         if not runs:
             raise UserError(f"nothing is recorded as {ref!r}; {self._offer()}")
-        with_model = [run for run in runs if "model" in run.tags] or runs[-1:]
+        newest = max(runs, key=lambda run: (not run.deleted, run.started))
+        with_model = [run for run in runs if "model" in run.tags] or [newest]
         seeds = {run.tags.get("model", ""): run for run in with_model}
-        return Trace(run=_recorded(runs[-1]), chains=[self._chain(seed) for seed in seeds.values()])
+        return Trace(run=_recorded(newest), chains=[self._chain(seed) for seed in seeds.values()])
 
     def _named(self, ref: str) -> list[Found]:
-        """The runs that an address names, oldest first; for a version the one that registered it."""
+        """The runs that an address names, oldest first; for a version the one that registered it.
+
+        Where that one is gone, those of the same model.
+        """
         if version := re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number>\d{1,9}))", ref):
             name, number = version["name"], version["number"]
             number = number or self._source.aliases().get((name, version["alias"]))
-            run_id = self._source.registered_by(name, number) if number else None
+            registered = self._source.registered(name, number) if number else None
+            if registered is None:
+                return []
+            run_id, tags = registered
             run = self._source.run(run_id) if run_id else None
-            return [run] if run else []
+            runs = [run] if run else self._source.tagged("model", tags["model"]) if "model" in tags else []
+            if not runs:
+                gone = f"its run {run_id} was removed from MLflow" if run_id else "by no run"
+                raise UserError(f"{ref} is registered, but {gone}: nothing tells any more where it comes from")
+            return runs
         if re.fullmatch(r"[0-9a-f]{32}", ref):
             run = self._source.run(ref)
             return self._source.tagged(PARENT, ref) or ([run] if run else [])
@@ -62,10 +73,10 @@ class Records:
         """All that is known of the model of a run; of a run without one, the run itself."""
         model = seed.tags.get("model", "")
         runs = self._source.tagged("model", model) if model else [seed]
-        finetuning = [run for run in runs if run.experiment == "finetune"]
+        finetuning = _of("finetune", runs)
         made = self._source.tagged("model", _parent(finetuning[0])) if finetuning else runs
-        training = [run for run in made if run.experiment == "train"]
-        evaluations = [run for run in runs if run.experiment == "evaluate"]
+        training = _of("train", made)
+        evaluations = [run for run in runs if run.stage == "evaluate"]
         first = (training or [seed])[0]
         from_ = {key.removeprefix(FOUNDATION): one for key, one in first.params.items() if key.startswith(FOUNDATION)}
         return Chain(
@@ -92,6 +103,11 @@ class Records:
         return f"name a version (models:/NAME@ALIAS, models:/NAME/3), an MLflow run id or a DVC experiment; {what}"
 
 
+def _of(stage: str, runs: list[Found]) -> list[Found]:
+    """Those of a stage; deleted ones last."""
+    return sorted((run for run in runs if run.stage == stage), key=lambda run: run.deleted)
+
+
 def _parent(finetuning: Found) -> str:
     """The hash of the model that fine-tuning started from; its own, which no training made, if it was none."""
     digests = [value for key, value in finetuning.params.items() if key.startswith(PARENT_MODEL)]
@@ -102,8 +118,9 @@ def _recorded(run: Found) -> RecordedRun:
     return RecordedRun(
         id=run.id,
         name=run.name,
-        stage=run.experiment,
+        stage=run.stage,
         status=run.status,
+        deleted=run.deleted,
         started=datetime.fromtimestamp(run.started / 1000, UTC).isoformat(timespec="seconds"),
         page=f"#/experiments/{run.experiment_id}/runs/{run.id}",
         origin=Origin.of(run.tags),

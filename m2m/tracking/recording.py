@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from m2m.params import GateParams
-from m2m.settings import without_password
+from m2m.settings import sqlite_file, without_password
 from m2m.tracking.contract import Run
 from m2m.tracking.delivery import Delivery, now
 from m2m.tracking.journal import Header, Journal
@@ -40,7 +41,9 @@ class MlflowTracker:
     @contextmanager
     def run(self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None) -> Iterator[Run]:
         key = resume_key or uuid4().hex
-        header = Header(key, name, stage, {**self.tags, **tags}, without_password(self.uri), now())
+        database = sqlite_file(self.uri)
+        beside = os.path.relpath(database, self.spool) if database else ""
+        header = Header(key, name, stage, {**self.tags, **tags}, without_password(self.uri), now(), beside)
         journal = Journal.create(self.spool, header)
         if resume_key:
             journal.append("resume")

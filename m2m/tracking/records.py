@@ -15,8 +15,10 @@ class RecordedRun:
     id: str
     name: str
     stage: str
-    """Its MLflow experiment."""
+    """What made it; its MLflow experiment bears the name, unless a person changed that."""
     status: str
+    deleted: bool
+    """A person deleted it in MLflow, where it can be restored until ``mlflow gc``."""
     started: str
     page: str
     """Its page in MLflow's UI, behind the server's address."""
@@ -46,7 +48,7 @@ class Version:
     version: str
     aliases: Sequence[str]
     run: str
-    """Id of the evaluation that registered it."""
+    """Id of the evaluation that registered it; it may be gone."""
 
 
 @dataclass(frozen=True, kw_only=True)

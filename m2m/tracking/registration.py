@@ -34,7 +34,8 @@ SIGNATURE = ModelSignature(
 )
 """Base64 PNGs in, one a row, in order; as many drawn ones out, likewise."""
 
-REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow", "pandas")
+REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pandas", "pydantic")
+"""What the code that draws imports."""
 
 
 def _example_png() -> str:
@@ -95,6 +96,7 @@ def _log_model(
             mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"pipeline": str(folder)},
+            code_paths=[str(Path(__file__).parents[1])],  # who loads it may not have this project
             signature=SIGNATURE,
             input_example=pd.DataFrame({"image": [_example_png()]}),
             pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],

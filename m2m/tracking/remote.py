@@ -21,9 +21,11 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from m2m.settings import sqlite_file
 from m2m.tracking.aliases import set_aliases
-from m2m.tracking.connection import classified, connect, sqlite_file
+from m2m.tracking.connection import RefusedError, classified, connect
 from m2m.tracking.journal import Entry, Header, Journal
+from m2m.tracking.places import ARTIFACTS
 from m2m.tracking.registration import register
 
 RUN_TAG = "m2m.run"
@@ -38,10 +40,11 @@ class RemoteRun:
     """One run on the server."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._uri = str(client.tracking_uri)
         self.id = str(run.info.run_id)
         self._client, self._experiment_id = client, run.info.experiment_id
         self._steps: dict[str, int] = {}
-        """The newest step of each curve when the run was resumed."""
+        """The newest step of each curve when the run was opened or resumed."""
         self._pictures: set[tuple[str, int]] = set()
         self._unsure = True
         """Whether the next entry may have arrived before, its acknowledgement lost."""
@@ -54,7 +57,8 @@ class RemoteRun:
         Raises:
             AwayError, RefusedError
         """
-        with classified():
+        unsure, self._unsure = self._unsure, True
+        with classified(self._uri):
             match entries[0].kind, entries[0].values:
                 case "metrics", _:
                     self._metrics([point for entry in entries for point in entry.values["points"]])
@@ -63,7 +67,7 @@ class RemoteRun:
                 case "tags", values:
                     self._client.log_batch(self.id, tags=[RunTag(*item) for item in values["values"].items()])
                 case "image", values:
-                    self._image(values, journal)
+                    self._image(values, journal, unsure)
                 case "artifact", values:
                     self._artifact(journal.kept(values["file"]), values["folder"])
                 case "dataset", values:
@@ -90,9 +94,9 @@ class RemoteRun:
         if new:
             self._client.log_batch(self.id, metrics=new)
 
-    def _image(self, values: dict[str, Any], journal: Journal) -> None:
+    def _image(self, values: dict[str, Any], journal: Journal, unsure: bool) -> None:
         key, step, time = values["key"], values["step"], values["time"]
-        if (key, step) in self._pictures or (self._unsure and (key, step) in self._pictures_there(time)):
+        if (key, step) in self._pictures or (unsure and (key, step) in self._pictures_there(time)):
             return
         with PIL.Image.open(journal.kept(values["file"]), formats=["PNG"]) as picture:
             self._client.log_image(self.id, picture, key=key, step=step, timestamp=time)
@@ -127,12 +131,19 @@ class RemoteRun:
             set_aliases(self._client, values["name"], self.version, **values["gate"])
 
     def _resume(self) -> None:
-        """What the server has of the run is not sent again by the part of the work that is done again."""
+        self.look()
+        self._client.update_run(self.id, status="RUNNING")
+
+    def look(self) -> None:
+        """What the server has of the run is not sent again by the part of the work that is done again.
+
+        Not only where the journal says that the run was resumed: the note that this was sent may have come through and
+        the points of the work done again not, before the next kill.
+        """
         for key in self._client.get_run(self.id).data.metrics:
             if not key.startswith(SYSTEM):
                 self._steps[key] = max(point.step for point in self._client.get_metric_history(self.id, key))
         self._pictures = self._pictures_there()
-        self._client.update_run(self.id, status="RUNNING")
 
     def _pictures_there(self, time: int | None = None) -> set[tuple[str, int]]:
         """Keys and steps of the pictures that the server has (of one moment)."""
@@ -161,7 +172,7 @@ class Remote:
         Raises:
             AwayError, RefusedError
         """
-        with classified():
+        with classified(self._uri):
             self._client.search_experiments(max_results=1)
 
     def open_run(self, header: Header) -> RemoteRun:
@@ -170,21 +181,30 @@ class Remote:
         Raises:
             AwayError, RefusedError
         """
-        with classified():
+        with classified(self._uri):
+            # In all experiments: a person may have given it another name since, or the run another experiment.
+            everywhere = [str(one.experiment_id) for one in self._client.search_experiments()]
+            found = self._client.search_runs(everywhere, f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
+            if found:
+                remote = RemoteRun(self._client, found[0])
+                remote.look()
+                return remote
             experiment_id = self._experiment(header.experiment)
-            found = self._client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
-            run = found[0] if found else None
-            if run is None:
-                tags = {**header.tags, RUN_TAG: header.key}
-                run = self._client.create_run(experiment_id, header.started, tags, header.name)
-            return RemoteRun(self._client, run)
+            tags = {**header.tags, RUN_TAG: header.key}
+            return RemoteRun(self._client, self._client.create_run(experiment_id, header.started, tags, header.name))
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage != "active":
+                number = found.experiment_id
+                raise RefusedError(
+                    f"experiment {name} was deleted in MLflow; mlflow experiments restore -x {number} brings it back, "
+                    f"mlflow gc --experiment-ids {number} makes room for a new one"
+                )
             return str(found.experiment_id)
         database = sqlite_file(self._uri)
-        place = (database.parent / "mlruns" / name).as_uri() if database else None
+        place = (database.parent / ARTIFACTS / name).as_uri() if database else None
         try:
             return str(self._client.create_experiment(name, place))
         except MlflowException as error:

@@ -12,8 +12,8 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-from m2m.errors import UserError
-from m2m.settings import without_password
+from m2m.errors import OutsideError, UserError
+from m2m.settings import without_password, without_secrets
 from m2m.tracking.sources import Found
 
 SECONDS = 10.0
@@ -27,7 +27,7 @@ class Server:
 
     def __init__(self, uri: str) -> None:
         parts = urlsplit(uri)
-        self._name = without_password(uri)
+        self._uri, self._name = uri, without_password(uri)
         self._root = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
         self._headers = {"Content-Type": "application/json", **_authorization(parts.username, parts.password)}
 
@@ -42,6 +42,7 @@ class Server:
             "filter": f"tags.`{tag}` = '{value}'",
             "order_by": ["attributes.start_time ASC"],
             "max_results": MOST,
+            "run_view_type": "ALL",
         }
         answer = self._ask("runs/search", wanted) or {}
         return [self._found(run, experiments) for run in answer.get("runs", [])]
@@ -50,16 +51,18 @@ class Server:
         answer = self._ask("model-versions/search", filter=f"run_id = '{run_id}'") or {}
         return [(one["name"], one["version"]) for one in answer.get("model_versions", [])]
 
-    def registered_by(self, name: str, version: str) -> str | None:
+    def registered(self, name: str, version: str) -> tuple[str, Mapping[str, str]] | None:
         answer = self._ask("model-versions/get", name=name, version=version)
-        return answer["model_version"].get("run_id") if answer else None
+        if answer is None:
+            return None
+        return answer["model_version"].get("run_id", ""), _pairs(answer["model_version"].get("tags", []))
 
     def aliases(self) -> dict[tuple[str, str], str]:
         models = (self._ask("registered-models/search") or {}).get("registered_models", [])
         return {(one["name"], each["alias"]): each["version"] for one in models for each in one.get("aliases", [])}
 
     def _experiments(self) -> dict[str, str]:
-        answer = self._ask("experiments/search", {"max_results": MOST}) or {}
+        answer = self._ask("experiments/search", {"max_results": MOST, "view_type": "ALL"}) or {}
         return {one["experiment_id"]: one["name"] for one in answer.get("experiments", [])}
 
     def _found(self, run: Mapping[str, Any], experiments: Mapping[str, str]) -> Found:
@@ -72,6 +75,7 @@ class Server:
             experiment=experiments.get(info["experiment_id"], ""),
             status=info["status"],
             started=int(info["start_time"]),
+            deleted=info.get("lifecycle_stage", "active") != "active",
             **{kind: _pairs(data.get(kind, [])) for kind in ("tags", "params", "metrics")},
             datasets=[one["dataset"] for one in used],
         )
@@ -88,10 +92,12 @@ class Server:
                 said = error.read().decode(errors="replace")
             if "RESOURCE_DOES_NOT_EXIST" in said:
                 return None
-            raise UserError(f"tracking at {self._name}: {error.code} {error.reason}") from error
+            kind = OutsideError if error.code == 429 or error.code >= 500 else UserError
+            raise kind(f"tracking at {self._name}: {error.code} {error.reason}") from error
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise UserError(f"tracking at {self._name}: {getattr(reason, 'strerror', None) or reason}") from error
+            said = without_secrets(str(getattr(reason, "strerror", None) or reason), self._uri)
+            raise OutsideError(f"tracking at {self._name}: {said}") from error
 
 
 def _authorization(user: str | None, password: str | None) -> dict[str, str]:

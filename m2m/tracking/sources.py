@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from m2m.errors import UserError
+from m2m.settings import sqlite_file
+from m2m.tracking.origin import STAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,18 @@ class Found:
     status: str
     started: int
     """Milliseconds since 1970."""
+    deleted: bool
+    """A person deleted it in MLflow, where it can be restored until ``mlflow gc``."""
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     datasets: Sequence[Mapping[str, str]]
     """Name, digest and profile of each."""
+
+    @property
+    def stage(self) -> str:
+        """What made it, whatever a person calls its experiment today."""
+        return self.tags.get(STAGE, "").partition("@")[0] or self.experiment
 
 
 class Source(Protocol):
@@ -35,13 +42,13 @@ class Source(Protocol):
     def run(self, run_id: str) -> Found | None: ...
 
     def tagged(self, tag: str, value: str) -> list[Found]:
-        """The runs with a tag, oldest first."""
+        """The runs with a tag, oldest first, deleted ones too."""
 
     def versions(self, run_id: str) -> list[tuple[str, str]]:
         """Name and number of each version that a run registered."""
 
-    def registered_by(self, name: str, version: str) -> str | None:
-        """The run that registered a version."""
+    def registered(self, name: str, version: str) -> tuple[str, Mapping[str, str]] | None:
+        """The run that registered a version, which may be gone, and the version's tags; None if there is no such."""
 
     def aliases(self) -> dict[tuple[str, str], str]:
         """By name and alias the version."""
@@ -57,8 +64,7 @@ def open_source(uri: str) -> Source:
         from m2m.tracking.server import Server
 
         return Server(uri)
-    file = Path(urlsplit(uri).path.removeprefix("/"))
-    if uri.startswith("sqlite") and not file.exists():
+    if (file := sqlite_file(uri)) and not file.exists():
         raise UserError(f"nothing is recorded yet: there is no {file}; dvc repro makes it")
     from m2m.tracking.database import Database
 

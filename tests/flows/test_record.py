@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def test_the_flow_run_s_page_leads_to_its_runs(
     description = client.get_run(parent.id).data.tags["mlflow.note.content"]
     assert description == f"- `train@self`: [train-self]({child.page})\n- `generate`: reused"
     assert open_records(mlflow_server.uri).trace(parent.id).run == child
+
+
+def test_it_is_recorded_in_the_checkout_wherever_the_flows_are_served(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout, elsewhere):
+        folder.mkdir()
+    shutil.copy(empty_database, checkout / "mlflow.db")
+    monkeypatch.chdir(elsewhere)
+    with recorded("wise-otter", {}, checkout=checkout, env={"M2M_FLOW_RUN_ID": "flow-1"}, log=LOG):
+        pass
+    (run,) = open_records(f"sqlite:///{checkout}/mlflow.db").of_flow_run("flow-1")
+    assert run.name == "wise-otter"
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.parametrize("uri", ["none", "http://127.0.0.1:9"])

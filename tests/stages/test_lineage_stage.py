@@ -131,6 +131,38 @@ def test_the_command_that_makes_it_again_is_true(m2m: Any, tmp_path: Path) -> No
     assert kept[-1].split(maxsplit=1) == ["again", "dvc exp apply more; dvc repro"]
 
 
+def test_what_a_person_changed_in_mlflow_is_told_as_it_is(
+    m2m: Any, recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    database = f"sqlite:///{shutil.copy(recorded.database.removeprefix('sqlite:///'), tmp_path / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    client = MlflowClient(database)
+    for stage in ("train", "evaluate"):
+        client.rename_experiment(client.get_experiment_by_name(stage).experiment_id, f"my {stage}")
+    client.delete_run(recorded.by_hand)
+    for ref in ("models:/m2m-dino@champion", "models:/m2m-dino@candidate", recorded.train):
+        lines = m2m(ref).stdout.splitlines()
+        (training,) = [line for line in lines if line.startswith("training")]
+        assert recorded.train in training
+        evaluations = [line for line in lines if line.startswith("evaluation")]
+        assert [line.endswith(", deleted in MLflow") for line in evaluations] == [False, True]
+
+    client.delete_run(recorded.train)
+    (training,) = [line for line in m2m(recorded.evaluate).stdout.splitlines() if line.startswith("training")]
+    assert training.endswith(", deleted in MLflow")
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", database]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "MLFLOW_TRACKING_URI": database})
+    (training,) = [line for line in m2m(recorded.evaluate).stdout.splitlines() if line.startswith("training")]
+    assert training.endswith("or MLflow's record was removed")
+    gone = m2m("models:/m2m-dino@candidate")
+    assert gone.exit_code == 2
+    assert one_line(gone).startswith(
+        f"m2m: models:/m2m-dino@candidate is registered, but its run {recorded.by_hand} was removed from MLflow"
+    )
+
+
 def test_a_run_without_a_model_leads_to_its_dataset(m2m: Any, recorded: Recorded) -> None:
     lines = m2m(recorded.generate).stdout.splitlines()
     assert [line.split()[0] for line in lines if line] == ["dataset", "again"]
