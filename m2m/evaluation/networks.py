@@ -1,4 +1,4 @@
-"""The networks that judge pictures: one for features, classes and attributes, one for text and image embeddings."""
+"""The networks that judge pictures: by features, classes and attributes, by text and image embeddings, by likeness."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from transformers import CLIPModel, CLIPProcessor
 
 from m2m.devices import align
 from m2m.errors import UserError
-from m2m.evaluation import inception_v3
+from m2m.evaluation import inception_v3, lpips
 from m2m.evaluation.inception_v3 import InceptionV3
+from m2m.evaluation.lpips import Lpips
+from m2m.evaluation.perceptual import perceptual_distance
 from m2m.files import folder_digest
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier
@@ -34,16 +36,18 @@ LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
 
 @dataclass(frozen=True)
 class Networks:
-    """Both judges, and the names under which the numbers record them."""
+    """The judges, and the names under which the numbers record them: ``inception``, ``clip`` and ``perceptual``."""
 
     inception: WorldClassifier | InceptionV3
     clip: Clip
     names: Mapping[str, str]
     device: torch.device
+    lpips: Lpips | None = None
+    """only where the foundation has it"""
 
     @classmethod
     def load(cls, foundation: Path, *, device: str) -> Self:
-        """Load ``inception/`` and ``clip/`` of a foundation folder.
+        """Load ``inception/``, ``clip/`` and, if it is there, ``perceptual/`` of a foundation folder.
 
         Raises:
             UserError: one of them is missing, incomplete, or of an unknown architecture.
@@ -52,11 +56,24 @@ class Networks:
         inception, architecture = _load_inception(foundation / "inception")
         clip = Clip.from_pretrained(foundation / "clip")
         clip.model.to(where)  # type: ignore[arg-type]
+        likeness = _load_lpips(foundation / "perceptual")
         names = {
             "inception": f"{architecture}@{folder_digest(foundation / 'inception')[:12]}",
             "clip": f"clip@{folder_digest(foundation / 'clip')[:12]}",
         }
-        return cls(inception=inception.to(where), clip=clip, names=names, device=where)
+        names["perceptual"] = (
+            f"{lpips.ARCHITECTURE}@{folder_digest(foundation / 'perceptual')[:12]}" if likeness else names["inception"]
+        )
+        likeness = likeness.to(where) if likeness else None
+        return cls(inception=inception.to(where), clip=clip, names=names, device=where, lpips=likeness)
+
+    def perceptual(self, first: Tensor, second: Tensor) -> Tensor:
+        """How far apart n pairs of pictures are, uint8 (n, 3, H, W) each: (n,). LPIPS, or else our own distance."""
+        return self.lpips(first, second) if self.lpips else perceptual_distance(self.inception, first, second)
+
+    def recorded(self, *judges: str) -> dict[str, str]:
+        """What numbers say that they rest on: ``network/<judge>``."""
+        return {f"network/{judge}": self.names[judge] for judge in judges}
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -132,6 +149,15 @@ def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
             known = " or ".join(LOADERS)
             raise UserError(f"{folder}/config.json: architecture is {architecture!r}, expected {known}")
         return LOADERS[architecture](folder), architecture
+    except UNREADABLE as error:
+        raise _incomplete(folder, error) from error
+
+
+def _load_lpips(folder: Path) -> Lpips | None:
+    if not folder.is_dir():
+        return None
+    try:
+        return Lpips.from_pretrained(folder)
     except UNREADABLE as error:
         raise _incomplete(folder, error) from error
 
