@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 
+from safetensors import SafetensorError
+
 from m2m.errors import UserError
 
 _FULL = "the disk is full; free some space, then run the same command again"
@@ -67,6 +69,20 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _REFUSALS:
             raise
         raise UserError(f"cannot write {path}: {_REFUSALS[error.errno]}") from error
+
+
+@contextmanager
+def reading_foundation(folder: Path) -> Iterator[None]:
+    """Turns whatever a folder of the foundation that is missing or damaged raises into one line for a person.
+
+    Libraries that are given such a folder raise all of these; what is wrong with the data is in the text alone.
+    """
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        text = f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
+        raise UserError(text) from error
 
 
 def file_digest(path: Path) -> str:

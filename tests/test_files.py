@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from m2m.errors import UserError
-from m2m.files import code_digest, file_digest, folder_digest, new_file, write_atomically, writing
+from m2m.files import (
+    code_digest,
+    file_digest,
+    folder_digest,
+    new_file,
+    reading_foundation,
+    write_atomically,
+    writing,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -120,3 +128,19 @@ def test_a_digest_of_code_sees_every_source_of_a_package(tmp_path: Path, monkeyp
 def test_a_place_that_takes_no_folder_is_named() -> None:
     with pytest.raises(UserError, match="no folder can be made there"):
         write_atomically(Path("/proc/nowhere/file"), b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AttributeError("'list' object has no attribute 'items'"), "'list' object has no attribute 'items'"),
+        (RuntimeError("\nError(s) in loading:\n\tMissing key"), "Error(s) in loading:"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_what_a_damaged_folder_raises_is_one_line(error: Exception, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught, reading_foundation(tmp_path):
+        raise error
+    assert str(caught.value).startswith(f"{tmp_path}: incomplete or damaged ({reason}); restore it from git or run")
+    with pytest.raises(UserError, match=r"^known$"), reading_foundation(tmp_path):
+        raise UserError("known")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
@@ -21,12 +19,10 @@ from m2m.evaluation import inception_v3, lpips
 from m2m.evaluation.inception_v3 import InceptionV3
 from m2m.evaluation.lpips import Lpips
 from m2m.evaluation.perceptual import perceptual_distance
-from m2m.files import folder_digest
+from m2m.files import folder_digest, reading_foundation
 from m2m.models import classifier
-from m2m.models.classifier import WorldClassifier
+from m2m.models.classifier import WorldClassifier, load_class_network
 from m2m.world.grammar import ATTRIBUTES
-
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
@@ -53,17 +49,21 @@ class Networks:
             UserError: one of them is missing, incomplete, or of an unknown architecture.
         """
         where = torch.device(device)
-        inception, architecture = _load_inception(foundation / "inception")
+        inception, architecture = load_class_network(foundation / "inception", LOADERS)
+        if inception is None:
+            known = " or ".join(LOADERS)
+            raise UserError(f"{foundation}/inception/config.json: architecture is {architecture!r}, expected {known}")
         clip = Clip.from_pretrained(foundation / "clip")
         clip.model.to(where)  # type: ignore[arg-type]
-        likeness = _load_lpips(foundation / "perceptual")
-        names = {
-            "inception": f"{architecture}@{folder_digest(foundation / 'inception')[:12]}",
-            "clip": f"clip@{folder_digest(foundation / 'clip')[:12]}",
-        }
-        names["perceptual"] = (
-            f"{lpips.ARCHITECTURE}@{folder_digest(foundation / 'perceptual')[:12]}" if likeness else names["inception"]
-        )
+        published = foundation / "perceptual"
+        with reading_foundation(published):
+            likeness = Lpips.from_pretrained(published) if published.is_dir() else None
+
+        def named(architecture: str, part: str) -> str:
+            return f"{architecture}@{folder_digest(foundation / part)[:12]}"
+
+        names = {"inception": named(architecture, "inception"), "clip": named("clip", "clip")}
+        names["perceptual"] = named(lpips.ARCHITECTURE, "perceptual") if likeness else names["inception"]
         likeness = likeness.to(where) if likeness else None
         return cls(inception=inception.to(where), clip=clip, names=names, device=where, lpips=likeness)
 
@@ -95,11 +95,9 @@ class Clip:
         Raises:
             UserError: a file is missing or not readable.
         """
-        try:
+        with reading_foundation(folder):
             model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except UNREADABLE as error:
-            raise _incomplete(folder, error) from error
         align(model)
         return cls(model.eval().requires_grad_(False), processor)
 
@@ -140,30 +138,3 @@ class Embedded(nn.Module):
         output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         features: Tensor = output.pooler_output
         return features
-
-
-def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
-    try:
-        architecture = json.loads((folder / "config.json").read_text())["architecture"]
-        if architecture not in LOADERS:
-            known = " or ".join(LOADERS)
-            raise UserError(f"{folder}/config.json: architecture is {architecture!r}, expected {known}")
-        return LOADERS[architecture](folder), architecture
-    except UNREADABLE as error:
-        raise _incomplete(folder, error) from error
-
-
-def _load_lpips(folder: Path) -> Lpips | None:
-    if not folder.is_dir():
-        return None
-    try:
-        return Lpips.from_pretrained(folder)
-    except UNREADABLE as error:
-        raise _incomplete(folder, error) from error
-
-
-def _incomplete(folder: Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(
-        f"{folder}: incomplete or damaged ({reason}); restore it from git or run the foundation stage again"
-    )

@@ -92,9 +92,13 @@ def test_networks_know_what_their_folders_hold(foundation: Path) -> None:
         ({"architecture": "alexnet"}, "is 'alexnet', expected world-classifier or inception-v3-compat"),
         ({"architecture": "inception-v3-compat"}, "incomplete or damaged"),
         ({}, "incomplete or damaged"),
+        ([], "incomplete or damaged"),
+        ({"architecture": "world-classifier"}, "incomplete or damaged"),
+        ({"architecture": "world-classifier", "classes": [], "widths": [8, 8]}, "incomplete or damaged"),
+        ({"architecture": ["world-classifier"]}, "incomplete or damaged"),
     ],
 )
-def test_a_wrong_inception_folder_is_one_clear_line(tmp_path: Path, config: dict[str, str], words: str) -> None:
+def test_a_wrong_inception_folder_is_one_clear_line(tmp_path: Path, config: object, words: str) -> None:
     (tmp_path / "inception").mkdir()
     (tmp_path / "inception" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words) as caught:
