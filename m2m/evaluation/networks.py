@@ -22,7 +22,7 @@ from m2m.evaluation.perceptual import perceptual_distance
 from m2m.files import folder_digest, reading_foundation
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier, load_class_network
-from m2m.world.grammar import ATTRIBUTES
+from m2m.world.vocabulary import ATTRIBUTES
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,

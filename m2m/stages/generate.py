@@ -28,8 +28,8 @@ from m2m.seeds import image_seed
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
-from m2m.world.grammar import ATTRIBUTES, parse
-from m2m.world.vocabulary import SHAPES, STYLES, split_of
+from m2m.world.grammar import parse
+from m2m.world.vocabulary import ATTRIBUTES, SHAPES, STYLES, split_of
 
 CODE = (
     *("m2m.data.shards", "m2m.diffusion", "m2m.models.classifier", "m2m.stages.generate"),
