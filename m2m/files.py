@@ -13,7 +13,9 @@ from io import BufferedReader
 from pathlib import Path
 from secrets import token_hex
 
-from m2m.errors import UserError
+from safetensors import SafetensorError
+
+from m2m.errors import FOUNDATION_RESTORED, UserError
 
 _FULL = "the disk is full; free some space, then run the same command again"
 _REFUSALS = {
@@ -137,6 +139,19 @@ def _regular(path: str, flags: int) -> int:
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+@contextmanager
+def reading_foundation(folder: Path) -> Iterator[None]:
+    """Turns whatever a folder of the foundation that is missing or damaged raises into one line for a person.
+
+    Libraries that are given such a folder raise all of these; what is wrong with the data is in the text alone.
+    """
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
 
 
 def file_digest(path: Path) -> str:

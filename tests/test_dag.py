@@ -168,6 +168,16 @@ def test_code_makes_stale_what_it_computes(pipeline: Pipeline) -> None:
     assert sorted(pipeline.dvc("repro")) == sorted(EVALUATED)
 
 
+def test_a_judge_makes_stale_what_it_measures(pipeline: Pipeline) -> None:
+    """Which ones there are is the foundation's affair: its folder is what the evaluation depends on."""
+    folder = pipeline.folder / "models" / "foundation" / "perceptual"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert pipeline.dvc("commit", "-f", "foundation") == []
+    assert sorted(pipeline.dvc("repro")) == sorted(EVALUATED)
+    shutil.rmtree(folder)
+
+
 @pytest.mark.slow
 def test_a_fresh_clone_has_its_foundation(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.git("clone", "-q", ".", str(tmp_path / "clone"))

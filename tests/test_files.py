@@ -17,6 +17,7 @@ from m2m.files import (
     folder_digest,
     is_intact,
     new_file,
+    reading_foundation,
     sealed_file,
     write_atomically,
     write_digests,
@@ -229,3 +230,19 @@ def test_what_is_said_of_a_damaged_cache_helps(tmp_path: Path, monkeypatch: pyte
 def test_a_place_that_takes_no_folder_is_named() -> None:
     with pytest.raises(UserError, match="no folder can be made there"):
         write_atomically(Path("/proc/nowhere/file"), b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AttributeError("'list' object has no attribute 'items'"), "'list' object has no attribute 'items'"),
+        (RuntimeError("\nError(s) in loading:\n\tMissing key"), "Error(s) in loading:"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_what_a_damaged_folder_raises_is_one_line(error: Exception, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught, reading_foundation(tmp_path):
+        raise error
+    assert str(caught.value).startswith(f"{tmp_path}: incomplete or damaged ({reason}); restore it from git or run")
+    with pytest.raises(UserError, match=r"^known$"), reading_foundation(tmp_path):
+        raise UserError("known")

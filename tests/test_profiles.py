@@ -90,3 +90,4 @@ def test_the_paper_s_weights_are_pinned() -> None:
     snapshots = (foundation.stable_diffusion, foundation.dino, foundation.clip)
     assert len({snapshot.revision for snapshot in snapshots}) == 3
     assert foundation.inception.sha256.startswith("6726825d")
+    assert foundation.perceptual.sha256.startswith("7be5be79")

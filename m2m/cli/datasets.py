@@ -37,7 +37,8 @@ def foundation(
     from m2m.stages import foundation
 
     foundation.run(wanted, out=out, work=machine.settings.work, device=machine.device(), processes=machine.threads())
-    typer.echo(f"{out}: stable-diffusion, dino, clip, inception")
+    published = ", perceptual" if wanted.source == "hub" else ""
+    typer.echo(f"{out}: stable-diffusion, dino, clip, inception{published}")
 
 
 @app.command()

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from m2m.devices import align
-from m2m.errors import FOUNDATION_RESTORED, UserError
-from m2m.files import check_digests
+from m2m.files import check_digests, reading_foundation
 
 
 class LatentEncoder:
@@ -32,10 +30,8 @@ class LatentEncoder:
     def __init__(self, stable_diffusion: Path, *, device: str) -> None:
         folder = stable_diffusion / "vae"
         check_digests(stable_diffusion, "vae")
-        try:
+        with reading_foundation(folder):
             vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise _unusable(folder, error) from error
         self._vae = vae.to(device).eval()
         align(self._vae)
         self._device = device
@@ -55,16 +51,9 @@ def image_size(stable_diffusion: Path) -> int:
         UserError: the folder is missing, incomplete or damaged.
     """
     check_digests(stable_diffusion, "unet/config.json", "vae")
-    try:
+    with reading_foundation(stable_diffusion):
         unet, vae = (
             json.loads((stable_diffusion / part / "config.json").read_text(encoding="utf-8"))
             for part in ("unet", "vae")
         )
         return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _unusable(stable_diffusion, error) from error
-
-
-def _unusable(folder: Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"{folder}: missing or damaged ({reason}); {FOUNDATION_RESTORED}")

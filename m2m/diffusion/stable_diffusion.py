@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from m2m import seeds
@@ -18,7 +17,7 @@ from m2m.devices import Replayed, align
 from m2m.diffusion.guidance import guided, guides
 from m2m.diffusion.solvers import make_scheduler
 from m2m.errors import FOUNDATION_RESTORED, UserError
-from m2m.files import check_digests
+from m2m.files import check_digests, reading_foundation
 from m2m.params import Precision, SolverName
 
 
@@ -151,13 +150,10 @@ def _load(folder: Path) -> StableDiffusionPipeline:
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder}: no Stable Diffusion folder (no model_index.json); run the foundation stage")
     check_digests(folder)
-    try:
+    with reading_foundation(folder):
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, safety_checker=None
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     if words != known:  # transformers takes a missing vocabulary for an empty one
         text = f"{folder}: damaged (the tokenizer has {words} words, the text encoder knows {known})"

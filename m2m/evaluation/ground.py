@@ -14,7 +14,8 @@ from m2m.evaluation.ideal_reader import IdealReader
 from m2m.evaluation.measure import Readings
 from m2m.evaluation.misses import Thresholds, read_values
 from m2m.evaluation.pattern import Lot, Pattern, frequencies
-from m2m.world.grammar import ATTRIBUTES, parse, picture_captions
+from m2m.world.grammar import parse, picture_captions
+from m2m.world.vocabulary import ATTRIBUTES
 
 LEAST_ERROR = 1e-3
 """Of a class network that errs in no held-out picture."""

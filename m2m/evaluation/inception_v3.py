@@ -7,17 +7,15 @@ centres, average pooling that leaves the padding out, and a last block that pool
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from m2m.devices import align
+from m2m.evaluation.published import load_published
 from m2m.models.classifier import Readings
 
 ARCHITECTURE = "inception-v3-compat"
@@ -204,20 +202,8 @@ class InceptionV3(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
-        """Load ``model.safetensors`` of a folder whose ``config.json`` names this architecture, in eval mode.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: the folder holds another architecture.
-        """
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("architecture") != ARCHITECTURE:
-            raise ValueError(f"{folder}: architecture is {config.get('architecture')!r}, expected {ARCHITECTURE!r}")
-        with torch.device("meta"):
-            model = cls()  # random weights would take seconds, only to be overwritten
-        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
-        align(model)
-        return model.eval().requires_grad_(False)
+        """Load a folder; raises as :func:`load_published`."""
+        return load_published(cls, ARCHITECTURE, folder)
 
 
 def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:

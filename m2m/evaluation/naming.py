@@ -12,13 +12,10 @@ from m2m import seeds
 from m2m.data.shards import ImageSet
 from m2m.evaluation.measure import Readings
 from m2m.evaluation.sampling import Starts
-from m2m.world.grammar import ATTRIBUTES, Caption
+from m2m.world.grammar import Caption
 from m2m.world.pictures import paint
 from m2m.world.variation import Variation
-from m2m.world.vocabulary import COLOUR_NAMES, SHAPES, STYLES
-
-WORDS: Mapping[str, Sequence[str]] = {"noun": SHAPES, "colour": COLOUR_NAMES, "style": STYLES}
-"""What pictures show; the class network knows more, of solids and procedures."""
+from m2m.world.vocabulary import ATTRIBUTES, PICTURE_WORDS
 
 
 def agreed_captions(given: NDArray[np.int64], classes: Mapping[str, Sequence[str]]) -> list[str]:
@@ -28,7 +25,7 @@ def agreed_captions(given: NDArray[np.int64], classes: Mapping[str, Sequence[str
         told: list[str | None] = []
         for column, attribute in zip(values.T, ATTRIBUTES, strict=True):
             word = classes[attribute][column[0]]
-            told.append(word if (column == column[0]).all() and word in WORDS[attribute] else None)
+            told.append(word if (column == column[0]).all() and word in PICTURE_WORDS[attribute] else None)
         noun, colour, style = told
         captions.append(Caption(noun, colour, style).text() if any(told) else "")
     return captions
@@ -47,7 +44,7 @@ class PaintedSets:
         self._sets, self._given, self._seed = sets, given, seed
         self._words: list[NDArray[np.str_]] = []  # of each attribute, (sets, given)
         for attribute in ATTRIBUTES:
-            words = WORDS[attribute]
+            words = PICTURE_WORDS[attribute]
             numbers = [list(classes[attribute]).index(word) for word in words]
             likeliest = readings.logits[attribute][:, :given, numbers].argmax(dim=2).cpu().numpy()
             self._words.append(np.array(words)[likeliest])

@@ -1,8 +1,7 @@
-"""The networks that judge pictures: one for features, classes and attributes, one for text and image embeddings."""
+"""The networks that judge pictures: by features, classes and attributes, by text and image embeddings, by likeness."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +9,20 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
 
 from m2m.devices import align
-from m2m.errors import FOUNDATION_RESTORED, UserError
-from m2m.evaluation import inception_v3
+from m2m.errors import UserError
+from m2m.evaluation import inception_v3, lpips
 from m2m.evaluation.inception_v3 import InceptionV3
-from m2m.files import check_digests, folder_digest
+from m2m.evaluation.lpips import Lpips
+from m2m.evaluation.perceptual import perceptual_distance
+from m2m.files import check_digests, folder_digest, reading_foundation
 from m2m.models import classifier
-from m2m.models.classifier import WorldClassifier
-from m2m.world.grammar import ATTRIBUTES
-
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+from m2m.models.classifier import WorldClassifier, load_class_network
+from m2m.world.vocabulary import ATTRIBUTES
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
@@ -34,31 +32,51 @@ LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
 
 @dataclass(frozen=True)
 class Networks:
-    """Both judges, and the names under which the numbers record them."""
+    """The judges, and the names under which the numbers record them: ``inception``, ``clip`` and ``perceptual``."""
 
     inception: WorldClassifier | InceptionV3
     clip: Clip
     names: Mapping[str, str]
     device: torch.device
+    lpips: Lpips | None = None
+    """only where the foundation has it"""
 
     @classmethod
     def load(cls, foundation: Path, *, device: str) -> Self:
-        """Load ``inception/`` and ``clip/`` of a foundation folder.
+        """Load ``inception/``, ``clip/`` and, if it is there, ``perceptual/`` of a foundation folder.
 
         Raises:
             UserError: one of them is missing, incomplete, or of an unknown architecture.
         """
         where = torch.device(device)
-        for judge in ("inception", "clip"):
-            check_digests(foundation / judge)
-        inception, architecture = _load_inception(foundation / "inception")
+        published = foundation / "perceptual"
+        inception, architecture = load_class_network(foundation / "inception", LOADERS)
+        if inception is None:
+            known = " or ".join(LOADERS)
+            raise UserError(f"{foundation}/inception/config.json: architecture is {architecture!r}, expected {known}")
+        check_digests(foundation / "clip")
         clip = Clip.from_pretrained(foundation / "clip")
         clip.model.to(where)  # type: ignore[arg-type]
-        names = {
-            "inception": f"{architecture}@{folder_digest(foundation / 'inception')[:12]}",
-            "clip": f"clip@{folder_digest(foundation / 'clip')[:12]}",
-        }
-        return cls(inception=inception.to(where), clip=clip, names=names, device=where)
+        if published.is_dir():
+            check_digests(published)
+        with reading_foundation(published):
+            likeness = Lpips.from_pretrained(published) if published.is_dir() else None
+
+        def named(architecture: str, part: str) -> str:
+            return f"{architecture}@{folder_digest(foundation / part)[:12]}"
+
+        names = {"inception": named(architecture, "inception"), "clip": named("clip", "clip")}
+        names["perceptual"] = named(lpips.ARCHITECTURE, "perceptual") if likeness else names["inception"]
+        likeness = likeness.to(where) if likeness else None
+        return cls(inception=inception.to(where), clip=clip, names=names, device=where, lpips=likeness)
+
+    def perceptual(self, first: Tensor, second: Tensor) -> Tensor:
+        """How far apart n pairs of pictures are, uint8 (n, 3, H, W) each: (n,). LPIPS, or else our own distance."""
+        return self.lpips(first, second) if self.lpips else perceptual_distance(self.inception, first, second)
+
+    def recorded(self, *judges: str) -> dict[str, str]:
+        """What numbers say that they rest on: ``network/<judge>``."""
+        return {f"network/{judge}": self.names[judge] for judge in judges}
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -80,11 +98,9 @@ class Clip:
         Raises:
             UserError: a file is missing or not readable.
         """
-        try:
+        with reading_foundation(folder):
             model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except UNREADABLE as error:
-            raise _incomplete(folder, error) from error
         align(model)
         return cls(model.eval().requires_grad_(False), processor)
 
@@ -125,19 +141,3 @@ class Embedded(nn.Module):
         output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         features: Tensor = output.pooler_output
         return features
-
-
-def _load_inception(folder: Path) -> tuple[WorldClassifier | InceptionV3, str]:
-    try:
-        architecture = json.loads((folder / "config.json").read_text())["architecture"]
-        if architecture not in LOADERS:
-            known = " or ".join(LOADERS)
-            raise UserError(f"{folder}/config.json: architecture is {architecture!r}, expected {known}")
-        return LOADERS[architecture](folder), architecture
-    except UNREADABLE as error:
-        raise _incomplete(folder, error) from error
-
-
-def _incomplete(folder: Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from m2m.evaluation.pattern import Scores, Sums
 from m2m.evaluation.resampling import Estimate, Statistic, interval
-from m2m.world.grammar import ATTRIBUTES
+from m2m.world.vocabulary import ATTRIBUTES
 
 ASPECTS: Mapping[str, Callable[[Scores], NDArray[np.float64]]] = {
     "kept": lambda scores: scores.kept,

@@ -1,12 +1,14 @@
-"""A perceptual distance, built like LPIPS (Zhang et al., 2018, eq. 1) on the layers of the foundation's class network.
+"""Perceptual distances (Zhang et al., 2018, eq. 1), and one on the layers of the foundation's class network.
 
-It is not called LPIPS: that weights the layers of an AlexNet or VGG by human judgement. Here all weights are 1, and the
-network's name is recorded beside the numbers.
+That one is not called LPIPS: LPIPS weights the layers of an AlexNet or VGG by human judgement. Here all weights are 1,
+and the network's name is recorded beside the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import reduce
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +19,26 @@ from m2m.models.classifier import WorldClassifier
 
 
 def perceptual_distance(network: WorldClassifier | InceptionV3, first: Tensor, second: Tensor) -> Tensor:
-    """Of n pairs of pictures, uint8 (n, 3, H, W) each: (n,), 0 for equal ones.
+    """Of n pairs of pictures, uint8 (n, 3, H, W) each: (n,), 0 for equal ones."""
+    unweighted: Callable[[Tensor], Tensor] = lambda squares: squares.sum(dim=1, keepdim=True)  # noqa: E731
+    return distance(_features(network, torch.cat([first, second])), repeat(unweighted))
 
-    At every layer features are scaled to unit length at each place; the squared distances are averaged over places and
-    summed over layers.
+
+def distance(layers: Iterable[Tensor], heads: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Of n pairs of pictures, the first ones before the second ones: (n,).
+
+    At every layer features are scaled to unit length at each place; the squared distances are weighed, averaged over
+    places and summed over layers.
+
+    Args:
+        layers: what each layer makes of the pictures, (2n, C, h, w).
+        heads: a layer's sum over channels, each with its weight: (n, C, h, w) to (n, 1, h, w).
     """
-    count = len(first)
-    distance = torch.zeros(count, device=first.device)
-    for features in _features(network, torch.cat([first, second])):
-        unit = F.normalize(features, dim=1)  # (2n, C, h, w)
-        distance += (unit[:count] - unit[count:]).square().sum(dim=1).mean(dim=(1, 2))
-    return distance
+    found = []
+    for features, head in zip(layers, heads, strict=False):
+        first, second = F.normalize(features, dim=1).chunk(2)  # (n, C, h, w) each
+        found.append(head((first - second).square()).mean(dim=(1, 2, 3)))
+    return reduce(torch.add, found)
 
 
 def _features(network: WorldClassifier | InceptionV3, images: Tensor) -> list[Tensor]:

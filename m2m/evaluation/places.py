@@ -25,7 +25,7 @@ from m2m.evaluation.pattern_numbers import estimated
 from m2m.evaluation.resampling import caption_weights, interval, share, spread
 from m2m.evaluation.sampling import Starts
 from m2m.params import EvaluateMis
-from m2m.world.grammar import ATTRIBUTES
+from m2m.world.vocabulary import ATTRIBUTES
 
 FOUR = 4
 MIXED = {"A": 1, "AB": 2, "ABBBB": 5}

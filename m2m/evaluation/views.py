@@ -18,7 +18,6 @@ from m2m.data.shards import ImageSet
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.paired import paired_interval
-from m2m.evaluation.perceptual import perceptual_distance
 from m2m.evaluation.sampling import continue_sets
 from m2m.evaluation.task_sampling import TaskDraws
 from m2m.params import EvaluateNvs
@@ -137,7 +136,7 @@ def compare_views(drawn: NDArray[np.uint8], real: NDArray[np.uint8], networks: N
         psnr = [peak_signal_noise_ratio(x, y, data_range=255.0) for x, y in zip(a, b, strict=True)]
         parts["psnr"].append(torch.stack(psnr).clamp(max=MOST_PSNR))
         parts["ssim"].append(structural_similarity_index_measure(a, b, data_range=255.0, reduction="none"))  # type: ignore[arg-type]
-        parts["perceptual"].append(perceptual_distance(networks.inception, ours, true))
+        parts["perceptual"].append(networks.perceptual(ours, true))
     return {name: torch.cat(values).double().cpu().reshape(drawn.shape[:2]) for name, values in parts.items()}
 
 

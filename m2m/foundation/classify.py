@@ -10,14 +10,12 @@ from torch import Tensor
 
 from m2m.foundation.fit import Loss
 from m2m.models.classifier import WorldClassifier
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, MAX_STEPS, NOUNS
+from m2m.world.vocabulary import MAX_STEPS, WORDS
 
 GEOMETRY_WEIGHT = 20.0
 NOISE = 6.0  # standard deviation in grey levels
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "noun": NOUNS,
-    "colour": COLOUR_NAMES,
-    "style": ALL_STYLES,
+    **WORDS,
     "step": tuple(str(step) for step in range(MAX_STEPS + 1)),
 }
 

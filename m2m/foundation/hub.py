@@ -1,7 +1,7 @@
-"""Published weights as model folders: snapshots of the Hugging Face hub at pinned commits, a file of pinned SHA-256.
+"""Published weights as model folders: snapshots of the Hugging Face hub at pinned commits, files of pinned SHA-256.
 
-Nothing is loaded that could run code: safetensors, JSON and text are all that is fetched from the hub, and the one file
-that is published as a pickle is read as plain tensors, once, and kept as safetensors.
+Nothing is loaded that could run code: safetensors, JSON and text are all that is fetched from the hub, and the files
+that are published as pickles are read as plain tensors, once, and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 
@@ -56,15 +57,24 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
 SECONDS_TO_ANSWER = 30
 CHUNK = 2**20
 
+State = Mapping[str, Tensor]
 
-def fetch(params: HubFoundation, *, out: Path, work: Path, architecture: str) -> None:
-    """Fill ``out`` with the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``.
+
+@dataclass(frozen=True)
+class Judge:
+    """What becomes of a pinned file."""
+
+    architecture: str
+    """what ``config.json`` calls the network that the file belongs to"""
+    arranged: Callable[[State], State] = dict
+    """the tensors that are kept, of those in the file"""
+
+
+def fetch(params: HubFoundation, *, out: Path, work: Path, inception: Judge, perceptual: Judge) -> None:
+    """Fill ``out`` with the folders ``stable-diffusion``, ``dino``, ``clip``, ``inception`` and ``perceptual``.
 
     Downloads are kept in ``work`` by what pins them, and only linked into ``out``: a run that was killed goes on, a
     second one fetches nothing.
-
-    Args:
-        architecture: what ``inception/config.json`` calls the network that the pinned file belongs to.
 
     Raises:
         UserError: no network; no such repository, revision or file; weights that are pickles only; a checksum that does
@@ -77,13 +87,15 @@ def fetch(params: HubFoundation, *, out: Path, work: Path, architecture: str) ->
         ("dino", params.dino, TRANSFORMER),
         ("clip", params.clip, TRANSFORMER),
     )
+    files = (("inception", params.inception, inception), ("perceptual", params.perceptual, perceptual))
     with writing(work):
         for name, snapshot, layout in snapshots:
             kept = work / snapshot.repo.replace("/", "--") / snapshot.revision
             for file in download(snapshot, layout, kept):
                 _link(kept / file, out / name / file)
-        weights = resume(params.inception, work)
-    convert(weights, out / "inception", {"architecture": architecture, **params.inception.model_dump()})
+        received = [resume(name, file, work) for name, file, _ in files]
+    for weights, (name, file, judge) in zip(received, files, strict=True):
+        convert(weights, file, judge, out / name)
 
 
 def choose(names: Collection[str], layout: Layout) -> list[str]:
@@ -148,9 +160,10 @@ def download(snapshot: HubSnapshot, layout: Layout, folder: Path) -> list[str]:
     raise UserError(f"{repo} at {revision}: {bad} has not the checksum that the hub states, even when fetched again")
 
 
-def resume(file: HubFile, work: Path) -> Path:
+def resume(name: str, file: HubFile, work: Path) -> Path:
     """Bring a file to ``work``, under a name that it gets once its SHA-256 is right, and give its path.
 
+    It is ``foundation.<name>`` of the parameters.
     What an earlier run received stays and is not fetched again. A bad one is fetched once more, from its start.
 
     Raises:
@@ -161,16 +174,16 @@ def resume(file: HubFile, work: Path) -> Path:
         return whole
     for _ in range(2):
         with _asking(file.url):
-            _receive(file.url, part)
+            _receive(name, file.url, part)
         digest = file_digest(part)
         if digest == file.sha256:
             part.rename(whole)
             return whole
         part.unlink()
-    raise UserError(f"{file.url}: its SHA-256 is {digest}, but foundation.inception.sha256 says {file.sha256}")
+    raise UserError(f"{file.url}: its SHA-256 is {digest}, but foundation.{name}.sha256 says {file.sha256}")
 
 
-def _receive(url: str, part: Path) -> None:
+def _receive(name: str, url: str, part: Path) -> None:
     """Append to ``part`` what it still lacks of the file at ``url``."""
     part.parent.mkdir(parents=True, exist_ok=True)
     done = part.stat().st_size if part.is_file() else 0
@@ -182,28 +195,30 @@ def _receive(url: str, part: Path) -> None:
         if response.status_code != httpx2.codes.PARTIAL_CONTENT:
             done = 0
         chunks, kept = -(-(done + int(response.headers.get("Content-Length", 0))) // CHUNK), done // CHUNK
-        with part.open("ab" if done else "wb") as file, progress(chunks, "inception", unit="MiB") as advance:
+        with part.open("ab" if done else "wb") as file, progress(chunks, name, unit="MiB") as advance:
             advance(kept, skipped=True)
             for chunk in response.iter_raw(CHUNK):
                 file.write(chunk)
                 advance()
 
 
-def convert(weights: Path, folder: Path, config: Mapping[str, str]) -> None:
-    """Write a state dictionary that torch saved as ``model.safetensors``, with its ``config.json``.
+def convert(weights: Path, file: HubFile, judge: Judge, folder: Path) -> None:
+    """Write a state dictionary that torch saved as ``model.safetensors``, with a ``config.json`` that says whose.
 
     Raises:
         UserError: the file holds anything but tensors by name.
     """
-    refusal = f"{config['url']}: not a state dictionary of tensors by name, as torch saves one"
+    refusal = f"{file.url}: not a state dictionary of tensors by name, as torch saves one"
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(refusal) from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(refusal)
+    kept = judge.arranged(state)
     # Cloned: safetensors refuses tensors that share memory.
-    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+    config = {"architecture": judge.architecture, **file.model_dump()}
     write_atomically(folder / "model.safetensors", save(tensors))
     write_atomically(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 

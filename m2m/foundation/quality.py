@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ from m2m.models.classifier import WorldClassifier
 from m2m.seeds import derive
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS
 
 PICTURES, VIEWS, STEPS = 768, 192, 192
 DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0
 OPEN_CAPTIONS, OF_EACH = 8, 16
 """Of each open kind so many captions, or all if they are fewer; and pictures of each."""
-NAMES: Mapping[str, Sequence[str]] = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES}
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def measure(folder: Path, *, seed: int, device: str = "cpu") -> dict[str, float]
     captions = held_out_captions()
     labels = {
         head: torch.tensor([names.index(caption.meaning[place]) for caption in captions], device=device)
-        for place, (head, names) in enumerate(NAMES.items())
+        for place, (head, names) in enumerate(WORDS.items())
     }
     figures |= readings(classifier, drawings(pipeline, captions, seed), labels, "drawn")
     figures |= freedom(pipeline, classifier, seed)
@@ -111,10 +110,10 @@ def freedom(pipeline: StableDiffusionPipeline, network: WorldClassifier, seed: i
     logits = [network(part).logits for part in torch.split(images, 256)]
     shown = {
         head: [names[index] for part in logits for index in part[head].argmax(dim=1).tolist()]
-        for head, names in NAMES.items()
+        for head, names in WORDS.items()
     }
     figures = {}
-    for head in NAMES:
+    for head in WORDS:
         kept: list[bool] = []
         repeats: list[bool] = []
         in_world: list[float] = []

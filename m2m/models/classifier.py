@@ -7,19 +7,22 @@ style, step of a procedure) and measures where: place, size and angle, which a c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from m2m.files import check_digests, reading_foundation
+
 ARCHITECTURE = "world-classifier"
 FEATURES = 64
 GEOMETRY = ("x", "y", "size", "sin_angle", "cos_angle")
+Network = TypeVar("Network")
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,18 @@ class WorldClassifier(nn.Module):
         model = cls(config["classes"], config["widths"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval().requires_grad_(False)
+
+
+def load_class_network(folder: Path, loaders: Mapping[str, Callable[[Path], Network]]) -> tuple[Network | None, str]:
+    """The class network of a foundation, and what its folder calls it; no network where no loader is for that.
+
+    Args:
+        loaders: by architecture.
+
+    Raises:
+        UserError: the folder is missing or damaged.
+    """
+    check_digests(folder)
+    with reading_foundation(folder):
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+        return loaders[architecture](folder) if architecture in loaders else None, architecture

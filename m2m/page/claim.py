@@ -21,8 +21,8 @@ from m2m.page.tables import (
     variants,
 )
 from m2m.params import Variant
+from m2m.world.vocabulary import ATTRIBUTES
 
-ATTRIBUTES = ("noun", "colour", "style")
 BESIDE = {"ideal": "bound", "name_then_draw": "named"}
 """Baselines in charts, and their lines' style."""
 DIFFERENCES = {"pattern_score": "Pattern score", **ASPECTS, "pairs": "Pairs that agree"}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2m.page.galleries import Gallery, galleries
 from m2m.page.tables import NAMES, Column, Numbers, Row, Table, cells
 from m2m.params import Task, Variant
 
+PERCEPTUAL = Column("perceptual/given=1", "Perceptual distance ↓", 3)
 VIEWS = (
     Column("psnr/given=1", "PSNR, dB ↑"),
     Column("ssim/given=1", "SSIM ↑", 3),
-    Column("perceptual/given=1", "Perceptual distance ↓", 3),
+    PERCEPTUAL,
     Column("psnr/given=2", "PSNR, 2 given ↑"),
     Column("ssim/given=2", "SSIM, 2 given ↑", 3),
 )
@@ -63,12 +64,12 @@ def task_part(task: Task, numbers: Mapping[Variant, TaskNumbers], plots: Mapping
     Raises:
         UserError: a gallery is missing or damaged.
     """
-    columns = COLUMNS[task]
+    columns = _columns(task, numbers)
     shown = [gallery for variant, folder in plots.items() for gallery in galleries(variant, folder)]
     return TaskPart(
         title=TITLES[task],
         sets=int(next(iter(numbers.values())).tuned["sets"]),
-        table=Table([column.title for column in columns], [*_rows(task, numbers)]),
+        table=Table([column.title for column in columns], [*_rows(task, columns, numbers)]),
         angles=_angles(numbers) if task == "nvs" else None,
         galleries=sorted(shown, key=lambda gallery: gallery.given),
         turntables={
@@ -79,8 +80,14 @@ def task_part(task: Task, numbers: Mapping[Variant, TaskNumbers], plots: Mapping
     )
 
 
-def _rows(task: Task, numbers: Mapping[Variant, TaskNumbers]) -> Iterator[Row]:
-    columns = COLUMNS[task]
+def _columns(task: Task, numbers: Mapping[Variant, TaskNumbers]) -> Sequence[Column]:
+    """What is measured of a task; the perceptual distance is called LPIPS only where all rows have it from LPIPS."""
+    of_rows = [one for of_variant in numbers.values() for one in (of_variant.tuned, of_variant.from_scratch) if one]
+    published = all(str(one.get("network/perceptual", "")).startswith("lpips") for one in of_rows)
+    return [replace(one, title="LPIPS ↓") if published and one == PERCEPTUAL else one for one in COLUMNS[task]]
+
+
+def _rows(task: Task, columns: Sequence[Column], numbers: Mapping[Variant, TaskNumbers]) -> Iterator[Row]:
     for variant, of_variant in numbers.items():
         yield Row(f"{NAMES[variant]}, fine-tuned", cells(of_variant.tuned, "", columns), variant)
     for variant, of_variant in numbers.items():

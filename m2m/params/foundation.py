@@ -71,3 +71,4 @@ class HubFoundation(Section):
     dino: HubSnapshot
     clip: HubSnapshot
     inception: HubFile
+    perceptual: HubFile = Field(description="AlexNet as torchvision publishes it: what LPIPS compares pictures by")

@@ -96,7 +96,7 @@ def run(
             "given": params.main,
             "seed": params.seed,
             "manifest": data.digest,
-            **{f"network/{judge}": name for judge, name in networks.names.items()},
+            **networks.recorded("inception", "clip"),
         }
         write_atomically(plots / "positions.csv", table.to_csv(scores))
         write_atomically(plots / table.DETAILS, table.to_json({**measured, **rests_on}))

@@ -64,7 +64,7 @@ def run(
     Args:
         model: a fine-tuned pipeline folder.
         untuned: the folder that it comes from, a baseline.
-        foundation: the folder with ``inception/`` and ``clip/``.
+        foundation: the folder with ``inception/``, ``clip/`` and, of published networks, ``perceptual/``.
         manifest: of the task's dataset.
         work: where drawn pictures wait; a killed evaluation goes on with them.
         register: the model, with its scores; not what is only compared with it.
@@ -115,10 +115,8 @@ def run(
             "images": sum(len(member.images) for member in members),
             "seed": params.seed,
             "manifest": data.digest,
-            **{f"network/{judge}": network for judge, network in networks.names.items()},
+            **networks.recorded("inception", "clip", *(("perceptual",) if isinstance(params, EvaluateNvs) else ())),
         }
-        if isinstance(params, EvaluateNvs):
-            rests_on["network/perceptual"] = networks.names["inception"]
         numbers = {**table.headline(measured, [*HEADLINES[task], params.gate.metric]), **rests_on}
         for given, pictures in shown.items():
             some = members[: params.gallery_sets]

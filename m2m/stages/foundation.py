@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from m2m.code import code_digest
 from m2m.errors import UserError
-from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
+from m2m.evaluation import inception_v3, lpips
+from m2m.evaluation.inception_v3 import InceptionV3
+from m2m.evaluation.lpips import Lpips
 from m2m.files import write_digests
 from m2m.foundation import hub, quality, world
-from m2m.params import HubFoundation, WorldFoundation
+from m2m.params import HubFile, HubFoundation, WorldFoundation
 from m2m.training.folders import new_folder
-
-FOLDERS = ("stable-diffusion", "dino", "clip", "inception")
 
 
 def run(
@@ -22,7 +23,8 @@ def run(
 ) -> None:
     """Makes ``out``: the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``, all of them or none.
 
-    Of trained networks ``quality.json`` tells how good they are on pictures that they never saw.
+    Of trained networks ``quality.json`` tells how good they are on pictures that they never saw. With published ones
+    comes ``perceptual``, which compares pictures.
     Networks and downloads that an earlier run finished are kept below ``work``, so a run that was killed goes on.
 
     Raises:
@@ -38,8 +40,15 @@ def run(
             figures = quality.measure(draft, seed=params.seed, device=device)
             (draft / "quality.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
         else:
-            hub.fetch(params, out=draft, work=work / "hub", architecture=ARCHITECTURE)
-            _expect_inception(draft / "inception", params.inception.url)
+            hub.fetch(
+                params,
+                out=draft,
+                work=work / "hub",
+                inception=hub.Judge(inception_v3.ARCHITECTURE),
+                perceptual=hub.Judge(lpips.ARCHITECTURE, lpips.with_heads),
+            )
+            _expect("inception", params.inception, InceptionV3.from_pretrained, draft)
+            _expect("perceptual", params.perceptual, Lpips.from_pretrained, draft)
         seal(draft)
 
 
@@ -49,13 +58,14 @@ def seal(foundation: Path) -> None:
     Raises:
         UserError: one is empty, or the disk refuses.
     """
-    for name in FOLDERS:
-        write_digests(foundation / name)
+    for folder in sorted(path for path in foundation.iterdir() if path.is_dir()):
+        write_digests(folder)
 
 
-def _expect_inception(folder: Path, url: str) -> None:
+def _expect(name: str, file: HubFile, load: Callable[[Path], object], folder: Path) -> None:
     """Refuses other weights here, not hours later in the evaluation."""
     try:
-        InceptionV3.from_pretrained(folder)
+        load(folder / name)
     except RuntimeError as error:
-        raise UserError(f"{url}: these are not the weights of {ARCHITECTURE}; check foundation.inception") from error
+        network = json.loads((folder / name / "config.json").read_text())["architecture"]
+        raise UserError(f"{file.url}: these are not the weights of {network}; check foundation.{name}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple
 from functools import partial
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from safetensors import SafetensorError
 from torch import Tensor
 
 from m2m.code import code_digest
@@ -21,18 +19,18 @@ from m2m.data.card import mis_card, stated_licence
 from m2m.data.making import Made, Making, blocks, make_dataset
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
-from m2m.errors import FOUNDATION_RESTORED, UserError, made_again
+from m2m.errors import UserError, made_again
 from m2m.files import check_digests, folder_digest
 from m2m.manifest import Manifest
-from m2m.models.classifier import ARCHITECTURE, WorldClassifier
+from m2m.models.classifier import ARCHITECTURE, WorldClassifier, load_class_network
 from m2m.params import GenerateParams
 from m2m.progress import Advance
 from m2m.seeds import image_seed
 from m2m.store import Store
 from m2m.tracking import Tracker
 from m2m.workers import ALONE, Workers, once
-from m2m.world.grammar import ATTRIBUTES, parse
-from m2m.world.vocabulary import SHAPES, STYLES, split_of
+from m2m.world.grammar import parse
+from m2m.world.vocabulary import ATTRIBUTES, SHAPES, STYLES, split_of
 
 
 def run(
@@ -71,8 +69,9 @@ def run(
         "captions": {**vars(source), "sha256": captions_digest(read_captions(captions))},
         "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
     }
-    judge = load_judge(inception, device)
+    judge, _ = load_class_network(inception, {ARCHITECTURE: WorldClassifier.from_pretrained})
     if judge is not None:
+        judge.to(device)
         made_by["inception"] = {"sha256": folder_digest(inception)}
     # Loaded when the first shard is missing: a run that finds all of them needs no network that draws.
     model = once(partial(_load, stable_diffusion, params, device))
@@ -161,22 +160,6 @@ def draw_sets(
         f"set {captions[row].id}: image {index} is not finite, of one colour or in a held-out combination in all "
         f"{params.max_redraws + 1} attempts; check the Stable Diffusion folder and generate.guidance_scale"
     )
-
-
-def load_judge(folder: Path, device: str) -> WorldClassifier | None:
-    """The class network of a foundation, if it is of the embedded world.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    check_digests(folder)
-    try:
-        if json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"] != ARCHITECTURE:
-            return None
-        return WorldClassifier.from_pretrained(folder).to(device)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
 
 
 @torch.inference_mode()

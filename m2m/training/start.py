@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler
-from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model
 
 from m2m.diffusion.solvers import make_scheduler
-from m2m.errors import FOUNDATION_RESTORED, UserError
-from m2m.files import check_digests
+from m2m.files import check_digests, reading_foundation
 from m2m.models.pose import POSE_DIM
 from m2m.models.unet import ImageSetUNet
 from m2m.params import Encoder, FrozenPart, TrainCommon, Variant
@@ -49,7 +47,7 @@ def from_stable_diffusion(
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     for folder in (source, images) if variant == "dino" else (source,):
         check_digests(folder)
-    try:
+    with reading_foundation(foundation):
         network = network_class.from_pretrained(images, **options) if variant == "dino" else None
         vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **options)
         unet = ImageSetUNet.from_stable_diffusion(
@@ -61,9 +59,6 @@ def from_stable_diffusion(
         )
         schedule = DDIMScheduler.load_config(source, subfolder="scheduler", local_files_only=True)
         processor = processor_class.from_pretrained(images, local_files_only=True) if network else None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{foundation}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}") from error
     return M2MPipeline(
         vae=vae.requires_grad_(False),
         unet=unet,

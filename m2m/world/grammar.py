@@ -14,6 +14,7 @@ from typing import Self
 from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.world.vocabulary import (
+    ATTRIBUTES,
     COLOUR_NAMES,
     CONSTRUCTION,
     PROCEDURES,
@@ -25,8 +26,6 @@ from m2m.world.vocabulary import (
     split_of,
 )
 
-ATTRIBUTES = ("noun", "colour", "style")
-"""What a caption of a picture names or leaves open."""
 KINDS = tuple(named for count in (1, 2, 3) for named in combinations(ATTRIBUTES, count))
 """The kinds of captions of pictures, by what they name: all that say something."""
 STYLED = ("{thing}, {style}", "a {style} drawing of {thing}", "{thing} in {style} style")

@@ -49,6 +49,15 @@ NOUNS = SHAPES + SOLIDS + PROCEDURES
 COLOUR_NAMES = tuple(COLOURS)
 ALL_STYLES = (*STYLES, RENDERED, CONSTRUCTION)
 
+WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES})
+"""All words for each attribute of what is shown."""
+PICTURE_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"noun": SHAPES, "colour": COLOUR_NAMES, "style": STYLES}
+)
+"""Those for pictures of shapes alone: no solids, no procedures."""
+ATTRIBUTES = tuple(WORDS)
+"""What a caption of a picture names or leaves open."""
+
 
 def split_of(noun: str, colour: str, style: str) -> Split:
     """The split whose pictures alone show this combination: 96 of 384 pictures are for the test, 48 for validation.

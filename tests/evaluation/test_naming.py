@@ -6,9 +6,7 @@ import torch
 from m2m.data.shards import ImageSet
 from m2m.evaluation.measure import Readings
 from m2m.evaluation.naming import PaintedSets, agreed_captions
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
-
-CLASSES = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES}
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS
 
 
 def test_a_caption_names_what_all_given_pictures_show() -> None:
@@ -20,15 +18,15 @@ def test_a_caption_names_what_all_given_pictures_show() -> None:
             [[cube, blue, 0], [cube, blue, 1]],
         ]
     )
-    assert agreed_captions(given, CLASSES) == ["a star, neon", "", "something blue"], "no set shares a solid"
+    assert agreed_captions(given, WORDS) == ["a star, neon", "", "something blue"], "no set shares a solid"
 
 
 def test_pictures_are_painted_anew_and_the_same_each_time() -> None:
-    logits = {head: torch.zeros(1, 2, len(names)) for head, names in CLASSES.items()}
+    logits = {head: torch.zeros(1, 2, len(names)) for head, names in WORDS.items()}
     logits["style"][:, :, ALL_STYLES.index("rendered")] = 9.0  # nothing that a picture shows
     readings = Readings(torch.zeros(1, 2, 4), logits, torch.zeros(1, 2, 0), np.zeros((1, 2)))
     sets = (ImageSet(id="one", caption="a star", images=np.zeros((5, 64, 64, 3), np.uint8)),)
-    painted = PaintedSets(sets, readings, 2, CLASSES, seed=0)
+    painted = PaintedSets(sets, readings, 2, WORDS, seed=0)
     first = painted[0]
     assert first.images.shape == (2, 64, 64, 3)
     assert not np.array_equal(first.images[0], first.images[1]), "each has its own place"

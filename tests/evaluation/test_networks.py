@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import CLIPModel
 
 from m2m.errors import UserError
 from m2m.evaluation.networks import Clip, Networks
+from m2m.evaluation.perceptual import perceptual_distance
 from m2m.foundation import contrast
 from m2m.foundation.words import learn_tokenizer
 from m2m.models.classifier import WorldClassifier
@@ -79,7 +82,8 @@ def test_networks_know_what_their_folders_hold(foundation: Path) -> None:
     networks = Networks.load(foundation, device="cpu")
     assert networks.attributes == ("noun", "colour", "style")
     assert networks.names["inception"].startswith("world-classifier@")
-    assert set(networks.names) == {"inception", "clip"}
+    assert networks.names["perceptual"] == networks.names["inception"], "its layers compare pictures"
+    assert networks.recorded("clip") == {"network/clip": networks.names["clip"]}
 
 
 @pytest.mark.parametrize(
@@ -88,9 +92,13 @@ def test_networks_know_what_their_folders_hold(foundation: Path) -> None:
         ({"architecture": "alexnet"}, "is 'alexnet', expected world-classifier or inception-v3-compat"),
         ({"architecture": "inception-v3-compat"}, "incomplete or damaged"),
         ({}, "incomplete or damaged"),
+        ([], "incomplete or damaged"),
+        ({"architecture": "world-classifier"}, "incomplete or damaged"),
+        ({"architecture": "world-classifier", "classes": [], "widths": [8, 8]}, "incomplete or damaged"),
+        ({"architecture": ["world-classifier"]}, "incomplete or damaged"),
     ],
 )
-def test_a_wrong_inception_folder_is_one_clear_line(tmp_path: Path, config: dict[str, str], words: str) -> None:
+def test_a_wrong_inception_folder_is_one_clear_line(tmp_path: Path, config: object, words: str) -> None:
     (tmp_path / "inception").mkdir()
     (tmp_path / "inception" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words) as caught:
@@ -111,3 +119,42 @@ def test_damaged_weights_are_one_clear_line(foundation: Path, tmp_path: Path) ->
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="clip: incomplete or damaged"):
         Networks.load(tmp_path, device="cpu")
+
+
+def test_pictures_are_compared_by_lpips_where_the_foundation_has_it(
+    foundation: Path, lpips_folder: Path, pictures: torch.Tensor, tmp_path: Path
+) -> None:
+    (tmp_path / "with").mkdir()
+    for name in ("inception", "clip"):
+        (tmp_path / "with" / name).symlink_to(foundation / name)
+    (tmp_path / "with" / "perceptual").symlink_to(lpips_folder)
+    pair = pictures, pictures.flip(3)
+    own, published = (Networks.load(folder, device="cpu") for folder in (foundation, tmp_path / "with"))
+    assert published.names["perceptual"].startswith("lpips-alexnet-v0.1@")
+    assert published.names["inception"] == own.names["inception"]
+    assert published.lpips is not None
+    torch.testing.assert_close(published.perceptual(*pair), published.lpips(*pair), rtol=0, atol=0)
+    torch.testing.assert_close(own.perceptual(*pair), perceptual_distance(own.inception, *pair), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text('{"architecture": "lpips-vgg"}'),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"rotten"),
+        lambda folder: save_file({"features.0.weight": torch.zeros(3)}, folder / "model.safetensors"),
+    ],
+)
+def test_a_damaged_lpips_folder_is_one_clear_line(
+    foundation: Path, lpips_folder: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    for name in ("inception", "clip"):
+        (tmp_path / name).symlink_to(foundation / name)
+    shutil.copytree(lpips_folder, tmp_path / "perceptual")
+    damage(tmp_path / "perceptual")
+    with pytest.raises(UserError, match="perceptual: incomplete or damaged") as caught:
+        Networks.load(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)

@@ -56,9 +56,9 @@ class Hub:
         }
         self.repositories[repo] = content | {name.replace("__", "/"): value for name, value in extra.items()}
 
-    def params(self, inception: bytes) -> HubFoundation:
-        """Publishes weights of Inception; the parameters that fetch these and three repositories."""
-        self.files["/inception.pth"] = inception
+    def params(self, inception: bytes, perceptual: bytes) -> HubFoundation:
+        """Publishes two files of weights; the parameters that fetch these and three repositories."""
+        self.files |= {"/inception.pth": inception, "/alexnet.pth": perceptual}
         return HubFoundation(
             source="hub",
             revision=1,
@@ -66,6 +66,7 @@ class Hub:
             dino=HubSnapshot(repo="meta/dino", revision=REVISION),
             clip=HubSnapshot(repo="meta/clip", revision=REVISION),
             inception=HubFile(url=f"{self.url}/inception.pth", sha256=hashlib.sha256(inception).hexdigest()),
+            perceptual=HubFile(url=f"{self.url}/alexnet.pth", sha256=hashlib.sha256(perceptual).hexdigest()),
         )
 
     def resolve(self, repo: str, name: str) -> str:

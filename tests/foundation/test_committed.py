@@ -21,14 +21,11 @@ from m2m.foundation import classify, contrast, quality, text_to_image, vae
 from m2m.foundation.card import NETWORKS
 from m2m.foundation.words import learn_tokenizer
 from m2m.foundation.world import Lessons
-from m2m.models.classifier import WorldClassifier
+from m2m.models.classifier import ARCHITECTURE, WorldClassifier, load_class_network
 from m2m.params_file import load_params
-from m2m.stages.foundation import FOLDERS
-from m2m.stages.generate import load_judge
 from m2m.training.start import from_stable_diffusion
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import (
-    ATTRIBUTES,
     KINDS,
     Caption,
     captions_naming,
@@ -36,7 +33,7 @@ from m2m.world.grammar import (
     procedure_captions,
     view_captions,
 )
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES
+from m2m.world.vocabulary import ALL_STYLES, ATTRIBUTES, COLOUR_NAMES, NOUNS, PICTURE_WORDS, WORDS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "foundation"
@@ -55,7 +52,7 @@ def classifier() -> WorldClassifier:
 
 
 def test_its_digests_are_those_of_its_files() -> None:
-    for name in FOLDERS:
+    for name in NETWORKS:
         assert (FOLDER / name / DIGESTS).is_file(), "after a change of the foundation its digests must be written anew"
         check_digests(FOLDER / name)
 
@@ -67,7 +64,10 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
             folder / "stable-diffusion", solver="ddim", num_inference_steps=1, guidance_scale=1, device="cpu"
         ),
     ),
-    "generate's judge": ("inception/model.safetensors", lambda folder: load_judge(folder / "inception", "cpu")),
+    "generate's judge": (
+        "inception/model.safetensors",
+        lambda folder: load_class_network(folder / "inception", {ARCHITECTURE: WorldClassifier.from_pretrained}),
+    ),
     "views": (
         "stable-diffusion/vae/diffusion_pytorch_model.safetensors",
         lambda folder: LatentEncoder(folder / "stable-diffusion", device="cpu"),
@@ -149,7 +149,7 @@ def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_
     images = quality.drawings(pipeline, captions, SEED)
     labels = {
         head: torch.tensor([names.index(getattr(caption, head)) for caption in captions])
-        for head, names in quality.NAMES.items()
+        for head, names in WORDS.items()
     }
     right = classify.right(classifier, images, labels)
     assert (right["noun"] & right["colour"]).float().mean() >= 0.87
@@ -163,7 +163,7 @@ def test_what_it_draws_for_open_captions_keeps_to_them_and_varies_as_the_world_d
     for name, fewer in (("OPEN_CAPTIONS", 2), ("SOLVER_STEPS", 8)):
         monkeypatch.setattr(quality, name, fewer)
     figures = quality.freedom(pipeline, classifier, SEED)
-    for head in quality.NAMES:
+    for head in WORDS:
         assert figures[f"open/{head}/kept"] >= 0.95
         assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)
     # What it was never shown it draws as well: the stage that draws sets has to look.
@@ -172,7 +172,7 @@ def test_what_it_draws_for_open_captions_keeps_to_them_and_varies_as_the_world_d
 
 def test_what_stands_beside_it_is_of_this_kind() -> None:
     figures = json.loads((FOLDER / "quality.json").read_text())
-    for head in quality.NAMES:
+    for head in WORDS:
         assert figures[f"open/{head}/kept"] >= 0.95
         assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)
     params = load_params(ROOT / "params.yaml").foundation
@@ -203,7 +203,7 @@ def nearest(unseen: Lessons) -> Callable[[list[list[Caption]]], list[int]]:
 
 def right_words(unseen: Lessons, nearest: Any, place: int, *, full: bool) -> float:
     """The share of pictures whose word for one attribute is found among all, in captions that differ in it alone."""
-    names = (SHAPES, COLOUR_NAMES, STYLES)[place]
+    names = PICTURE_WORDS[ATTRIBUTES[place]]
     asked, own = [], []
     for _, noun, colour, style, *_ in unseen.shown[unseen.placed].tolist():
         meaning = Caption(NOUNS[noun], COLOUR_NAMES[colour], ALL_STYLES[style])

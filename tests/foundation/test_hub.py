@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.foundation import hub as published
-from m2m.foundation.hub import STABLE_DIFFUSION, TRANSFORMER, choose, fetch
+from m2m.foundation.hub import STABLE_DIFFUSION, TRANSFORMER, Judge, choose, fetch
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -35,6 +35,11 @@ def saved(state: object) -> bytes:
 
 STATE = {"layer.weight": torch.arange(12.0).reshape(3, 4).T, "layer.bias": torch.zeros(()).expand(4)}
 WEIGHTS = saved(STATE)
+OTHER = saved({"features.0.weight": torch.ones(2), "classifier.6.weight": torch.zeros(3)})
+JUDGES = {
+    "inception": Judge("some-network"),
+    "perceptual": Judge("another", lambda state: {"only.weight": state["features.0.weight"] + 1}),
+}
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def params(hub: Any, tiny_stable_diffusion: Path, tiny_dino: Path) -> HubFoundat
     hub.add("sd/tiny", tiny_stable_diffusion, **other, **single, **checker, **card)
     hub.add("meta/dino", tiny_dino, **{"pytorch_model.bin": b"pickle", "assets__picture.png": b"png"})
     hub.add("meta/clip", tiny_dino, **{"flax_model.msgpack": b"flax", "merges.txt": b"#version: 0.2\n"})
-    made: HubFoundation = hub.params(WEIGHTS)
+    made: HubFoundation = hub.params(WEIGHTS, OTHER)
     return made
 
 
@@ -58,7 +63,7 @@ def get(params: HubFoundation, tmp_path: Path) -> Callable[..., Path]:
 
     def call(**changed: Any) -> Path:
         out = tmp_path / f"out-{next(count)}"
-        fetch(params.model_copy(update=changed), out=out, work=tmp_path / "work", architecture="some-network")
+        fetch(params.model_copy(update=changed), out=out, work=tmp_path / "work", **JUDGES)
         return out
 
     return call
@@ -85,7 +90,7 @@ def test_what_is_needed_comes_and_nothing_else(hub: Any, get: Callable[..., Path
     assert names(out / "stable-diffusion") == names(tiny_stable_diffusion) | {"README.md"}
     assert names(out / "dino") == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert names(out / "clip") == {"config.json", "merges.txt", "model.safetensors", "preprocessor_config.json"}
-    assert names(out / "inception") == {"config.json", "model.safetensors"}
+    assert names(out / "inception") == names(out / "perceptual") == {"config.json", "model.safetensors"}
 
     pipeline = StableDiffusionPipeline.from_pretrained(out / "stable-diffusion", local_files_only=True)
     original = StableDiffusionPipeline.from_pretrained(tiny_stable_diffusion, local_files_only=True)
@@ -95,10 +100,10 @@ def test_what_is_needed_comes_and_nothing_else(hub: Any, get: Callable[..., Path
     Dinov2Model.from_pretrained(out / "dino", local_files_only=True)
     BitImageProcessorPil.from_pretrained(out / "dino", local_files_only=True)
 
-    assert len(hub.fetched()) == len(set(hub.fetched())) == len(names(out)) - 1  # inception's config.json is ours
+    assert len(hub.fetched()) == len(set(hub.fetched())) == len(names(out)) - 2  # two config.json are ours
     # Nobody is told what else is installed or used here.
     assert not any("torch" in agent or "agent/" in agent for agent in hub.agents)
-    assert {path.split("/")[1] for _, path, _ in hub.requests} == {"api", "sd", "meta", "inception.pth"}
+    assert {path.split("/")[1] for _, path, _ in hub.requests} == {"api", "sd", "meta", "inception.pth", "alexnet.pth"}
     assert {path.split("/")[2] for _, path, _ in hub.requests if path.startswith("/api/")} == {"models"}
 
 
@@ -109,6 +114,15 @@ def test_a_pickled_state_dictionary_becomes_safetensors(get: Callable[..., Path]
     tensors = load_file(folder / "model.safetensors")
     assert tensors.keys() == STATE.keys()
     assert all(torch.equal(tensors[name], value) for name, value in STATE.items())
+
+
+def test_of_a_file_what_its_network_needs_is_kept(get: Callable[..., Path], params: HubFoundation) -> None:
+    folder = get() / "perceptual"
+    config = json.loads((folder / "config.json").read_text())
+    assert config == {"architecture": "another", **params.perceptual.model_dump()}
+    assert {name: value.tolist() for name, value in load_file(folder / "model.safetensors").items()} == {
+        "only.weight": [2, 2]
+    }
 
 
 def test_a_second_run_fetches_nothing_and_makes_the_same(hub: Any, get: Callable[..., Path]) -> None:
@@ -150,9 +164,10 @@ def test_a_killed_run_goes_on_with_what_is_whole(
     hub.stalls[hub.resolve("sd/tiny", UNET)] = 10_000
     program = (
         "import sys; from pathlib import Path;"
-        "from m2m.foundation.hub import fetch; from m2m.params import HubFoundation;"
+        "from m2m.foundation.hub import Judge, fetch; from m2m.params import HubFoundation;"
         "params, out, work = sys.argv[1:];"
-        "fetch(HubFoundation.model_validate_json(params), out=Path(out), work=Path(work), architecture='some-network')"
+        "fetch(HubFoundation.model_validate_json(params), out=Path(out), work=Path(work), inception=Judge('one'), "
+        "perceptual=Judge('other'))"
     )
     arguments = [params.model_dump_json(), str(tmp_path / "killed"), str(tmp_path / "work")]
     process = subprocess.Popen(
@@ -185,12 +200,12 @@ def test_a_killed_run_goes_on_with_what_is_whole(
 
 def test_a_damaged_file_is_fetched_once_more(hub: Any, get: Callable[..., Path], tiny_dino: Path) -> None:
     hub.lies = {hub.resolve("meta/dino", "model.safetensors"): 1, hub.resolve("meta/dino", "config.json"): 1}
-    hub.lies["/inception.pth"] = 1
+    hub.lies |= {"/inception.pth": 1, "/alexnet.pth": 1}
     out = get()
     for name in ("model.safetensors", "config.json"):
         assert (out / "dino" / name).read_bytes() == (tiny_dino / name).read_bytes()
         assert hub.fetched().count(hub.resolve("meta/dino", name)) == 2
-    assert hub.fetched().count("/inception.pth") == 2
+    assert hub.fetched().count("/inception.pth") == hub.fetched().count("/alexnet.pth") == 2
 
 
 def test_a_file_that_stays_damaged_is_refused(hub: Any, get: Callable[..., Path], tmp_path: Path) -> None:
@@ -199,15 +214,16 @@ def test_a_file_that_stays_damaged_is_refused(hub: Any, get: Callable[..., Path]
     assert not list((tmp_path / "work" / "meta--dino").rglob("model.safetensors"))
 
 
+@pytest.mark.parametrize(("path", "key"), [("inception.pth", "inception"), ("alexnet.pth", "perceptual")])
 def test_another_file_than_the_pinned_one_is_refused_and_nothing_of_it_kept(
-    hub: Any, get: Callable[..., Path], tmp_path: Path
+    path: str, key: str, hub: Any, get: Callable[..., Path], tmp_path: Path
 ) -> None:
-    changed = bytes([WEIGHTS[0] ^ 1]) + WEIGHTS[1:]
-    hub.files["/inception.pth"] = changed
-    text = refused(get, r"inception\.pth: its SHA-256 is .* but foundation\.inception\.sha256 says")
+    right = hub.files[f"/{path}"]
+    changed = hub.files[f"/{path}"] = bytes([right[0] ^ 1]) + right[1:]
+    text = refused(get, rf"{path}: its SHA-256 is .* but foundation\.{key}\.sha256 says")
     assert hashlib.sha256(changed).hexdigest() in text
-    assert not [path for path in (tmp_path / "work").iterdir() if path.is_file()]
-    assert not (tmp_path / "out-0" / "inception").exists()
+    assert not list((tmp_path / "work").glob(f"{hashlib.sha256(right).hexdigest()}.*"))
+    assert not (tmp_path / "out-0" / key).exists()
 
 
 def test_an_interrupted_file_goes_on_where_it_was(

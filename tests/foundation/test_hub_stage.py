@@ -2,15 +2,18 @@
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from m2m.errors import UserError
 from m2m.evaluation.inception_v3 import InceptionV3
+from m2m.evaluation.lpips import Lpips
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest
 from m2m.foundation import contrast
@@ -18,19 +21,31 @@ from m2m.params import HubFile, HubFoundation, TransformerFit
 from m2m.stages import foundation
 
 
-@pytest.fixture(scope="module")
-def weights() -> bytes:
-    """Inception-v3's names and shapes, as published: all zeros, which takes next to no space."""
-    with torch.device("meta"):
-        state = InceptionV3().state_dict()
+def zeros(shapes: Mapping[str, torch.Size]) -> bytes:
+    """A state dictionary as torch saves it: all zeros, which takes next to no space."""
     buffer = io.BytesIO()
-    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in state.items() if value.shape}, buffer)
+    torch.save({name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}, buffer)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def weights() -> tuple[bytes, bytes]:
+    """Inception-v3's and AlexNet's names and shapes, as published."""
+    with torch.device("meta"):
+        inception, lpips = InceptionV3().state_dict(), Lpips().state_dict()
+    alexnet = {name: value.shape for name, value in lpips.items() if name.startswith("features.")}
+    classes = {"classifier.6.weight": torch.Size((1000, 4096)), "classifier.6.bias": torch.Size((1000,))}
+    return zeros({name: value.shape for name, value in inception.items() if value.shape}), zeros(alexnet | classes)
 
 
 @pytest.fixture
 def params(
-    hub: Any, weights: bytes, tiny_stable_diffusion: Path, tiny_dino: Path, tokenizer: CLIPTokenizer, tmp_path: Path
+    hub: Any,
+    weights: tuple[bytes, bytes],
+    tiny_stable_diffusion: Path,
+    tiny_dino: Path,
+    tokenizer: CLIPTokenizer,
+    tmp_path: Path,
 ) -> HubFoundation:
     tiny = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
     contrast.save(tmp_path / "clip", contrast.build(tiny, tokenizer), tokenizer)
@@ -40,7 +55,7 @@ def params(
         ("meta/clip", tmp_path / "clip"),
     ):
         hub.add(repo, folder)
-    made: HubFoundation = hub.params(weights)
+    made: HubFoundation = hub.params(*weights)
     return made
 
 
@@ -49,17 +64,26 @@ def test_the_evaluation_loads_what_the_stage_fetched(hub: Any, params: HubFounda
     foundation.run(params, out=out, work=work)
     networks = Networks.load(out, device="cpu")
     assert networks.names["inception"].startswith("inception-v3-compat@")
+    assert networks.names["perceptual"].startswith("lpips-alexnet-v0.1@")
     assert networks.attributes == ()
+    tensors = load_file(out / "perceptual" / "model.safetensors")
+    assert not any(name.startswith("classifier") for name in tensors), "they are nine tenths of the file"
+    assert all(tensors[f"heads.{layer}.weight"].sum() > 0 for layer in range(5))
+    pictures = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert networks.perceptual(pictures, pictures.flip(3)).tolist() == [0, 0], "convolutions of zeros see nothing"
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["foundation"]
-    assert sorted(path.name for path in out.iterdir()) == ["clip", "dino", "inception", "stable-diffusion"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("clip", "dino", "inception", "perceptual", "stable-diffusion"),
+    ]
 
     # Another network's weights, rightly pinned, are refused, and what was there stays.
     before = folder_digest(out)
-    buffer = io.BytesIO()
-    torch.save({"layer.weight": torch.zeros(3)}, buffer)
-    hub.files["/other.pth"] = buffer.getvalue()
-    other = HubFile(url=f"{hub.url}/other.pth", sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
-    with pytest.raises(UserError, match=r"other\.pth: these are not the weights of inception-v3-compat"):
-        foundation.run(params.model_copy(update={"inception": other}), out=out, work=work)
+    other = zeros({"layer.weight": torch.Size((3,))})
+    hub.files["/other.pth"] = other
+    pinned = HubFile(url=f"{hub.url}/other.pth", sha256=hashlib.sha256(other).hexdigest())
+    for name, network in (("inception", "inception-v3-compat"), ("perceptual", "lpips-alexnet-v0.1")):
+        words = rf"other\.pth: these are not the weights of {network}; check foundation\.{name}"
+        with pytest.raises(UserError, match=words):
+            foundation.run(params.model_copy(update={name: pinned}), out=out, work=work)
     assert folder_digest(out) == before
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["foundation"]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from m2m.foundation import quality
-from m2m.foundation.quality import NAMES, freedom
+from m2m.foundation.quality import freedom
 from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
+from m2m.world.vocabulary import WORDS
 
 EVERY = [full for split in ("train", "validation", "test") for full in picture_captions(split)]
 NUMBER = {full: number for number, full in enumerate(EVERY)}
@@ -22,9 +23,9 @@ NUMBER = {full: number for number, full in enumerate(EVERY)}
 
 def read(pictures: Tensor) -> Any:
     """Reads the caption whose number a picture is."""
-    logits = {head: torch.zeros(len(pictures), len(names)) for head, names in NAMES.items()}
+    logits = {head: torch.zeros(len(pictures), len(names)) for head, names in WORDS.items()}
     for row, number in enumerate(pictures.flatten().tolist()):
-        for head, names in NAMES.items():
+        for head, names in WORDS.items():
             logits[head][row, names.index(getattr(EVERY[number], head))] = 1
     return SimpleNamespace(logits=logits)
 
@@ -62,9 +63,9 @@ def test_one_who_draws_as_the_world_does_is_as_free(figures: Callable[..., dict[
     turns = {}
     found = figures(lambda caption: next(turns.setdefault(caption, cycle(completions(caption)))), of_each=240)
     assert found.keys() == {
-        f"open/{head}/{what}" for head in NAMES for what in ("kept", "repeats", "repeats-world")
+        f"open/{head}/{what}" for head in WORDS for what in ("kept", "repeats", "repeats-world")
     } | {"open/held-out"}
-    for head in NAMES:
+    for head in WORDS:
         assert found[f"open/{head}/kept"] == 1
         assert found[f"open/{head}/repeats-world"] == pytest.approx(repeats_in_world(head))
         assert found[f"open/{head}/repeats"] == pytest.approx(repeats_in_world(head), abs=0.01)
@@ -73,7 +74,7 @@ def test_one_who_draws_as_the_world_does_is_as_free(figures: Callable[..., dict[
 
 def test_one_who_always_draws_the_same_repeats_everything(figures: Callable[..., dict[str, float]]) -> None:
     found = figures(lambda caption: completions(caption)[0])
-    for head in NAMES:
+    for head in WORDS:
         assert found[f"open/{head}/kept"] == found[f"open/{head}/repeats"] == 1
         assert 0.1 < found[f"open/{head}/repeats-world"] < 0.4
     assert found["open/held-out"] == 0

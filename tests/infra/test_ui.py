@@ -21,7 +21,7 @@ def test_it_shows_the_database_where_runs_are_recorded(tmp_path: Path, monkeypat
     monkeypatch.chdir(folder / "sub")
     settings = Settings.from_environment({})
     places = environment(settings)
-    assert places["MLFLOW_SERVER_ALLOWED_HOSTS"] == "127.0.0.1:*,localhost:*"  # as the stack's, which is asked by others
+    assert places["MLFLOW_SERVER_ALLOWED_HOSTS"] == "127.0.0.1:*,localhost:*"
     assert places["MLFLOW_BACKEND_STORE_URI"] == settings.tracking_uri
     assert places["MLFLOW_DEFAULT_ARTIFACT_ROOT"] == (folder / "mlruns").as_uri()
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2m.models.classifier import ARCHITECTURE, FEATURES, GEOMETRY, WorldClassifier
+from m2m.errors import UserError
+from m2m.models.classifier import ARCHITECTURE, FEATURES, GEOMETRY, WorldClassifier, load_class_network
 
 CLASSES = {"noun": ("circle", "star"), "colour": ("red", "green", "blue")}
 
@@ -75,3 +76,17 @@ def test_a_folder_that_is_not_its_own_is_refused(network: WorldClassifier, tmp_p
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError):
         WorldClassifier.from_pretrained(tmp_path)
+
+
+def test_a_class_network_is_loaded_by_the_loader_of_its_architecture(network: WorldClassifier, tmp_path: Path) -> None:
+    loaders = {ARCHITECTURE: WorldClassifier.from_pretrained}
+    network.save_pretrained(tmp_path)
+    loaded, architecture = load_class_network(tmp_path, loaders)
+    assert loaded is not None
+    assert (loaded.classes, architecture) == (network.classes, ARCHITECTURE)
+    assert load_class_network(tmp_path, {}) == (None, ARCHITECTURE)
+    (tmp_path / "model.safetensors").unlink()
+    assert load_class_network(tmp_path, {}) == (None, ARCHITECTURE), "nothing else of it is read"
+    with pytest.raises(UserError, match="incomplete or damaged") as caught:
+        load_class_network(tmp_path, loaders)
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -96,6 +96,22 @@ def test_views_have_a_row_a_model_and_what_turns(plots: Callable[..., Any]) -> N
         assert kind == "data:image/gif;base64"
         assert base64.b64decode(content) == (folders[variant] / "turntable.gif").read_bytes()
     assert set(part.turntables) == {gallery.variant for gallery in part.galleries} == {"self", "dino"}
+
+
+def test_the_perceptual_distance_is_called_lpips_only_where_it_is(plots: Callable[..., Any]) -> None:
+    folders, numbers = plots(turntable=True), numbers_of(view_numbers, "self")
+
+    def heading(*networks: str) -> str:
+        of_rows = (*(one.tuned for one in numbers.values()), numbers["self"].from_scratch)
+        for one, network in zip(of_rows, networks, strict=True):
+            cast(dict[str, str], one)["network/perceptual"] = network
+        return task_part("nvs", numbers, folders).table.headings[2]
+
+    assert task_part("nvs", numbers, folders).table.headings[2] == "Perceptual distance ↓"
+    published, own = "lpips-alexnet-v0.1@0123", "world-classifier@0123"
+    assert heading(own, own, own) == "Perceptual distance ↓"
+    assert heading(published, published, own) == "Perceptual distance ↓"
+    assert heading(published, published, published) == "LPIPS ↓"
 
 
 def test_steps_have_a_ceiling_and_a_floor_and_turn_nothing(plots: Callable[..., Any]) -> None:

@@ -151,6 +151,7 @@ def test_the_numbers_file_holds_headlines_and_says_what_they_rest_on(
     assert (numbers["sets"], numbers["seed"], numbers["manifest"]) == (3, 3, manifest)
     assert numbers["images"] == (12 if task == "nvs" else 17)
     assert numbers["network/inception"].startswith("world-classifier@")
+    assert numbers.get("network/perceptual") == (numbers["network/inception"] if task == "nvs" else None)
     model = folder_digest(workplace.inputs(task)["model"])
     tags = {"variant": "self", "task": task, "manifest": manifest, "model": model}
     assert told["run"] == (f"evaluate-self-{task}", "evaluate", tags)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import pytest
@@ -323,7 +323,10 @@ class Reader:
             return denoise(model, noise, embeddings)
 
         monkeypatch.setattr(StableDiffusion, "denoise", watched)
-        monkeypatch.setattr(generate, "load_judge", lambda *_: self)
+        monkeypatch.setattr(generate, "load_class_network", lambda *_: (self, "reader"))
+
+    def to(self, _: str) -> Self:
+        return self
 
     def __call__(self, pictures: Tensor) -> Readings:
         assert self.batch is not None
@@ -428,8 +431,7 @@ def test_a_reader_s_weights_are_named_and_make_other_shards(worded: Workplace, m
 def test_the_readings_are_those_of_the_loaded_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     WorldClassifier(KNOWN).save_pretrained(tmp_path)
-    network = generate.load_judge(tmp_path, "cpu")
-    assert network is not None
+    network = WorldClassifier.from_pretrained(tmp_path)
     pictures = torch.randint(256, (40, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.no_grad():
         network.heads["noun"].weight.mul_(50)  # so that it reads various things
@@ -443,7 +445,6 @@ def test_the_readings_are_those_of_the_loaded_network(tmp_path: Path) -> None:
 
 
 def test_a_class_network_of_no_world_says_nothing(worded: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert generate.load_judge(worded.inception, "cpu") is None
     monkeypatch.setattr(generate, "read_as_held_out", None)
     manifest = worded.run()
     assert manifest.redrawn == 0

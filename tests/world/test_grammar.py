@@ -6,7 +6,6 @@ import pytest
 from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.world.grammar import (
-    ATTRIBUTES,
     KINDS,
     PLAIN,
     STYLED,
@@ -18,7 +17,7 @@ from m2m.world.grammar import (
     procedure_captions,
     view_captions,
 )
-from m2m.world.vocabulary import PROCEDURES, STEP_TEXTS, split_of
+from m2m.world.vocabulary import ATTRIBUTES, PROCEDURES, STEP_TEXTS, split_of
 
 OPEN_KINDS = KINDS[:-1]
 

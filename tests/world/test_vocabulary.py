@@ -1,25 +1,39 @@
+import re
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import pytest
 
+import m2m
 from m2m.world.procedures import PARTS
 from m2m.world.shapes import OUTLINES
 from m2m.world.styles import STYLE_PAINTERS
 from m2m.world.vocabulary import (
+    ATTRIBUTES,
     COLOUR_NAMES,
     COLOURS,
     CONSTRUCTION,
     MAX_STEPS,
     NOUNS,
+    PICTURE_WORDS,
     PROCEDURES,
     RENDERED,
     SHAPES,
     SOLIDS,
     STEP_TEXTS,
     STYLES,
+    WORDS,
     split_of,
 )
+
+
+def test_the_words_of_each_attribute_stand_here_alone() -> None:
+    assert ATTRIBUTES == ("noun", "colour", "style") == tuple(WORDS) == tuple(PICTURE_WORDS)
+    assert all(set(PICTURE_WORDS[attribute]) <= set(WORDS[attribute]) for attribute in ATTRIBUTES)
+    sources = Path(m2m.__file__).parent.rglob("*.py")
+    listing = re.compile(r'"noun"(, "colour", "style"|: )')
+    assert [path.name for path in sources if listing.search(path.read_text())] == ["vocabulary.py"]
 
 
 def test_every_name_can_be_painted_and_every_painter_named() -> None:
