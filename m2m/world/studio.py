@@ -89,7 +89,7 @@ class Studio:
             for position, intensity in LIGHTS:
                 self._plotter.add_light(pv.Light(position=position, intensity=intensity, light_type="scene light"))
             self._plotter.show(auto_close=False, interactive=False)
-        self._actors: dict[str, pv.Actor] = {}
+        self._actors: dict[str, tuple[pv.PolyData, pv.Actor]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +99,7 @@ class Studio:
 
     def close(self) -> None:
         """Free the graphics context. A closed studio takes no more pictures."""
-        self._show(self._actors.values())  # the renderer frees what is shown
+        self._show(actor for _, actor in self._actors.values())  # the renderer frees what is shown
         self._plotter.close()
 
     def photograph(self, parts: Sequence[Part], cameras: Sequence[Camera]) -> NDArray[np.uint8]:
@@ -133,10 +133,10 @@ class Studio:
     def _actor(self, slot: int, part: Part) -> pv.Actor:
         """The actor that shows a mesh, kept for the next object: two parts may share a mesh, so one for each slot."""
         mesh = part.mesh
-        name = f"{slot} {id(mesh)}"  # the actor keeps the mesh alive, so that its id stays its own
+        name = f"{slot} {id(mesh)}"  # the mesh is kept beside its actor, so that its id stays its own
         if name not in self._actors:
             coloured = COLOURS in mesh.point_data or COLOURS in mesh.cell_data
-            actor = self._actors[name] = self._plotter.add_mesh(
+            actor = self._plotter.add_mesh(
                 mesh,
                 name=name,
                 texture=part.texture,
@@ -157,7 +157,8 @@ class Studio:
                 actor.GetShaderProperty().AddFragmentShaderReplacement(
                     "//VTK::TCoord::Impl", True, _MASK.format(cutoff=min(part.alpha_cutoff, 2.0)), False
                 )
-        return self._actors[name]
+            self._actors[name] = mesh, actor
+        return self._actors[name][1]
 
     def _shoot(self, camera: Camera) -> NDArray[np.uint8]:
         """(size, size, 4) RGBA, each pixel the mean of those that were drawn for it."""
