@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
+from typing import BinaryIO
 
 from m2m.errors import UserError
 
@@ -67,6 +69,26 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in _REFUSALS:
             raise
         raise UserError(f"cannot write {path}: {_REFUSALS[error.errno]}") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens what is to be read, if it is a file on a disk: a FIFO would be waited for, a device may never end.
+
+    Raises:
+        OSError: there is no such file, it may not be read, it is of another kind, or the path is none at all.
+    """
+    try:
+        return open(path, "rb", opener=_regular)
+    except ValueError as error:  # a NUL, or characters that the system has no bytes for
+        raise OSError(errno.EINVAL, "not the name of a file", str(path)) from error
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 def file_digest(path: Path) -> str:

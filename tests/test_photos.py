@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from m2m.errors import UserError
-from m2m.photos import as_tensor, open_photo, square
+from m2m.photos import FORMATS, as_tensor, open_photo, square
+from tests.mutations import Reader, survives
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -103,3 +110,263 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path):
         with pytest.raises(UserError, match=str(path)):
             open_photo(path)
+
+
+# What nobody vouches for
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png(width: int, height: int, bits: int, colour: int, raw: bytes, *chunks: bytes) -> bytes:
+    """A PNG of these rows, each with its filter byte."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_read_from_a_file_and_from_its_content(kind: str, tmp_path: Path) -> None:
+    content = saved(gradient(64, 64), kind)
+    (tmp_path / "misnamed.txt").write_bytes(content)
+    for source in (content, tmp_path / "misnamed.txt"):
+        assert np.abs(np.asarray(square(open_photo(source), 64), int) - np.asarray(gradient(64, 64), int)).mean() < 9
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PPM", "TGA", "PCX", "DDS", "JPEG2000", "ICNS"])
+def test_other_formats_are_refused_whatever_the_file_is_called(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gs = tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "x.png").write_bytes(saved(gradient(64, 64), kind))
+    with pytest.raises(UserError, match=r"x\.png: not a picture that can be read; give one of PNG, JPEG, WEBP, "):
+        open_photo(tmp_path / "x.png")
+    assert not (tmp_path / "started").exists()
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    for path in (tmp_path / "fifo.png", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match=f"{path}: cannot be read as a picture .*not a regular file"):
+            open_photo(path)
+    with pytest.raises(UserError, match="not the name of a file"):
+        open_photo(tmp_path / "a\0.png")
+
+
+def test_pixels_are_bounded_by_what_they_unpack_to(tmp_path: Path) -> None:
+    header = png(9400, 9400, 8, 6, b"")
+    with pytest.raises(UserError, match=r"a\.png: 9400 x 9400 pixels of mode RGBA would unpack to more than 268435456"):
+        open_photo(header, name="a.png")
+    grey = png(9400, 9400, 1, 0, b"".join([b"\0" + bytes(1175)] * 9400))
+    assert open_photo(grey).size == (9400, 9400)
+    with (tmp_path / "long.webp").open("wb") as file:
+        file.write(saved(gradient(64, 64), "WEBP"))
+        file.truncate(1 << 34)
+    with pytest.raises(UserError, match="has 17179869184 bytes"):
+        open_photo(tmp_path / "long.webp")
+
+
+BIG = """
+import resource, sys
+from pathlib import Path
+from m2m.photos import open_photo, square
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+square(open_photo(Path(sys.argv[1])), 64)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_biggest_transparent_picture_takes_bounded_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(8192, 8192, 8, 6, b"".join([bytes(1 + 4 * 8192)] * 8192)))
+    done = subprocess.run([sys.executable, "-c", BIG, tmp_path / "a.png"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1_000_000, "kilobytes"
+
+
+TURNED = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+"""EXIF that says to rotate by 270 degrees."""
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
+def test_a_picture_of_every_format_is_set_upright(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = gradient(64, 64).rotate(90, expand=True)
+    upright = np.asarray(square(open_photo(saved(turned, kind, exif=exif)), 64), int)
+    assert np.abs(upright - np.asarray(gradient(64, 64), int)).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"garbage",
+        b"II*\0\xff\xff\xff\xff",
+        TURNED[:12],
+        struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 2, 1, 65, 0, 0),
+    ],
+)
+def test_bad_exif_leaves_good_pixels(kind: str, exif: bytes) -> None:
+    seen = np.asarray(square(open_photo(saved(gradient(64, 64), kind, exif=b"Exif\0\0" + exif)), 64), int)
+    assert np.abs(seen - np.asarray(gradient(64, 64), int)).mean() < 6
+
+
+def test_an_animation_gives_its_first_frame_that_shows_something() -> None:
+    empty, full = Image.new("RGBA", (64, 64)), Image.new("RGBA", (64, 64), (200, 30, 30, 255))
+    other = Image.new("RGBA", (64, 64), (30, 30, 200, 255))
+    for kind in ("GIF", "PNG", "WEBP", "AVIF"):
+        options = {"save_all": True, "append_images": [empty.copy(), full, other], "lossless": True, "quality": 100}
+        seen = np.asarray(square(open_photo(saved(empty, kind, duration=[10, 20, 30, 40], **options)), 64), int)
+        assert np.abs(seen - (200, 30, 30)).max() < 20, kind
+    nothing = saved(empty, "GIF", save_all=True, append_images=[empty.copy()], duration=[10, 20])
+    assert set(np.asarray(square(open_photo(nothing), 64)).flat) == {255}
+
+
+# Depths and colours
+
+
+RAMP = np.tile(np.linspace(0, 1, 64), (64, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [
+        ("PNG", (RAMP * 65535).astype(np.uint16)),
+        ("TIFF", (RAMP * 65535).astype(np.uint16)),
+        ("TIFF", (RAMP * 65535).astype(">u2")),
+        ("TIFF", (RAMP * 65535).astype(np.int32)),
+        ("TIFF", (RAMP * 255).astype(np.int32)),
+        ("TIFF", (RAMP * 2e9).astype(np.int32)),
+        ("TIFF", RAMP.astype(np.float32)),
+        ("TIFF", (RAMP * 255).astype(np.float32)),
+        ("TIFF", (RAMP * 65535).astype(np.float32)),
+        ("TIFF", (RAMP * 8 - 4).astype(np.float32)),
+    ],
+)
+def test_greys_of_more_than_eight_bits_keep_their_levels(kind: str, levels: np.ndarray) -> None:
+    seen = np.asarray(square(open_photo(saved(Image.fromarray(levels), kind)), 64), int)
+    assert np.abs(seen - (RAMP * 255)[..., None]).max() <= 1
+
+
+def test_a_dark_picture_of_sixteen_bits_stays_dark_and_what_is_not_finite_is_black() -> None:
+    assert np.asarray(square(Image.fromarray(np.full((64, 64), 2000, np.uint16)), 64)).max() == 8
+    levels = np.full((64, 64), 0.5, np.float32)
+    levels[:32], levels[0, 0] = np.nan, np.inf
+    seen = np.asarray(square(Image.fromarray(levels), 64))
+    assert seen[:28].max() == 0
+    assert seen[40:].min() == 128
+    assert np.asarray(square(Image.fromarray(np.full((64, 64), np.nan, np.float32)), 64)).max() == 0
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_white() -> None:
+    grey = png(2, 2, 16, 0, (b"\0" + struct.pack(">2H", 0x8000, 7)) * 2, chunk(b"tRNS", struct.pack(">H", 7)))
+    red = struct.pack(">6H", 0xFF12, 0, 0, 7, 7, 7)
+    coloured = png(2, 2, 16, 2, (b"\0" + red) * 2, chunk(b"tRNS", struct.pack(">3H", 0xFF12, 0, 0)))
+    assert np.asarray(square(open_photo(grey), 2))[0].tolist() == [[128] * 3, [255] * 3]
+    assert np.asarray(square(open_photo(coloured), 2))[0].tolist() == [[255] * 3, [0] * 3]
+
+
+def profile(*exchanges: tuple[bytes, bytes]) -> bytes:
+    """That of sRGB with some tags called otherwise."""
+    content = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for one, other in exchanges:
+        content = content.replace(one, b"\0\0\0\0").replace(other, one).replace(b"\0\0\0\0", other)
+    return content
+
+
+SWAPPED = profile((b"rXYZ", b"gXYZ"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_a_colour_profile_says_which_colours_the_numbers_are(kind: str) -> None:
+    picture = Image.new("RGB", (64, 64), (220, 40, 30))
+    options = {"quality": 100, "lossless": True} if kind == "WEBP" else {"quality": 100}
+    seen = np.asarray(square(open_photo(saved(picture, kind, icc_profile=SWAPPED, **options)), 64), int)
+    assert np.abs(seen - (40, 220, 30)).max() < 12
+
+
+def test_profiles_hold_before_white_and_for_other_modes() -> None:
+    drawing = Image.new("RGBA", (64, 64))
+    drawing.paste((220, 40, 30, 255), (0, 0, 64, 32))
+    seen = np.asarray(square(open_photo(saved(drawing, "PNG", icc_profile=SWAPPED)), 64), int)
+    assert np.abs(seen[:28] - (40, 220, 30)).max() < 4
+    assert seen[40:].min() >= 254
+    same = saved(gradient(64, 64), "PNG", icc_profile=profile())
+    assert np.array_equal(np.asarray(square(open_photo(same), 64)), np.asarray(gradient(64, 64)))
+    palette = saved(Image.new("RGB", (64, 64), (220, 40, 30)).quantize(4), "PNG", icc_profile=SWAPPED)
+    assert np.abs(np.asarray(square(open_photo(palette), 64), int) - (40, 220, 30)).max() < 12
+
+
+@pytest.mark.parametrize(
+    "icc", [b"once upon", profile()[:200], profile()[:-300] + bytes(300), profile((b"RGB ", b"CMYK"))]
+)
+def test_a_profile_that_cannot_be_read_leaves_the_colours_as_they_are(icc: bytes) -> None:
+    for mode in ("RGB", "L", "RGBA"):
+        plain = gradient(64, 64).convert(mode)
+        seen = square(open_photo(saved(plain, "PNG", icc_profile=icc)), 64)
+        assert np.array_equal(np.asarray(seen), np.asarray(plain.convert("RGB")))
+
+
+# Damaged files
+
+
+def reader(kind: str, **options: Any) -> Reader:
+    """How a small picture of a format is read all the way."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 4), dtype=np.uint8), "RGBA")
+    if kind in ("JPEG", "BMP"):
+        picture = picture.convert("RGB")
+    exif = {} if kind in ("GIF", "BMP") else {"exif": b"Exif\0\0" + TURNED, "icc_profile": SWAPPED}
+    return saved(picture, kind, **exif, **options), f"a.{kind.lower()}", lambda path: square(open_photo(path), 16)
+
+
+def png_reader() -> Reader:
+    return reader("PNG")
+
+
+def jpeg_reader() -> Reader:
+    return reader("JPEG")
+
+
+def webp_reader() -> Reader:
+    return reader("WEBP")
+
+
+def gif_reader() -> Reader:
+    return reader("GIF", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")])
+
+
+def bmp_reader() -> Reader:
+    return reader("BMP")
+
+
+def tiff_reader() -> Reader:
+    return reader("TIFF", compression="tiff_lzw")
+
+
+def avif_reader() -> Reader:
+    return reader("AVIF")
+
+
+READERS = ["png_reader", "jpeg_reader", "webp_reader", "gif_reader", "bmp_reader", "tiff_reader", "avif_reader"]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_pictures_are_seen_or_named(name: str) -> None:
+    survives(f"tests.test_photos:{name}", 100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", READERS)
+def test_many_damaged_pictures_are_seen_or_named(name: str) -> None:
+    survives(f"tests.test_photos:{name}", 10_000)

@@ -73,7 +73,7 @@ def consistency(variant: Variant, plots: Path) -> list[Gallery]:
 
 def _load(variant: Variant, given: int, path: Path, *, about: str, rows: int | None = None) -> Gallery:
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=["PNG"]) as file:
             captions = json.loads(file.info[CAPTIONS])
             picture = file.convert("RGB")
     except (OSError, KeyError, ValueError, SyntaxError) as error:

@@ -94,7 +94,7 @@ class RemoteRun:
         key, step, time = values["key"], values["step"], values["time"]
         if (key, step) in self._pictures or (self._unsure and (key, step) in self._pictures_there(time)):
             return
-        with PIL.Image.open(journal.kept(values["file"])) as picture:
+        with PIL.Image.open(journal.kept(values["file"]), formats=["PNG"]) as picture:
             self._client.log_image(self.id, picture, key=key, step=step, timestamp=time)
 
     def _artifact(self, path: Path, folder: str) -> None:

@@ -25,17 +25,13 @@ class ImageSetSampler(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Draws `num_images` more of the set whose images are the rows of the column ``image``: base64 PNG, RGB."""
+        from m2m.photos import open_photo
+
         options = dict(params or {})
-        given = [_picture(text) for text in model_input["image"]]
+        texts = enumerate(model_input["image"], 1)
+        given = [open_photo(base64.b64decode(text, validate=True), name=f"image {number}") for number, text in texts]
         (drawn,) = self.pipeline(given, generator=options.pop("seed", 0), return_dict=False, **options)
         return pd.DataFrame({"image": [_base64_png(image) for image in drawn]})
-
-
-def _picture(text: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
-    if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise ValueError(f"a picture of {picture.width} x {picture.height} pixels is too big; send a smaller one")
-    return picture
 
 
 def _base64_png(image: Image.Image) -> str:
