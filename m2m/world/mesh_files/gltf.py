@@ -476,7 +476,6 @@ class _Reader:
                 picture = self._source.picture(_embedded(image.uri), f"image {index}")
             else:
                 picture = self._source.picture(self._source.find(_local(image.uri)), image.uri)
-            self._source.charge(picture)
             self._images[index] = picture
         return self._images[index]
 

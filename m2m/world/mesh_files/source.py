@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote
@@ -10,7 +9,8 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from m2m.errors import UserError
+from m2m.files import open_regular
+from m2m.photos import open_photo
 
 LARGEST_FILE: Final = 2**30
 LARGEST_TEXT: Final = 2**28
@@ -19,8 +19,8 @@ MOST_PIXELS: Final = 2**28
 """Of all textures of a mesh together."""
 LEAST_PIXELS: Final = 2**18
 """That each texture counts for, however small: a graphics context holds a thousand."""
-LARGEST_SIDE: Final = 4096
-"""Pixels of a texture that every graphics driver takes."""
+LARGEST_SIDE: Final = 2048
+"""Pixels of a texture: more would not be seen, and not every graphics driver takes them."""
 
 _ELSEWHERE: Final = ("textures", "../textures", "../materials/textures")
 """Where publishers of meshes put textures that are named as if they lay beside the mesh (the last: Google's scans)."""
@@ -40,7 +40,7 @@ class Source:
             ValueError: there is no such file, or it is larger than ``largest``.
         """
         path = self.path if name is None else self.find(name)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(largest + 1)
         if len(content) > largest:
             raise ValueError(f"{shown(path.name)} is larger than {largest >> 20} MiB; give a simpler mesh")
@@ -68,7 +68,7 @@ class Source:
         Raises:
             UserError: it is no picture that can be read.
         """
-        picture = _open_picture(content, name=f"{self.path}: the texture {shown(name)}")
+        picture = open_photo(content, name=f"{self.path}: the texture {shown(name)}")
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):  # these would be cut off at 255
             numbers = np.asarray(picture, dtype=float)
             full = 65535 if picture.mode != "F" else 1
@@ -110,13 +110,3 @@ def _in_any_case(folder: Path, name: str) -> Path | None:
         return place if place.is_file() else None
     except (OSError, ValueError):  # too long for a name, a folder of others, no text
         return None
-
-
-def _open_picture(content: Path | bytes, *, name: str) -> Image.Image:
-    formats = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as picture:
-            picture.load()
-            return picture
-    except Exception as error:
-        raise UserError(f"{name} cannot be read as a picture ({shown(str(error))})") from error
