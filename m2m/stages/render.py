@@ -33,7 +33,8 @@ class RenderReport:
 def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) -> RenderReport:
     """Makes a folder for each mesh, named like its file: ``000.png`` (RGBA), ``000.npy``, ``001.png`` …
 
-    The cameras are random, a function of seed and name. Their matrices are in Blender's convention, as those of the
+    Files of one name get those of their folders before it, as many as tell them apart: ``shoe-meshes-model``. The
+    cameras are random, a function of seed and name. Their matrices are in Blender's convention, as those of the
     renderings that Zero123 published.
 
     Args:
@@ -41,15 +42,11 @@ def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) 
         size: pixels of a side.
 
     Raises:
-        UserError: no mesh is given, two have one name, none can be rendered, or the disk refuses.
+        UserError: no mesh is given, one is given twice, none can be rendered, or the disk refuses.
     """
     if not meshes:
         raise UserError("no meshes given: m2m render chair.glb table.obj --out data/my_views --views 12")
-    named: dict[str, Path] = {}
-    for path in meshes:
-        if path.stem in named:
-            raise UserError(f"{path}: {named[path.stem]} has the same name; rename one")
-        named[path.stem] = path
+    named = _named(meshes)
     from m2m.world.meshes import photograph_mesh  # VTK takes a while to import
 
     bad: list[str] = []
@@ -71,6 +68,28 @@ def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) 
     if len(bad) == len(named):
         raise UserError(f"no mesh could be rendered: {bad[0]}")
     return RenderReport(rendered=len(named) - len(bad), bad=tuple(bad))
+
+
+def _named(meshes: Sequence[Path]) -> dict[str, Path]:
+    """The meshes by the names of their folders below ``out``."""
+    alike: dict[str, list[Path]] = {}
+    for path in meshes:
+        alike.setdefault(path.stem, []).append(path.absolute())
+    named: dict[str, Path] = {}
+    for path in meshes:
+        others = alike[path.stem]
+        same_format = len({other.suffix for other in others}) == 1
+        labels = [[*other.parts[1:-1], other.stem if same_format else other.name.replace(".", "-")] for other in others]
+        count = 1
+        while len({tuple(label[-count:]) for label in labels}) < len(others) and count < max(map(len, labels)):
+            count += 1
+        name = "-".join(labels[others.index(path.absolute())][-count:])
+        if name in named:
+            raise UserError(
+                f"{path}: {named[name]} would have the same folder, {name}; give each mesh once, or rename one"
+            )
+        named[name] = path
+    return named
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:

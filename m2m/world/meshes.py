@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import numpy as np
 import pyvista as pv
-import trimesh
 from numpy.typing import NDArray
 
 from m2m.errors import UserError
 from m2m.world.cameras import Camera
+from m2m.world.mesh_files.gltf import read_gltf
+from m2m.world.mesh_files.obj import read_obj
+from m2m.world.mesh_files.ply import read_ply
+from m2m.world.mesh_files.source import Source, shown
+from m2m.world.mesh_files.stl import read_stl
+from m2m.world.mesh_files.surface import Floats, Surface, Texture, check_count
 from m2m.world.studio import COLOURS, Part, Studio
 
-FORMATS: Final[dict[str, Literal["y", "z"]]] = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "z", ".stl": "z"}
-"""What can be read, and which axis points up in such files."""
+Reader = Callable[[Source], Iterator[Surface]]
+
+_Y_UP: Final = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+_Z_UP: Final = np.eye(3)
+FORMATS: Final[dict[str, tuple[Reader, NDArray[np.float64]]]] = {
+    ".glb": (read_gltf, _Y_UP),
+    ".gltf": (read_gltf, _Y_UP),
+    ".obj": (read_obj, _Y_UP),
+    ".ply": (read_ply, _Z_UP),
+    ".stl": (read_stl, _Z_UP),
+}
+"""What can be read, by what, and what takes the axes of such files to the world's."""
 RADIUS: Final = 0.9
 """Of the sphere about the origin that an object is made to fill: the world's cameras see all of it."""
-GREY: Final = (190, 190, 190)
-
-_Z_UP = {"y": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]), "z": np.eye(3)}
+MOST_PARTS: Final = 2000
+"""That a studio shows at a time."""
 
 
 def read_mesh(path: Path) -> list[Part]:
     """The parts of a mesh file, upright (z up), in the middle of the world, within `RADIUS`.
 
     Raises:
-        UserError: the file cannot be read or shows nothing; names it.
+        UserError: the file cannot be read, needs what is not supported, or shows nothing; names it.
     """
-    up = FORMATS.get(path.suffix.lower())
-    if up is None:
+    if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: not a mesh that can be read; give one of {', '.join(FORMATS)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a mesh")
+    read, axes = FORMATS[path.suffix.lower()]
     try:
-        pieces = [piece for piece in trimesh.load_scene(path).dump() if isinstance(piece, trimesh.Trimesh)]
-        parts = [_part(piece) for piece in pieces if len(piece.faces)]
-    except Exception as error:  # whatever the readers of five formats raise for what is damaged or missing
-        raise UserError(f"{path}: cannot be read as a mesh ({type(error).__name__}: {error})") from error
-    if not parts:
-        raise UserError(f"{path}: holds no faces; give a mesh with a surface")
-    points = np.concatenate([part.mesh.points for part in parts]).astype(float)
-    middle = (points.min(axis=0) + points.max(axis=0)) / 2
-    radius = np.linalg.norm(points - middle, axis=1).max()
-    if not (np.isfinite(radius) and radius > 0):
-        raise UserError(f"{path}: has no extent, or corners that are not finite; give a mesh with a surface")
-    place = np.eye(4)
-    place[:3, :3] = RADIUS / radius * _Z_UP[up]
-    place[:3, 3] = -place[:3, :3] @ middle
-    return [Part(mesh=part.mesh, colour=part.colour, place=place, texture=part.texture) for part in parts]
+        with np.errstate(all="ignore"):  # what overflows is not finite, and refused as that
+            surfaces = [surface.checked() for surface in read(Source(path)) if len(surface.faces)]
+            return [_part(alike) for alike in _alike(_placed(surfaces, axes))]
+    except (ValueError, OSError, MemoryError) as error:
+        reason = str(error) if isinstance(error, ValueError) else shown(f"{type(error).__name__}: {error}")
+        raise UserError(f"{path}: {reason}") from error
 
 
 def photograph_mesh(path: Path, cameras: Sequence[Camera], size: int) -> NDArray[np.uint8]:
@@ -61,24 +67,98 @@ def photograph_mesh(path: Path, cameras: Sequence[Camera], size: int) -> NDArray
     """
     parts = read_mesh(path)
     with Studio(size) as studio:  # one for each mesh, so that none stays in memory
-        return studio.photograph(parts, cameras)
+        pictures = studio.photograph(parts, cameras)
+    blank = np.flatnonzero(~pictures[..., 3].any(axis=(1, 2)))
+    if len(blank):
+        raise UserError(
+            f"{path}: nothing of it is seen in view {blank[0]} ({len(blank)} of {len(cameras)} are blank); "
+            "give a mesh that is neither transparent nor too thin"
+        )
+    return pictures
 
 
-def _part(piece: Any) -> Part:
-    """A piece of a scene with its texture, else its vertices' or faces' colours, else its material's colour."""
-    mesh = pv.PolyData.from_regular_faces(np.asarray(piece.vertices, dtype=float), np.asarray(piece.faces))
-    visual, colour, texture = piece.visual, GREY, None
-    if visual.kind == "texture":
-        material = visual.material
-        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        if image is not None and visual.uv is not None and len(visual.uv) == mesh.n_points:
-            mesh.active_texture_coordinates = np.asarray(visual.uv, dtype=np.float32)
-            texture = pv.numpy_to_texture(np.asarray(image.convert("RGB")))
-            colour = (255, 255, 255)
-        else:
-            red, green, blue = (int(channel) for channel in np.asarray(material.main_color)[:3])
-            colour = (red, green, blue)
-    elif visual.kind in ("vertex", "face"):
-        mesh.point_data[COLOURS] = np.asarray(visual.vertex_colors)[:, :3].astype(np.uint8)
+def _placed(surfaces: Sequence[Surface], axes: Floats) -> list[Surface]:
+    """Surfaces turned, moved and scaled together, before their numbers lose digits as 32-bit floats.
+
+    Raises:
+        ValueError: there are none, or they have no extent.
+    """
+    if not surfaces:
+        raise ValueError("holds no faces; give a mesh with a surface")
+    check_count(sum(len(surface.faces) for surface in surfaces))
+    corners = [(surface.points.min(axis=0), surface.points.max(axis=0)) for surface in surfaces]
+    middle = (np.min([low for low, _ in corners], axis=0) + np.max([high for _, high in corners], axis=0)) / 2
+    radius = max(np.linalg.norm(surface.points - middle, axis=1).max() for surface in surfaces)
+    if not 0 < radius < np.inf:
+        raise ValueError("has no extent, or one that is not finite; give a mesh with a surface")
+    return [replace(each, points=RADIUS * ((each.points - middle) / radius) @ axes.T) for each in surfaces]
+
+
+def _alike(surfaces: Sequence[Surface]) -> Collection[list[Surface]]:
+    """Surfaces by what a studio must know apart, since a scene may have a node for each screw.
+
+    Raises:
+        ValueError: these are too many for a studio.
+    """
+    groups: dict[tuple[object, ...], list[Surface]] = {}
+    for surface in surfaces:
+        mode = "OPAQUE" if surface.alpha_mode == "BLEND" and _is_opaque(surface) else surface.alpha_mode
+        cutoff = surface.alpha_cutoff if mode == "MASK" else None
+        key = (id(surface.texture), mode, cutoff, surface.face_colours is None)
+        groups.setdefault(key, []).append(replace(surface, alpha_mode=mode))
+    if len(groups) > MOST_PARTS:
+        raise ValueError(f"has more than {MOST_PARTS} materials; give a simpler mesh")
+    return groups.values()
+
+
+def _is_opaque(surface: Surface) -> bool:
+    colours = (surface.point_colours, surface.face_colours)
+    return (
+        surface.colour[3] >= 1
+        and all(rgba is None or bool((rgba[:, 3] >= 1).all()) for rgba in colours)
+        and (surface.texture is None or surface.texture.image.mode == "RGB" or _least_alpha(surface.texture) == 255)
+    )
+
+
+def _least_alpha(texture: Texture) -> float:
+    return float(np.asarray(texture.image.getchannel("A")).min())
+
+
+def _part(surfaces: Sequence[Surface]) -> Part:
+    """Surfaces that are alike, as one."""
+    first = surfaces[0]
+    starts = np.cumsum([0, *(len(each.points) for each in surfaces)])
+    mesh = pv.PolyData.from_regular_faces(
+        np.concatenate([each.points for each in surfaces]),
+        np.concatenate([each.faces + start for each, start in zip(surfaces, starts, strict=False)]),
+    )
+    channels = 3 if first.alpha_mode == "OPAQUE" else 4
+    if first.face_colours is None:
+        colours = [_bytes(each, each.point_colours, len(each.points)) for each in surfaces]
+    else:
+        colours = [_bytes(each, each.face_colours, len(each.faces)) for each in surfaces]
+    rgba = np.concatenate(colours)
+    (mesh.point_data if first.face_colours is None else mesh.cell_data)[COLOURS] = rgba[:, :channels]
+    red, green, blue, _ = np.rint(rgba.mean(axis=0)).astype(int).tolist()
+    texture = None
+    if first.texture is not None:
+        uv = np.concatenate([each.uv for each in surfaces if each.uv is not None])
+        mesh.active_texture_coordinates = uv.astype(np.float32)
+        texture = pv.numpy_to_texture(np.asarray(first.texture.image.convert("RGB" if channels == 3 else "RGBA")))
+        texture.wrap = pv.Texture.WrapType[first.texture.wrap]
+        texture.interpolate = first.texture.smooth
     with_normals = mesh.compute_normals(cell_normals=False, split_vertices=True, feature_angle=30.0)
-    return Part(mesh=pv.PolyData(with_normals), colour=colour, place=np.eye(4), texture=texture)
+    return Part(
+        mesh=pv.PolyData(with_normals),
+        colour=(red, green, blue),
+        place=np.eye(4),
+        texture=texture,
+        alpha_mode=first.alpha_mode,
+        alpha_cutoff=first.alpha_cutoff,
+    )
+
+
+def _bytes(surface: Surface, colours: Floats | None, count: int) -> NDArray[np.uint8]:
+    """(count, 4): the colours of points or faces."""
+    rgba = np.broadcast_to(np.array(surface.colour), (count, 4)) if colours is None else colours * surface.colour
+    return np.asarray(np.rint(255 * np.clip(rgba, 0, 1)), dtype=np.uint8)

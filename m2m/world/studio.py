@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from typing import Final, Self
+from typing import Final, Literal, Self, TypeAlias
 
 import numpy as np
 import pyvista as pv
@@ -31,7 +31,19 @@ LIGHTS: Final = (
 """Direction in the world and intensity: a sun, two fills, what a table would reflect. None follows the camera."""
 
 COLOURS: Final = "colours"
-"""Point data of a mesh that has a colour at each point: 8-bit RGB."""
+"""Data of a mesh's points or cells that have a colour each: 8-bit RGB or RGBA."""
+
+AlphaMode: TypeAlias = Literal["OPAQUE", "MASK", "BLEND"]
+"""What alpha means, in glTF's words: nothing; what is below a cutoff is not there; a surface is seen through."""
+
+MOST_LAYERS: Final = 32
+"""Surfaces before one another that are seen through."""
+
+_MASK: Final = """//VTK::TCoord::Impl
+  if (gl_FragData[0].a < {cutoff:.9f}) discard;
+  gl_FragData[0].a = 1.0;
+"""
+"""After colour and texture, in the language of shaders."""
 
 AMBIENT, DIFFUSE, SPECULAR, SPECULAR_POWER = 0.6, 0.68, 0.12, 18.0
 """Little highlight and no deep shadow: a colour must stay the one that a caption names."""
@@ -45,13 +57,18 @@ class Part:
     """With point normals. A studio keeps every mesh that it has seen: hand it the same one again, not a copy."""
 
     colour: tuple[int, int, int]
-    """8-bit RGB in full light; the darkest side keeps two thirds of it."""
+    """8-bit RGB in full light; the darkest side keeps two thirds of it. Of a mesh with `COLOURS`: its highlights'."""
 
     place: NDArray[np.float64]
     """(4, 4): takes the mesh's own coordinates to the world's."""
 
     texture: pv.Texture | None = None
     """Lies over the mesh's texture coordinates and is multiplied by the colour."""
+
+    alpha_mode: AlphaMode = "OPAQUE"
+    """What the alpha of texture and `COLOURS` means."""
+
+    alpha_cutoff: float = 0.5
 
 
 class Studio:
@@ -67,10 +84,12 @@ class Studio:
         with _quiet_start():
             self._plotter = pv.Plotter(off_screen=True, window_size=[pixels, pixels], lighting="none")
             self._plotter.disable_anti_aliasing()  # supersampling gives the same edges with every driver
+            self._plotter.set_background("black")  # adds nothing to what is seen through
+            self._plotter.enable_depth_peeling(MOST_LAYERS, occlusion_ratio=0)
             for position, intensity in LIGHTS:
                 self._plotter.add_light(pv.Light(position=position, intensity=intensity, light_type="scene light"))
             self._plotter.show(auto_close=False, interactive=False)
-        self._actors: dict[str, pv.Actor] = {}
+        self._actors: dict[str, tuple[pv.PolyData, pv.Actor]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +99,7 @@ class Studio:
 
     def close(self) -> None:
         """Free the graphics context. A closed studio takes no more pictures."""
-        self._show(self._actors.values())  # the renderer frees what is shown
+        self._show(actor for _, actor in self._actors.values())  # the renderer frees what is shown
         self._plotter.close()
 
     def photograph(self, parts: Sequence[Part], cameras: Sequence[Camera]) -> NDArray[np.uint8]:
@@ -114,14 +133,15 @@ class Studio:
     def _actor(self, slot: int, part: Part) -> pv.Actor:
         """The actor that shows a mesh, kept for the next object: two parts may share a mesh, so one for each slot."""
         mesh = part.mesh
-        name = f"{slot} {id(mesh)}"  # the actor keeps the mesh alive, so that its id stays its own
+        name = f"{slot} {id(mesh)}"  # the mesh is kept beside its actor, so that its id stays its own
         if name not in self._actors:
-            self._actors[name] = self._plotter.add_mesh(
+            coloured = COLOURS in mesh.point_data or COLOURS in mesh.cell_data
+            actor = self._plotter.add_mesh(
                 mesh,
                 name=name,
                 texture=part.texture,
-                scalars=COLOURS if COLOURS in mesh.point_data else None,
-                rgb=COLOURS in mesh.point_data,
+                scalars=COLOURS if coloured else None,
+                rgb=coloured,
                 ambient=AMBIENT,
                 diffuse=DIFFUSE,
                 specular=SPECULAR,
@@ -129,7 +149,16 @@ class Studio:
                 reset_camera=False,
                 render=False,
             )
-        return self._actors[name]
+            if part.alpha_mode == "BLEND":
+                actor.ForceTranslucentOn()
+            else:
+                actor.ForceOpaqueOn()
+            if part.alpha_mode == "MASK":
+                actor.GetShaderProperty().AddFragmentShaderReplacement(
+                    "//VTK::TCoord::Impl", True, _MASK.format(cutoff=min(part.alpha_cutoff, 2.0)), False
+                )
+            self._actors[name] = mesh, actor
+        return self._actors[name][1]
 
     def _shoot(self, camera: Camera) -> NDArray[np.uint8]:
         """(size, size, 4) RGBA, each pixel the mean of those that were drawn for it."""
@@ -141,14 +170,13 @@ class Studio:
         view.clipping_range = (0.05 * camera.distance, 3 * camera.distance)
         self._plotter.render()
         drawn = np.asarray(self._plotter.screenshot(return_img=True, transparent_background=True))
-        sums = drawn.astype(np.uint16)  # (4 size, 4 size, 4)
-        sums[..., 3] = 1
-        sums *= drawn[..., 3:] > 0  # each drawn pixel shows a part or nothing
+        sums = drawn.astype(np.uint16)  # (4 size, 4 size, 4): colours multiplied by alpha
+        sums *= drawn[..., 3:] > 0
         rows = reduce(np.add, (sums[line::SUPERSAMPLING] for line in range(SUPERSAMPLING)))  # (size, 4 size, 4)
         blocks = reduce(np.add, (rows[:, column::SUPERSAMPLING] for column in range(SUPERSAMPLING)))  # (size, size, 4)
-        count = blocks[..., 3:].astype(np.float32)  # (size, size, 1)
-        colour = blocks[..., :3] / np.maximum(count, 1)
-        rgba = np.concatenate([colour, 255 * count / SUPERSAMPLING**2], axis=2)
+        alpha = blocks[..., 3:].astype(np.float32)  # (size, size, 1)
+        colour = 255 * blocks[..., :3].astype(np.float32) / np.maximum(alpha, 1)
+        rgba = np.concatenate([np.minimum(colour, 255), alpha / SUPERSAMPLING**2], axis=2)
         return np.asarray(np.rint(rgba), dtype=np.uint8)
 
 

@@ -27,7 +27,8 @@ def box(colour: tuple[int, int, int] | None = None) -> Any:
 def textured(colour: tuple[int, int, int]) -> Any:
     mesh = trimesh.creation.box((1, 2, 3))
     uv = np.random.default_rng(0).uniform(size=(len(mesh.vertices), 2))
-    mesh.visual = trimesh.visual.TextureVisuals(uv=uv, image=Image.new("RGB", (8, 8), colour))
+    material = trimesh.visual.material.SimpleMaterial(diffuse=(255, 255, 255), image=Image.new("RGB", (8, 8), colour))
+    mesh.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
     return mesh
 
 
@@ -98,8 +99,39 @@ def test_a_bad_mesh_is_named_left_out_and_counted(tmp_path: Path, caplog: pytest
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good"]
     with pytest.raises(UserError, match=r"no mesh could be rendered: .*cut\.glb"):
         run(tmp_path / "cut.glb", out=tmp_path / "out")
-    with pytest.raises(UserError, match="has the same name"):
-        run(tmp_path / "good.stl", tmp_path / "x" / "good.stl", out=tmp_path / "out")
+    with pytest.raises(UserError, match="give each mesh once"):
+        run(tmp_path / "good.stl", tmp_path / "good.stl", out=tmp_path / "out")
+
+
+def test_a_mesh_that_would_end_the_process_does_not_end_the_batch(tmp_path: Path) -> None:
+    box().export(tmp_path / "good.stl")
+    (tmp_path / "bad.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 99999999\n")
+    made = run(tmp_path / "bad.obj", tmp_path / "good.stl", out=tmp_path / "out")
+    assert made.rendered == 1
+    assert "bad.obj: line 4" in made.bad[0]
+
+
+def test_a_mesh_of_which_nothing_is_seen_is_left_out(tmp_path: Path) -> None:
+    box().export(tmp_path / "good.stl")
+    glass = box()
+    glass.visual.face_colors = [255, 0, 0, 0]
+    glass.export(tmp_path / "glass.ply")
+    made = run(tmp_path / "glass.ply", tmp_path / "good.stl", out=tmp_path / "out")
+    assert made.rendered == 1
+    assert "glass.ply: nothing of it is seen" in made.bad[0]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good"]
+
+
+def test_meshes_that_share_a_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """As Google's scanned objects lie; a mesh of a name of its own keeps that."""
+    meshes = [tmp_path / name for name in ("gso/shoe/meshes/model.obj", "gso/cup/meshes/model.obj", "a/chair.stl")]
+    meshes += [tmp_path / "a/lamp.stl", tmp_path / "a/lamp.ply"]
+    for path in meshes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        box().export(path)
+    run(*meshes, out=tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["chair", "cup-meshes-model", "lamp-ply", "lamp-stl", "shoe-meshes-model"]
 
 
 def test_the_command_says_what_it_made(tmp_path: Path) -> None:

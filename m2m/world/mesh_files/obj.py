@@ -1,0 +1,301 @@
+"""Wavefront OBJ with its materials (MTL): polygons, their textures with options, transparency, colours at corners."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from m2m.world.mesh_files.source import LARGEST_TEXT, Source, shown
+from m2m.world.mesh_files.surface import GREY, MOST_TRIANGLES, WHITE, Floats, Surface, Texture, fans
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS: Final = {
+    **dict.fromkeys(("-blendu", "-blendv", "-bm", "-boost", "-cc", "-clamp", "-imfchan", "-texres", "-type"), 1),
+    "-mm": 2,
+}
+"""Options of a texture, and how many words each takes."""
+_VECTORS: Final = ("-o", "-s", "-t")
+"""Those that take one number to three."""
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A texture as a material names it."""
+
+    name: str
+    offset: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+    clamp: bool = False
+    levels: tuple[float, float] = (0.0, 1.0)
+    """What black and the range to white become."""
+    channel: str = ""
+
+
+@dataclass
+class _Material:
+    colour: tuple[float, float, float] | None = None
+    opacity: float = 1.0
+    map_colour: _Map | None = None
+    map_opacity: _Map | None = None
+
+
+@dataclass
+class _Group:
+    """The faces of one material."""
+
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    corners: array[int] = field(default_factory=lambda: array("q"))
+    uvs: array[int] = field(default_factory=lambda: array("q"))
+    """Of each corner; -1: none."""
+
+
+def read_obj(source: Source) -> Iterator[Surface]:
+    """The polygons; a surface for each material.
+
+    Raises:
+        ValueError: the file is damaged, or names a file that is not there.
+    """
+    text = source.read(largest=LARGEST_TEXT).decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
+    corners, colours, uvs = array("d"), array("d"), array("d")
+    groups: dict[str, _Group] = {}
+    libraries: list[str] = []
+    group: _Group | None = None
+    total = 0
+    for number, line in enumerate(text.replace("\\\n", " ").split("\n"), start=1):
+        words = line.split("#", 1)[0].split() if "#" in line and line.lstrip()[:1] != "m" else line.split()
+        if not words:
+            continue
+        try:
+            match words[0]:
+                case "v":
+                    x, y, z, *more = map(float, words[1:8])
+                    corners.extend((x, y, z))
+                    if len(more) >= 3:
+                        colours.extend(more[-3:])
+                case "vt":
+                    uvs.append(float(words[1]))
+                    uvs.append(float(words[2]) if len(words) > 2 else 0.0)
+                case "f" | "fo":
+                    if group is None:
+                        group = groups.setdefault("", _Group())
+                    for word in words[1:]:
+                        corner, _, rest = word.partition("/")
+                        uv = rest.partition("/")[0]
+                        group.corners.append(_index(corner, len(corners) // 3))
+                        group.uvs.append(_index(uv, len(uvs) // 2) if uv else -1)
+                    group.sizes.append(len(words) - 1)
+                    total += max(len(words) - 3, 0)
+                    if total > MOST_TRIANGLES:
+                        break
+                case "usemtl":
+                    group = groups.setdefault(line.split(maxsplit=1)[1].strip() if len(words) > 1 else "", _Group())
+                case "mtllib":
+                    libraries.append(line.split(maxsplit=1)[1].strip())
+        except (ValueError, IndexError, OverflowError) as error:
+            raise ValueError(f"line {number} is {shown(line.strip())} ({error})") from error
+    points = np.array(corners, dtype=float).reshape(-1, 3)
+    point_colours = _point_colours(colours, len(points))
+    all_uvs = np.array(uvs, dtype=float).reshape(-1, 2)
+    materials = cache(lambda: _materials(source, libraries))  # only if a face needs one
+    for name, faces in groups.items():
+        if not faces.sizes:
+            continue
+        material = None
+        if name:
+            material = materials().get(name)
+            if material is None:
+                _log.warning("%s: has no material %s; drawn without", source.path, shown(name))
+        yield _surface(source, faces, points, point_colours, all_uvs, material)
+
+
+def _index(word: str, count: int) -> int:
+    """From 0, of one that counts from 1, or backward from the newest."""
+    index = int(word)
+    if not 1 <= abs(index) <= count:
+        raise ValueError(f"{shown(word)}, but there are {count} so far")
+    return index - 1 if index > 0 else count + index
+
+
+def _point_colours(colours: Sequence[float], points: int) -> Floats | None:
+    """(n, 4), or nothing if the corners have none. No standard has them; bytes are as common as numbers up to 1."""
+    if not colours:
+        return None
+    if len(colours) != 3 * points:
+        raise ValueError("has colours at some corners only")
+    rgb = np.array(colours, dtype=float).reshape(-1, 3)
+    return np.column_stack([rgb / 255 if rgb.max() > 1 else rgb, np.ones(points)])
+
+
+def _surface(
+    source: Source, group: _Group, points: Floats, colours: Floats | None, uvs: Floats, material: _Material | None
+) -> Surface:
+    corner, uv = np.array(group.corners, dtype=np.int64), np.array(group.uvs, dtype=np.int64)
+    pairs, unshared = np.unique(corner * (len(uvs) + 1) + uv + 1, return_inverse=True)
+    corner, uv = np.divmod(pairs, len(uvs) + 1)
+    faces = unshared.reshape(-1)[fans(np.array(group.sizes, dtype=np.int64))]
+    surface = Surface(
+        points=points[corner],
+        faces=faces,
+        colour=GREY if colours is None else WHITE,
+        point_colours=None if colours is None else colours[corner],
+    )
+    if material is None:
+        return surface
+    maps = [each for each in (material.map_colour, material.map_opacity) if each]
+    if material.colour is not None or maps:
+        surface = replace(surface, colour=(*(material.colour or (1.0, 1.0, 1.0)), 1.0))
+    surface = replace(
+        surface,
+        colour=(*surface.colour[:3], material.opacity),
+        alpha_mode="BLEND" if material.opacity < 1 or material.map_opacity else "OPAQUE",
+    )
+    if not maps:
+        return surface
+    if (uv == 0).any():
+        raise ValueError(f"has faces without texture coordinates below the texture {shown(maps[0].name)}")
+    if len({(each.offset, each.scale, each.clamp) for each in maps}) > 1:
+        raise ValueError("has a material whose map_Kd and map_d lie differently, which is not supported")
+    return replace(
+        surface,
+        uv=uvs[uv - 1] * maps[0].scale + np.array(maps[0].offset),
+        texture=Texture(image=_image(source, material), wrap="CLAMP_TO_EDGE" if maps[0].clamp else "REPEAT"),
+    )
+
+
+def _image(source: Source, material: _Material) -> Image.Image:
+    """The colours of a material's textures, with what they say of opacity as alpha."""
+    colour = opacity = None
+    if material.map_colour:
+        colour = _levels(_open(source, material.map_colour).convert("RGB"), material.map_colour)
+    if material.map_opacity:
+        picture = _open(source, material.map_opacity)
+        has_alpha = picture.mode == "RGBA" and material.map_opacity.channel in ("", "m")
+        opacity = picture.getchannel("A") if has_alpha else picture.convert("L")
+        opacity = _levels(opacity, material.map_opacity)
+        colour = colour or Image.new("RGB", opacity.size, "white")
+        colour.putalpha(opacity.resize(colour.size))
+    assert colour is not None
+    source.charge(colour)
+    return colour
+
+
+def _open(source: Source, wanted: _Map) -> Image.Image:
+    return source.picture(source.find(wanted.name), wanted.name)
+
+
+def _levels(picture: Image.Image, wanted: _Map) -> Image.Image:
+    base, gain = wanted.levels
+    if wanted.levels == (0.0, 1.0):
+        return picture
+    table = np.rint(np.clip(255 * base + gain * np.arange(256), 0, 255)).astype(int).tolist()
+    return picture.point(table * len(picture.getbands()))
+
+
+def _materials(source: Source, libraries: Sequence[str]) -> dict[str, _Material]:
+    """Those of all libraries; a line names one file, or several divided by spaces.
+
+    Raises:
+        ValueError: a library is damaged or not there.
+    """
+    materials: dict[str, _Material] = {}
+    for line in libraries:
+        try:
+            names = [line] if source.find(line) else []
+        except ValueError:
+            names = line.split()
+        for name in names:
+            text = source.read(name, largest=LARGEST_TEXT).decode("utf-8-sig", "surrogateescape")
+            for number, statement in enumerate(text.splitlines(), start=1):
+                try:
+                    _read_statement(statement.strip(), materials)
+                except (ValueError, IndexError) as error:
+                    raise ValueError(f"{shown(name)}, line {number} is {shown(statement.strip())} ({error})") from error
+    return materials
+
+
+def _read_statement(statement: str, materials: dict[str, _Material]) -> None:
+    keyword, _, rest = statement.replace("\t", " ").partition(" ")
+    rest = rest.strip()
+    if keyword == "newmtl":
+        materials[rest] = _Material()
+    if not materials or not rest:
+        return
+    material = next(reversed(materials.values()))
+    match keyword.lower():
+        case "kd":
+            if rest.split()[0] in ("spectral", "xyz"):
+                raise ValueError("only RGB is supported")
+            red, *more = (_finite(word) for word in rest.split()[:3])
+            green, blue = more if len(more) == 2 else (red, red)
+            material.colour = (red, green, blue)
+        case "d":
+            material.opacity = _finite(rest.split()[-1])
+        case "tr":
+            material.opacity = 1 - _finite(rest.split()[-1])
+        case "map_kd":
+            material.map_colour = _map(rest)
+        case "map_d":
+            material.map_opacity = _map(rest)
+
+
+def _map(rest: str) -> _Map:
+    """Options, then a name that may hold spaces."""
+    found = _Map("")
+    while rest.startswith("-"):
+        option, _, rest = rest.partition(" ")
+        rest = rest.lstrip()
+        words = rest.split()
+        if option in _VECTORS:
+            numbers: list[float] = []
+            while len(numbers) < 3 and len(words) > len(numbers) + 1 and _is_number(words[len(numbers)]):
+                numbers.append(_finite(words[len(numbers)]))
+            if not numbers:
+                raise ValueError(f"expected numbers after {option}")
+            taken = len(numbers)
+            default = 1.0 if option == "-s" else 0.0
+            u, v = (*numbers, default)[:2]
+            if option == "-t" and any(numbers):
+                raise ValueError("turbulence is not supported")
+            if option != "-t":
+                found = replace(found, scale=(u, v)) if option == "-s" else replace(found, offset=(u, v))
+        elif option in _OPTIONS:
+            taken = _OPTIONS[option]
+            if len(words) <= taken:
+                raise ValueError(f"expected {taken} words and a file after {option}")
+            match option:
+                case "-clamp":
+                    found = replace(found, clamp=words[0].lower() == "on")
+                case "-mm":
+                    found = replace(found, levels=(_finite(words[0]), _finite(words[1])))
+                case "-imfchan":
+                    found = replace(found, channel=words[0].lower())
+        else:
+            break  # a name that begins with a dash
+        for word in words[:taken]:
+            rest = rest[len(word) :].lstrip()
+    if not rest:
+        raise ValueError("names no file")
+    return replace(found, name=rest)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if not abs(number) < 1e9:
+        raise ValueError(f"{shown(word)} is no number that means anything here")
+    return number
