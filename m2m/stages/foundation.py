@@ -14,8 +14,6 @@ from m2m.foundation import hub, quality, world
 from m2m.params import HubFoundation, WorldFoundation
 from m2m.training.folders import new_folder
 
-FOLDERS = ("stable-diffusion", "dino", "clip", "inception")
-
 
 def run(
     params: WorldFoundation | HubFoundation, *, out: Path, work: Path, device: str = "cpu", processes: int = 1
@@ -49,8 +47,9 @@ def seal(foundation: Path) -> None:
     Raises:
         UserError: one is empty, or the disk refuses.
     """
-    for name in FOLDERS:
-        write_digests(foundation / name)
+    for folder in foundation.iterdir():
+        if folder.is_dir():
+            write_digests(folder)
 
 
 def _expect_inception(folder: Path, url: str) -> None:

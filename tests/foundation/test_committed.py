@@ -23,7 +23,6 @@ from m2m.foundation.words import learn_tokenizer
 from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
 from m2m.params_file import load_params
-from m2m.stages.foundation import FOLDERS
 from m2m.stages.generate import load_judge
 from m2m.training.start import from_stable_diffusion
 from m2m.world.corpus import make_corpus
@@ -55,7 +54,7 @@ def classifier() -> WorldClassifier:
 
 
 def test_its_digests_are_those_of_its_files() -> None:
-    for name in FOLDERS:
+    for name in NETWORKS:
         assert (FOLDER / name / DIGESTS).is_file(), "after a change of the foundation its digests must be written anew"
         check_digests(FOLDER / name)
 
