@@ -133,7 +133,7 @@ def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[y
             key_line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise document.fault(key_line, keys, "a key that is no plain word; expected 'name: value'")
-            key = str(key_node.value)
+            key = _text(key_node, document, keys)
             if key in mapping:
                 first = document.lines[(*keys, key)]
                 raise document.fault(key_line, (*keys, key), f"given twice (first on line {first}); keep one")
@@ -144,10 +144,16 @@ def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[y
     return _scalar(node, document, keys)
 
 
-def _scalar(node: yaml.ScalarNode, document: _Document, keys: Keys) -> Any:
+def _text(node: yaml.ScalarNode, document: _Document, keys: Keys) -> str:
+    """What is written there; refuses what can be escaped in YAML, but neither shown nor given to a system."""
     text = str(node.value)
-    if "\0" in text:
-        raise document.fault(node.start_mark.line + 1, keys, "a NUL character; leave it out")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise document.fault(node.start_mark.line + 1, keys, f"{_shown(text)} holds a NUL or half a character; mend it")
+    return text
+
+
+def _scalar(node: yaml.ScalarNode, document: _Document, keys: Keys) -> Any:
+    text = _text(node, document, keys)
     if node.style is not None:  # quoted, or a block: a string whatever it looks like
         return text
     if text in _WORDS:

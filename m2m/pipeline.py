@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -100,7 +101,7 @@ class M2MPipeline(ConcurrentPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> M2MPipeline:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **options: Any) -> M2MPipeline:
         """As every diffusers pipeline; a folder that training made is first compared with its ``digests.json``.
 
         Raises:
@@ -109,10 +110,10 @@ class M2MPipeline(ConcurrentPipeline):
         check_digests(Path(pretrained_model_name_or_path))
         return cast(M2MPipeline, super().from_pretrained(pretrained_model_name_or_path, **options))
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **options: Any) -> None:
         """As every diffusers pipeline; digests of what lay there before are removed."""
         (Path(save_directory) / DIGESTS).unlink(missing_ok=True)
-        super().save_pretrained(save_directory, **options)  # type: ignore[no-untyped-call]
+        super().save_pretrained(save_directory, *args, **options)
 
     @property
     def image_size(self) -> int:

@@ -180,7 +180,7 @@ def _assemble(id_: str, parts: Mapping[str, bytes]) -> ImageSet:
         raise _ShardError(f"{id_}.json is not what describes a set: {_one_line(fault['msg'])}") from error
     names = [f"{index:03}.png" for index in range(about.images)]
     if about.id != id_ or set(parts) != {"json", *names} | ({"latents.npy"} if about.latents else set()):
-        described = f"{about.images} images of {about.id[:64]!r} {'with' if about.latents else 'without'} latents"
+        described = f"{about.images} images of {_one_line(about.id)} {'with' if about.latents else 'without'} latents"
         found = ", ".join(sorted(set(parts) - {"json"})) or "none"
         raise _ShardError(f"{id_}.json describes {described}, but there are {found}")
     images: list[npt.NDArray[np.uint8]] = []

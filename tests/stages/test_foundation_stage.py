@@ -155,9 +155,8 @@ def test_a_run_that_ends_early_leaves_what_was_there_and_goes_on(
     for folder in (made / "work" / "foundation").iterdir():
         for finished in ("vae", "text_to_image", "inception"):
             (work / "foundation" / folder.name).mkdir(parents=True, exist_ok=True)
-            (work / "foundation" / folder.name / f"{finished}.safetensors").symlink_to(
-                folder / f"{finished}.safetensors"
-            )
+            for name in (f"{finished}.safetensors", f"{finished}.safetensors.sha256"):
+                (work / "foundation" / folder.name / name).symlink_to(folder / name)
 
     def stop(*_: object) -> None:
         raise UserError("stopped here")
