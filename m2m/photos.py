@@ -61,7 +61,8 @@ def open_photo(source: Path | bytes, *, name: str | None = None) -> Image.Image:
     """
     named = name or ("picture" if isinstance(source, bytes) else str(source))
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+        opened: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
+        with opened as file:
             return _decoded(file, named)
     except UserError:
         raise

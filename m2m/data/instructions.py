@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -140,7 +141,7 @@ def _values(key: str, path: str, bad: list[str]) -> Iterator[tuple[str, object]]
             yield f"line {number}", value
 
 
-def _loads(text: str) -> object:
+def _loads(text: str) -> Any:
     return json.loads(text, parse_int=_number)
 
 
