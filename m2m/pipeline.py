@@ -108,7 +108,7 @@ class M2MPipeline(ConcurrentPipeline):
             UserError: a file of it is missing or damaged.
         """
         check_digests(Path(pretrained_model_name_or_path))
-        return cast(M2MPipeline, super().from_pretrained(pretrained_model_name_or_path, **options))
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **options: Any) -> None:
         """As every diffusers pipeline; digests of what lay there before are removed."""

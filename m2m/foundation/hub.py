@@ -91,8 +91,8 @@ def fetch(params: HubFoundation, *, out: Path, work: Path, inception: Judge, per
     with writing(work):
         for name, snapshot, layout in snapshots:
             kept = work / snapshot.repo.replace("/", "--") / snapshot.revision
-            for file in download(snapshot, layout, kept):
-                _link(kept / file, out / name / file)
+            for part in download(snapshot, layout, kept):
+                _link(kept / part, out / name / part)
         received = [resume(name, file, work) for name, file, _ in files]
     for weights, (name, file, judge) in zip(received, files, strict=True):
         convert(weights, file, judge, out / name)

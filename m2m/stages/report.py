@@ -72,8 +72,8 @@ def run(
     Raises:
         UserError: an input is missing or not what its stage writes, or the disk refuses.
     """
-    for item in (*items, *task_items):
-        check_digests(item.plots)
+    for folder in (*(item.plots for item in items), *(item.plots for item in task_items)):
+        check_digests(folder)
     data = Manifest.read(manifest)
     numbers = {item.variant: _numbers(item.metrics) for item in items}
     shared = numbers[items[0].variant]

@@ -82,7 +82,7 @@ class _SpecularGlossiness(_Record):
 
 
 class _MaterialExtensions(_Record):
-    specular_glossiness: _SpecularGlossiness | None = Field(None, alias="KHR_materials_pbrSpecularGlossiness")
+    specular_glossiness: _SpecularGlossiness | None = Field(default=None, alias="KHR_materials_pbrSpecularGlossiness")
 
 
 class _Material(_Record):
@@ -97,7 +97,7 @@ class _Webp(_Record):
 
 
 class _TextureExtensions(_Record):
-    webp: _Webp | None = Field(None, alias="EXT_texture_webp")
+    webp: _Webp | None = Field(default=None, alias="EXT_texture_webp")
 
 
 class _Texture(_Record):
