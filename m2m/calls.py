@@ -35,7 +35,7 @@ class ConcurrentPipeline(DiffusionPipeline):
         self._calls: set[Self] = set()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)  # type: ignore[no-untyped-call]
+        super().__setattr__(name, value)
         if name in _OF_A_CALL:
             for call in tuple(self._calls):
                 setattr(call, name, value)

@@ -10,7 +10,6 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from m2m.diffusion.objective import alphas_cumprod
@@ -56,8 +55,8 @@ def make_scheduler(name: SolverName, config: Mapping[str, Any]) -> Solver:
     return scheduler
 
 
-def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Refuses a scheduler whose steps are not from the noise levels that a network of this project learns.
+def check_scheduler(scheduler: Any) -> None:
+    """Refuses a diffusers scheduler whose steps are not from the noise levels that a network of this project learns.
 
     Raises:
         UserError: it is of another family (flow matching, variance exploding, consistency …), it predicts something
@@ -81,7 +80,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     )
 
 
-def restarted(scheduler: SchedulerMixin, num_inference_steps: int) -> Tensor:
+def restarted(scheduler: Any, num_inference_steps: int) -> Tensor:
     """Resets a scheduler, which may remember predictions for another image; gives the timesteps of one image.
 
     Raises:
