@@ -82,7 +82,7 @@ def seeds_of_sets(generator: Seed | Sequence[Seed] | None, sets: int, nested: bo
     """
     if generator is None:  # from the global generator, as elsewhere: torch.manual_seed decides
         generator = int(torch.randint(2**62, (), device="cpu"))
-    if (isinstance(generator, Sequence) and not isinstance(generator, str)) or getattr(generator, "ndim", False):
+    if (isinstance(generator, Sequence) and not isinstance(generator, str)) or getattr(generator, "ndim", 0) > 0:
         of_sets = list(cast(Sequence[Seed], generator))
         if len(of_sets) != sets:
             raise ValueError(f"{len(of_sets)} generators for {sets} sets; give one for all, or one a set")

@@ -22,9 +22,9 @@ VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
 
 
 def test_numbers_arrive() -> None:
-    assert torch.equal(sent([[1, 2], [3, 4]], torch.device("cpu")), torch.tensor([[1, 2], [3, 4]]))
+    assert torch.equal(sent([[1, 2], [3, 4]], torch.device("cpu"), torch.long), torch.tensor([[1, 2], [3, 4]]))
     assert sent([0.5], torch.device("cpu"), torch.float64).dtype == torch.float64
-    assert sent([0.5], torch.device("meta")).device.type == "meta"
+    assert sent([0.5], torch.device("meta"), torch.float32).device.type == "meta"
 
 
 def test_on_a_cpu_each_call_is_made() -> None:

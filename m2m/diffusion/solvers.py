@@ -56,7 +56,7 @@ def make_scheduler(name: SolverName, config: Mapping[str, Any]) -> Solver:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Refuses a scheduler whose steps are not from the noise levels that a network of this project learns.
+    """Refuses a diffusers scheduler whose steps are not from the noise levels that a network of this project learns.
 
     Raises:
         UserError: it is of another family (flow matching, variance exploding, consistency …), it predicts something
