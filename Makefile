@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro profile test slow lint ablations bench report ui serve up down clean
+.PHONY: help setup repro profile test slow fuzz lint ablations bench report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: lint ## Lint, types, layers, all tests but the slow ones; which lines they
 
 slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers that are killed
 	$(PYTEST) -m slow $(TEST)
+
+fuzz: $(READY) ## Give each reader of foreign bytes ten thousand damaged files
+	MUTATIONS=10000 $(PYTEST) -m fuzz --timeout=3600 $(TEST)
 
 lint: $(READY) ## Lint, types, layers
 	ruff check .

@@ -2,13 +2,14 @@
 
 A reader may give a right result or one clear line (`UserError`). Any other exception, the end of the process and
 memory beyond the bound are faults. ``python -m tests.mutations MODULE:FUNCTION --count N`` fuzzes one reader by hand;
-tests call `survives`, which does the same.
+tests call `survives`, which does the same, and ``make fuzz`` runs them with ten thousand files a reader.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import random
 import resource
 import subprocess
@@ -85,8 +86,10 @@ def survives(reader: str, count: int, *, seed: int = 0, gigabytes: float = 4.0) 
 
     Args:
         reader: ``module:function``, a function without arguments that gives a `Reader`.
+        count: how many, unless the environment says so in `MUTATIONS`.
         gigabytes: the bound on the reading process's address space.
     """
+    count = int(os.environ.get("MUTATIONS", count))
     command = [sys.executable, "-m", "tests.mutations", reader, "--count", str(count), "--seed", str(seed)]
     done = subprocess.run([*command, "--gigabytes", str(gigabytes)], capture_output=True, text=True)
     assert done.returncode == 0, f"{reader} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

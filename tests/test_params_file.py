@@ -227,14 +227,9 @@ def reader() -> Reader:
     return GOOD.encode(), "params.yaml", load_params
 
 
+@pytest.mark.fuzz
 def test_damaged_files_are_read_rightly_or_refused_in_a_line() -> None:
     survives("tests.test_params_file:reader", 50)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_ten_thousand_damaged_files() -> None:
-    survives("tests.test_params_file:reader", 10_000, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -140,11 +140,6 @@ def reader() -> Reader:
     return content, "captions.parquet", read
 
 
+@pytest.mark.fuzz
 def test_damaged_files_are_read_or_named() -> None:
     survives("tests.data.test_captions:reader", 150)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_many_damaged_files_are_read_or_named() -> None:
-    survives("tests.data.test_captions:reader", 10_000)

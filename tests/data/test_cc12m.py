@@ -310,13 +310,7 @@ def parquet_reader() -> Reader:
     return file.getvalue().to_pybytes(), "cc12m.parquet", lambda path: read(path, "parquet")
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", ["tsv_reader", "parquet_reader"])
 def test_damaged_files_are_read_or_named(name: str) -> None:
     survives(f"tests.data.test_cc12m:{name}", 150)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["tsv_reader", "parquet_reader"])
-def test_many_damaged_files_are_read_or_named(name: str) -> None:
-    survives(f"tests.data.test_cc12m:{name}", 10_000)

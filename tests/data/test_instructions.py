@@ -132,13 +132,7 @@ def lines_reader() -> Reader:
     return reader(lines=True)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", ["list_reader", "lines_reader"])
 def test_damaged_procedures_are_read_or_named(name: str) -> None:
     survives(f"tests.data.test_instructions:{name}", 200)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["list_reader", "lines_reader"])
-def test_many_damaged_procedures_are_read_or_named(name: str) -> None:
-    survives(f"tests.data.test_instructions:{name}", 10_000)

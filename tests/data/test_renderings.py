@@ -114,11 +114,6 @@ def camera_reader() -> Reader:
     return file.getvalue(), "000.npy", read_camera
 
 
+@pytest.mark.fuzz
 def test_damaged_cameras_are_read_or_named() -> None:
     survives("tests.data.test_renderings:camera_reader", 200)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_many_damaged_cameras_are_read_or_named() -> None:
-    survives("tests.data.test_renderings:camera_reader", 10_000)

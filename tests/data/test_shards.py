@@ -313,16 +313,10 @@ def description_reader() -> Reader:
     return good.encode(), "a.json", read
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("reader", ["shard_reader", "description_reader"])
 def test_damaged_shards_are_read_rightly_or_refused_in_a_line(reader: str) -> None:
     survives(f"tests.data.test_shards:{reader}", 200)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("reader", ["shard_reader", "description_reader"])
-def test_ten_thousand_damaged_shards(reader: str) -> None:
-    survives(f"tests.data.test_shards:{reader}", 10_000, seed=1)
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> Path:

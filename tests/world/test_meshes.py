@@ -832,13 +832,7 @@ READERS: list[Callable[[], Reader]] = [
 ]
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_read_or_refused_in_a_line(reader: Callable[[], Reader]) -> None:
     survives(f"tests.world.test_meshes:{reader.__name__}", 100)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("reader", READERS)
-def test_many_damaged_files_are_read_or_refused_in_a_line(reader: Callable[[], Reader]) -> None:
-    survives(f"tests.world.test_meshes:{reader.__name__}", 10_000, seed=1)
