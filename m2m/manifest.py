@@ -102,7 +102,7 @@ class Manifest(_Record):
         with sealed_file(path) as draft:
             draft.write_bytes(self.canonical)
 
-    @cached_property
+    @property
     def canonical(self) -> bytes:
         """The manifest as bytes: JSON with sorted keys, indented so that a change shows as a small difference."""
         return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -12,6 +12,7 @@ import importlib
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -121,8 +122,7 @@ def main() -> None:
             refused += 1
             if "\n" in str(error):
                 raise ValueError("more than one line") from error
-    path.unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
     print(f"\n{asked.count} damaged files: {refused} refused in a line, {asked.count - refused} read")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from m2m.errors import UserError
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import (
     DIGESTS,
     check_digests,
@@ -243,6 +243,6 @@ def test_a_place_that_takes_no_folder_is_named() -> None:
 def test_what_a_damaged_folder_raises_is_one_line(error: Exception, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught, reading_foundation(tmp_path):
         raise error
-    assert str(caught.value).startswith(f"{tmp_path}: incomplete or damaged ({reason}); restore it from git or run")
+    assert str(caught.value).startswith(f"{tmp_path}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}")
     with pytest.raises(UserError, match=r"^known$"), reading_foundation(tmp_path):
         raise UserError("known")

@@ -11,12 +11,10 @@ a bound of time; then it is an `OutsideError`, after which the same command may 
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import uniform
 from secrets import token_hex
@@ -40,6 +38,7 @@ from botocore.parsers import ResponseParserError
 
 from m2m.errors import MADE_AGAIN, OutsideError, UserError
 from m2m.files import file_digest, new_file
+from m2m.store.patience import SLOWEST, Patience, within
 
 Answer = TypeVar("Answer")
 
@@ -55,19 +54,6 @@ _PATIENT = Config(
 # Without threads of its own, which the end of the process would wait for however slowly a server takes its bytes.
 _TRANSFER = TransferConfig(use_threads=False)
 _CHUNK = 1 << 20
-SLOWEST = 256 << 10
-"""Bytes a second: an object that comes or goes more slowly than this is given up."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How often something is tried, and for how long in all."""
-
-    tries: int
-    pause: float
-    """Seconds before the second try, give or take a half; each further pause is twice as long."""
-    seconds: float
-    """For all tries together, beside the time that `SLOWEST` allows for the bytes."""
 
 
 CHECKING = Patience(tries=4, pause=0.3, seconds=7.0)
@@ -252,7 +238,7 @@ class S3Store:
                 pause = patience.pause * 2 ** (attempt - 1) * uniform(0.5, 1.5)
                 time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             try:
-                return _within(deadline - time.monotonic(), explained)
+                return within(deadline - time.monotonic(), explained)
             except TimeoutError:
                 break
             except OutsideError as error:
@@ -285,26 +271,6 @@ class S3Store:
             raise UserError(f"store {self._where}: {_NOT_S3}") from error
         except BotoCoreError as error:
             raise UserError(f"store {self._where}: cannot be used ({type(error).__name__})") from error
-
-
-def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
-    """What `work` gives.
-
-    It runs in a thread that can be left behind: time limits of sockets begin anew with each byte.
-
-    Raises:
-        TimeoutError: it takes longer.
-    """
-    outcome: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="store", daemon=True).start()
-    return outcome.result(max(0.0, seconds))
 
 
 def _code(error: ClientError) -> str:

@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from m2m.errors import UserError
+
 ARTIFACTS = "mlruns"
 """The folder beside the database."""
 PLACES = (
@@ -24,9 +26,19 @@ def bring_artifacts_along(database: Path) -> None:
 
     Else a moved checkout would make its old folders anew, and a copy write into the original. A table of our own keeps
     where the database was.
+
+    Raises:
+        UserError: it is no database, or it may not be written.
     """
     if not database.exists():
         return
+    try:
+        _correct(database)
+    except sqlite3.Error as error:
+        raise UserError(f"{database}: MLflow's database cannot be used ({error}); restore it, or move it") from error
+
+
+def _correct(database: Path) -> None:
     here = database.parent.resolve()
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -18,6 +18,7 @@ from m2m.params import Params
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "m2m").rglob("*.py"))
 TRACKING = {"Chain", "NullTracker", "RecordedRun", "Run", "Trace", "Tracker"} | {
+    "bring_artifacts_along",
     "check_tracking",
     "open_records",
     "open_tracker",

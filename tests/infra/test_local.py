@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -409,7 +411,8 @@ def test_ports_that_are_taken_are_named_in_one_line(tmp_path: Path) -> None:
 
 def test_nothing_is_left_running_when_a_server_does_not_come_up(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
-    (home.folder / "mlflow.db").write_text("no database " * 1000)
+    with closing(sqlite3.connect(home.folder / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version AS SELECT 'of a time to come' AS version_num")
     up = home.run("up")
     assert up.returncode == 2
     assert len(up.stderr.splitlines()) == 1
@@ -417,6 +420,16 @@ def test_nothing_is_left_running_when_a_server_does_not_come_up(tmp_path: Path) 
     assert str(home.folder / "work" / "stack" / "mlflow.log") in up.stderr
     assert not home.processes()
     assert not (home.folder / "work" / "stack" / "env").exists()
+
+
+def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    (home.folder / "mlflow.db").write_text("no database " * 1000)
+    up = home.run("up")
+    assert up.returncode == 2
+    assert up.stderr.startswith(f"{home.folder / 'mlflow.db'}: MLflow's database cannot be used")
+    assert len(up.stderr.splitlines()) == 1
+    assert not home.processes()
 
 
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:

@@ -7,44 +7,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Final
 
 import numpy as np
 from PIL import Image
 
+from m2m.world.mesh_files.mtl import Map, Material, read_materials
 from m2m.world.mesh_files.source import LARGEST_TEXT, Source, shown
 from m2m.world.mesh_files.surface import GREY, MOST_TRIANGLES, WHITE, Floats, Surface, Texture, fans
 
 _log = logging.getLogger(__name__)
-
-_OPTIONS: Final = {
-    **dict.fromkeys(("-blendu", "-blendv", "-bm", "-boost", "-cc", "-clamp", "-imfchan", "-texres", "-type"), 1),
-    "-mm": 2,
-}
-"""Options of a texture, and how many words each takes."""
-_VECTORS: Final = ("-o", "-s", "-t")
-"""Those that take one number to three."""
-
-
-@dataclass(frozen=True)
-class _Map:
-    """A texture as a material names it."""
-
-    name: str
-    offset: tuple[float, float] = (0.0, 0.0)
-    scale: tuple[float, float] = (1.0, 1.0)
-    clamp: bool = False
-    levels: tuple[float, float] = (0.0, 1.0)
-    """What black and the range to white become."""
-    channel: str = ""
-
-
-@dataclass
-class _Material:
-    colour: tuple[float, float, float] | None = None
-    opacity: float = 1.0
-    map_colour: _Map | None = None
-    map_opacity: _Map | None = None
 
 
 @dataclass
@@ -104,7 +75,7 @@ def read_obj(source: Source) -> Iterator[Surface]:
     points = np.array(corners, dtype=float).reshape(-1, 3)
     point_colours = _point_colours(colours, len(points))
     all_uvs = np.array(uvs, dtype=float).reshape(-1, 2)
-    materials = cache(lambda: _materials(source, libraries))  # only if a face needs one
+    materials = cache(lambda: read_materials(source, libraries))  # only if a face needs one
     for name, faces in groups.items():
         if not faces.sizes:
             continue
@@ -135,7 +106,7 @@ def _point_colours(colours: Sequence[float], points: int) -> Floats | None:
 
 
 def _surface(
-    source: Source, group: _Group, points: Floats, colours: Floats | None, uvs: Floats, material: _Material | None
+    source: Source, group: _Group, points: Floats, colours: Floats | None, uvs: Floats, material: Material | None
 ) -> Surface:
     corner, uv = np.array(group.corners, dtype=np.int64), np.array(group.uvs, dtype=np.int64)
     pairs, unshared = np.unique(corner * (len(uvs) + 1) + uv + 1, return_inverse=True)
@@ -170,7 +141,7 @@ def _surface(
     )
 
 
-def _image(source: Source, material: _Material) -> Image.Image:
+def _image(source: Source, material: Material) -> Image.Image:
     """The colours of a material's textures, with what they say of opacity as alpha."""
     colour = opacity = None
     if material.map_colour:
@@ -187,115 +158,13 @@ def _image(source: Source, material: _Material) -> Image.Image:
     return colour
 
 
-def _open(source: Source, wanted: _Map) -> Image.Image:
+def _open(source: Source, wanted: Map) -> Image.Image:
     return source.picture(source.find(wanted.name), wanted.name)
 
 
-def _levels(picture: Image.Image, wanted: _Map) -> Image.Image:
+def _levels(picture: Image.Image, wanted: Map) -> Image.Image:
     base, gain = wanted.levels
     if wanted.levels == (0.0, 1.0):
         return picture
     table = np.rint(np.clip(255 * base + gain * np.arange(256), 0, 255)).astype(int).tolist()
     return picture.point(table * len(picture.getbands()))
-
-
-def _materials(source: Source, libraries: Sequence[str]) -> dict[str, _Material]:
-    """Those of all libraries; a line names one file, or several divided by spaces.
-
-    Raises:
-        ValueError: a library is damaged or not there.
-    """
-    materials: dict[str, _Material] = {}
-    for line in libraries:
-        try:
-            names = [line] if source.find(line) else []
-        except ValueError:
-            names = line.split()
-        for name in names:
-            text = source.read(name, largest=LARGEST_TEXT).decode("utf-8-sig", "surrogateescape")
-            for number, statement in enumerate(text.splitlines(), start=1):
-                try:
-                    _read_statement(statement.strip(), materials)
-                except (ValueError, IndexError) as error:
-                    raise ValueError(f"{shown(name)}, line {number} is {shown(statement.strip())} ({error})") from error
-    return materials
-
-
-def _read_statement(statement: str, materials: dict[str, _Material]) -> None:
-    keyword, _, rest = statement.replace("\t", " ").partition(" ")
-    rest = rest.strip()
-    if keyword == "newmtl":
-        materials[rest] = _Material()
-    if not materials or not rest:
-        return
-    material = next(reversed(materials.values()))
-    match keyword.lower():
-        case "kd":
-            if rest.split()[0] in ("spectral", "xyz"):
-                raise ValueError("only RGB is supported")
-            red, *more = (_finite(word) for word in rest.split()[:3])
-            green, blue = more if len(more) == 2 else (red, red)
-            material.colour = (red, green, blue)
-        case "d":
-            material.opacity = _finite(rest.split()[-1])
-        case "tr":
-            material.opacity = 1 - _finite(rest.split()[-1])
-        case "map_kd":
-            material.map_colour = _map(rest)
-        case "map_d":
-            material.map_opacity = _map(rest)
-
-
-def _map(rest: str) -> _Map:
-    """Options, then a name that may hold spaces."""
-    found = _Map("")
-    while rest.startswith("-"):
-        option, _, rest = rest.partition(" ")
-        rest = rest.lstrip()
-        words = rest.split()
-        if option in _VECTORS:
-            numbers: list[float] = []
-            while len(numbers) < 3 and len(words) > len(numbers) + 1 and _is_number(words[len(numbers)]):
-                numbers.append(_finite(words[len(numbers)]))
-            if not numbers:
-                raise ValueError(f"expected numbers after {option}")
-            taken = len(numbers)
-            default = 1.0 if option == "-s" else 0.0
-            u, v = (*numbers, default)[:2]
-            if option == "-t" and any(numbers):
-                raise ValueError("turbulence is not supported")
-            if option != "-t":
-                found = replace(found, scale=(u, v)) if option == "-s" else replace(found, offset=(u, v))
-        elif option in _OPTIONS:
-            taken = _OPTIONS[option]
-            if len(words) <= taken:
-                raise ValueError(f"expected {taken} words and a file after {option}")
-            match option:
-                case "-clamp":
-                    found = replace(found, clamp=words[0].lower() == "on")
-                case "-mm":
-                    found = replace(found, levels=(_finite(words[0]), _finite(words[1])))
-                case "-imfchan":
-                    found = replace(found, channel=words[0].lower())
-        else:
-            break  # a name that begins with a dash
-        for word in words[:taken]:
-            rest = rest[len(word) :].lstrip()
-    if not rest:
-        raise ValueError("names no file")
-    return replace(found, name=rest)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _finite(word: str) -> float:
-    number = float(word)
-    if not abs(number) < 1e9:
-        raise ValueError(f"{shown(word)} is no number that means anything here")
-    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
@@ -111,3 +112,26 @@ def fans(sizes: Indices) -> Indices:
     first = np.repeat(starts, triangles)
     within = np.arange(len(first)) - np.repeat(np.cumsum(triangles) - triangles, triangles)
     return np.stack([first, first + within + 1, first + within + 2], axis=1)
+
+
+def display(linear: Floats) -> Floats:
+    """RGBA of linear light in display (sRGB) coding; alpha stays what it is."""
+    clipped = np.clip(linear, 0, 1)
+    rgb = clipped[:, :3]
+    coded = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
+    return np.column_stack([coded, clipped[:, 3]])
+
+
+def _linear(display: Floats) -> Floats:
+    return np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
+
+
+def multiplied(image: Image.Image, factor: Sequence[float], *, opaque: bool) -> Image.Image:
+    """A texture times a factor of linear light; the alpha of an opaque one does not count."""
+    image = image.convert("RGB" if opaque else "RGBA")
+    codes = np.arange(256) / 255
+    tables: list[int] = []
+    for channel, amount in enumerate(factor[: len(image.getbands())]):
+        values = codes * amount if channel == 3 else display(np.outer(_linear(codes) * amount, np.ones(4)))[:, 0]
+        tables += np.rint(255 * np.clip(values, 0, 1)).astype(int).tolist()
+    return image.point(tables)
