@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
@@ -46,6 +47,8 @@ LIMIT_ASKED_EVERY = 2.0
 """Seconds between two looks at a concurrency limit of 0; who waits in one ends soon when the flow is cancelled."""
 MORE_THAN_THERE_ARE = 422
 """How Prefect answers who asks for more slots than a limit has."""
+CONFLICT = 409
+"""How it answers when it cannot count what comes back."""
 AS_IT_IS = "params.yaml"
 REUSED = ("Skipped", "Cached")
 """Names of states in which a stage made nothing new, and so no MLflow run."""
@@ -92,13 +95,27 @@ def held_slots(stage: Stage, log: Log) -> Iterator[None]:
     with ExitStack() as stack:
         while slots := await_limit(stage, log):
             try:
-                stack.enter_context(concurrency(str(stage.slot), occupy=slots))
+                stack.enter_context(_occupied(str(stage.slot), slots, log))
                 break
             except ConcurrencySlotAcquisitionError as error:
                 if getattr(getattr(error.__cause__, "response", None), "status_code", None) != MORE_THAN_THERE_ARE:
                     raise
                 # Somebody lowered the limit while the stage waited: it is asked for anew.
         yield
+
+
+@contextmanager
+def _occupied(limit: str, slots: int, log: Log) -> Iterator[None]:
+    """Slots while something runs. Prefect cannot take one back whose limit is 0 by then: its lease has to end."""
+    done = False
+    try:
+        with concurrency(limit, occupy=slots):
+            yield
+            done = True
+    except PrefectHTTPStatusError as error:
+        if not done or error.response.status_code != CONFLICT:
+            raise
+        log.warning("the concurrency limit %s is 0: what this stage held comes back in some minutes", limit)
 
 
 def await_limit(stage: Stage, log: Log) -> int:

@@ -136,7 +136,7 @@ def test_from_the_form_to_the_experiment(
             Run(client, checkout, changes={"captions_train": 0})
 
 
-def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient) -> None:
+def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient, caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("test")
     one = Stage(name="train", description="", parents=(), slot="held", alone=False)
     assert await_limit(one, log) == 0  # nobody made such a limit
@@ -163,9 +163,14 @@ def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient) -> None:
             assert not begun.wait(3)
             client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0))
             assert not begun.wait(10)
-        client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=1))
-        waiting.result(timeout=60)
+            client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=1))
+        waiting.result(timeout=120)
     assert client.read_global_concurrency_limit_by_name("held").active_slots == 0
+
+    # Lowered while it runs: what is done stays done, though the server cannot count the slot that comes back.
+    with caplog.at_level(logging.WARNING, "test"), held_slots(one, log):
+        client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0))
+    assert "comes back in some minutes" in caplog.text
     client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=0, active=False))
     assert await_limit(one, log) == 0  # it is off
     client.delete_global_concurrency_limit_by_name("held")
