@@ -13,6 +13,12 @@ from m2m.foundation.fit import Loss
 from m2m.params import TransformerFit
 from m2m.world.corpus import OPEN
 
+COLOUR = 2
+"""The place of the colour among the traits of a corpus."""
+NO_COLOUR = -2
+"""What a picture shows without its colour: no caption that names one is true of it."""
+GREY = 0.5
+"""Of the pictures whose caption leaves the colour open, the share that is shown without any."""
 PATCH = 8
 SIDE = 64
 HEADS = 4
@@ -43,6 +49,11 @@ def build(params: TransformerFit, tokenizer: CLIPTokenizer) -> CLIPModel:
     )
 
 
+def matrices(model: CLIPModel) -> list[str]:
+    """The names of both transformers' weight matrices, which Muon trains in a quarter of AdamW's steps."""
+    return [name for name, weight in model.named_parameters() if ".encoder." in name and weight.ndim == 2]
+
+
 def pixels(images: Tensor) -> Tensor:
     """uint8 (n, 3, H, W) -> what the processor of :func:`save` would give."""
     return images.float() / 127.5 - 1
@@ -51,14 +62,23 @@ def pixels(images: Tensor) -> Tensor:
 def contrastive_loss(model: CLIPModel, images: Tensor, tokens: Tensor, shown: Tensor, said: Tensor) -> Loss:
     """Cross-entropy of similarities, over pictures and over captions; each caption true of a picture is right for it.
 
+    Some pictures are shown without their colour, where the caption leaves it open: of shapes, colours and styles some
+    combinations never occur in training, and a network that sees colours sooner than shapes would learn that instead.
+
     Args:
         images: uint8 (n, 3, 64, 64); tokens: (n, length).
         shown, said: (n, traits), what pictures show and captions name of it, `OPEN` where they leave it open.
     """
 
-    def loss(batch: Tensor, draws: torch.Generator) -> Tensor:  # noqa: ARG001
-        out = model(input_ids=tokens[batch], pixel_values=pixels(images[batch]))
-        true = true_of(shown[batch], said[batch]).float()  # (pictures, captions)
+    def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
+        grey = torch.rand(len(batch), generator=draws).to(images.device) < GREY
+        grey &= said[batch, COLOUR] == OPEN
+        seen = pixels(images[batch])  # (batch, 3, 64, 64)
+        seen = torch.where(grey[:, None, None, None], seen.mean(dim=1, keepdim=True), seen)
+        showing = shown[batch].clone()
+        showing[grey, COLOUR] = NO_COLOUR
+        out = model(input_ids=tokens[batch], pixel_values=seen)
+        true = true_of(showing, said[batch]).float()  # (pictures, captions)
         by_image = F.cross_entropy(out.logits_per_image, true / true.sum(dim=1, keepdim=True))
         by_text = F.cross_entropy(out.logits_per_text, true.T / true.T.sum(dim=1, keepdim=True))
         return (by_image + by_text) / 2

@@ -127,7 +127,7 @@ class School:
         model.to(self.device)
         lessons = self.lessons
         loss = contrast.contrastive_loss(model, lessons.images, self.tokens, lessons.shown, lessons.said)
-        self.teach("clip", model, loss, self.params.clip, len(self.tokens))
+        self.teach("clip", model, loss, self.params.clip, len(self.tokens), matrices=contrast.matrices(model))
         taught: CLIPModel = model
         return taught
 

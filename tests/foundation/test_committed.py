@@ -216,16 +216,12 @@ def right_words(unseen: Lessons, nearest: Any, place: int, *, full: bool) -> flo
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["in-full-captions", "alone"])
-@pytest.mark.parametrize(
-    "attribute",
-    [
-        pytest.param("noun", marks=pytest.mark.xfail(strict=True, reason="the committed one tells no shapes apart")),
-        "colour",
-        "style",
-    ],
-)
-def test_clip_finds_what_an_unseen_picture_shows(attribute: str, full: bool, unseen: Lessons, nearest: Any) -> None:
-    assert right_words(unseen, nearest, ATTRIBUTES.index(attribute), full=full) >= 0.8
+@pytest.mark.parametrize(("attribute", "least"), [("noun", 0.6), ("colour", 0.95), ("style", 0.95)])
+def test_clip_finds_what_an_unseen_picture_shows(
+    attribute: str, least: float, full: bool, unseen: Lessons, nearest: Any
+) -> None:
+    """Shapes last, of which it has seen all but not in these colours and styles."""
+    assert right_words(unseen, nearest, ATTRIBUTES.index(attribute), full=full) >= least
 
 
 def test_both_tokenizers_are_the_one_that_the_words_of_the_world_give() -> None:

@@ -104,12 +104,36 @@ def test_the_loss_takes_every_true_caption_as_right() -> None:
 
 def test_the_loss_is_of_the_batch_s_own_traits() -> None:
     logits = torch.tensor([[9.0, 0.0], [0.0, 9.0]])
-    shown = torch.tensor([[1], [2], [1]])
+    shown = torch.tensor([[0, 1, 0], [0, 2, 0], [0, 1, 0]])
     images, tokens = torch.zeros(3, 3, 64, 64, dtype=torch.uint8), torch.zeros(3, 1).long()
     loss = contrast.contrastive_loss(stub(logits, logits), images, tokens, shown, shown)
     different, equal = (loss(torch.tensor(batch), torch.Generator()).item() for batch in ([0, 1], [2, 0]))
     assert different < 0.001
     assert equal == pytest.approx(4.5, abs=0.01)  # both are right for both: half of each is where nothing was found
+
+
+def test_where_the_colour_is_open_half_of_the_pictures_are_shown_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 256
+    images = torch.zeros(count, 3, 64, 64, dtype=torch.uint8)
+    images[:, 0] = 255  # red
+    shown = torch.zeros(count, 3).long()
+    said = shown.clone()
+    said[::2, contrast.COLOUR] = OPEN
+    seen, true = [], []
+
+    def model(*, pixel_values: Tensor, **_: Any) -> Any:
+        seen.append(pixel_values)
+        return SimpleNamespace(logits_per_image=torch.zeros(count, count), logits_per_text=torch.zeros(count, count))
+
+    true_of = contrast.true_of
+    monkeypatch.setattr(contrast, "true_of", lambda *traits: true.append(true_of(*traits)) or true[-1])
+    loss = contrast.contrastive_loss(model, images, shown[:, :1], shown, said)  # type: ignore[arg-type]
+    loss(torch.arange(count), torch.Generator().manual_seed(0))
+    grey = (seen[0][:, 0] == seen[0][:, 1]).flatten(1).all(dim=1)
+    assert not grey[1::2].any()
+    assert 0.4 < grey[::2].float().mean() < 0.6
+    assert true[0][:, ::2].all(), "what leaves the colour open is true of all"
+    assert torch.equal(true[0][:, 1], ~grey), "what names it is true of those that show it"
 
 
 def test_it_learns(
