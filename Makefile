@@ -44,7 +44,7 @@ test: lint ## Lint, types, layers, all tests but the slow ones; which lines they
 	$(PYTEST) -m "not slow" $(TEST)
 
 slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers that are killed
-	$(PYTEST) -m slow $(TEST)
+	$(PYTEST) -m slow --timeout=600 $(TEST)
 
 fuzz: $(READY) ## Give each reader of foreign bytes ten thousand damaged files
 	MUTATIONS=10000 $(PYTEST) -m fuzz --timeout=3600 $(TEST)
