@@ -32,10 +32,11 @@ def sign_in(page: Page, key: str) -> None:
 
 
 def visit(page: Page, stack: Any, path: str) -> None:
-    """Opens a page of Prefect; each test's browser is a new one, which has to sign in."""
-    page.goto(f"{stack.prefect}{path}")
+    """Opens a page of Prefect; each test's browser is a new one, which signs in where it is asked to."""
+    page.goto(f"{stack.prefect}/deployments")
     sign_in(page, stack.key)
-    page.wait_for_url(f"{stack.prefect}{path}")
+    page.wait_for_url(f"{stack.prefect}/deployments")
+    page.goto(f"{stack.prefect}{path}")
 
 
 class Form:
