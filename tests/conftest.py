@@ -211,12 +211,9 @@ def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_pipeline(tiny_stable_diffusion: Path, tiny_dino: Path) -> Any:
     """Pipelines from the tiny Stable Diffusion; `trained`: their new weights are no longer where they started."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler
-    from transformers import BitImageProcessorPil, Dinov2Model
-
     from m2m.models.unet import ImageSetUNet, Variant
     from m2m.pipeline import M2MPipeline
+    from tests.drawing import leave_the_start, pipeline_around
 
     def make(variant: Variant, *, max_context: int = 8, trained: bool = True) -> M2MPipeline:
         dino = variant == "dino"
@@ -224,20 +221,8 @@ def make_pipeline(tiny_stable_diffusion: Path, tiny_dino: Path) -> Any:
             tiny_stable_diffusion, variant=variant, max_context=max_context, context_dim=32 if dino else 0
         ).eval()
         if trained:
-            torch.manual_seed(0)
-            with torch.no_grad():
-                for name, parameter in unet.named_parameters():
-                    if ".attn2." in name or name.startswith("context_"):
-                        parameter += 0.2 * torch.randn_like(parameter)
-        pipeline = M2MPipeline(
-            vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),
-            unet=unet,
-            scheduler=DDIMScheduler.from_pretrained(tiny_stable_diffusion, subfolder="scheduler", clip_sample=False),
-            image_encoder=Dinov2Model.from_pretrained(tiny_dino) if dino else None,
-            feature_extractor=BitImageProcessorPil.from_pretrained(tiny_dino) if dino else None,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+            leave_the_start(unet)
+        return pipeline_around(unet, tiny_stable_diffusion, tiny_dino)
 
     return make
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
-from PIL import Image
 from torch import Tensor
-from transformers import BitImageProcessorPil, Dinov2Model
 
 from m2m.models.dino import dino_pixels, dino_tokens
 from m2m.models.pose import POSE_DIM, relative_poses
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.world.cameras import Camera
+from tests.drawing import MakePipeline, latents, photos, pipeline_around
 
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
-MakePipeline = Callable[..., M2MPipeline]
 CAMERAS = np.stack(
     [
         Camera(azimuth, elevation, distance).matrix()
@@ -47,27 +43,9 @@ def make_pipeline(tiny_stable_diffusion: Path, tiny_dino: Path) -> MakePipeline:
         with torch.no_grad():
             for parameter in unet.context_parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=draws)
-        pipeline = M2MPipeline(
-            vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),
-            unet=unet.eval(),
-            scheduler=DDIMScheduler.from_pretrained(tiny_stable_diffusion, subfolder="scheduler", clip_sample=False),
-            image_encoder=Dinov2Model.from_pretrained(tiny_dino) if dino else None,
-            feature_extractor=BitImageProcessorPil.from_pretrained(tiny_dino) if dino else None,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return pipeline_around(unet.eval(), tiny_stable_diffusion, tiny_dino)
 
     return make
-
-
-def photos(count: int) -> list[Image.Image]:
-    coarse = np.random.default_rng(count).integers(0, 255, (count, 3, 3, 3), dtype=np.uint8)
-    return [Image.fromarray(picture).resize((64, 64)) for picture in coarse]
-
-
-def latents(pipeline: M2MPipeline, images: Any, num_images: int, **options: Any) -> Tensor:
-    settings = {"num_inference_steps": 2, "generator": 7, "output_type": "latent", **options}
-    return pipeline(images, num_images, **settings).images
 
 
 def turned(cameras: np.ndarray, degrees: float) -> np.ndarray:

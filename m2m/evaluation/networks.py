@@ -57,17 +57,15 @@ class Networks:
         check_digests(foundation / "clip")
         clip = Clip.from_pretrained(foundation / "clip")
         clip.model.to(where)  # type: ignore[arg-type]
-        if published.is_dir():
-            check_digests(published)
+        check_digests(published)
         with reading_foundation(published):
-            likeness = Lpips.from_pretrained(published) if published.is_dir() else None
+            likeness = Lpips.from_pretrained(published).to(where) if published.is_dir() else None
 
         def named(architecture: str, part: str) -> str:
             return f"{architecture}@{folder_digest(foundation / part)[:12]}"
 
         names = {"inception": named(architecture, "inception"), "clip": named("clip", "clip")}
         names["perceptual"] = named(lpips.ARCHITECTURE, "perceptual") if likeness else names["inception"]
-        likeness = likeness.to(where) if likeness else None
         return cls(inception=inception.to(where), clip=clip, names=names, device=where, lpips=likeness)
 
     def perceptual(self, first: Tensor, second: Tensor) -> Tensor:
