@@ -37,5 +37,11 @@ def test_what_it_cannot_show_is_one_line(uri: str, said: str) -> None:
 
 def test_the_address_of_the_database_is_no_argument() -> None:
     """Everybody on the machine can read arguments, and the address may hold a password."""
-    said = subprocess.run(["make", "-n", "ui", "PORT=5001"], cwd=CHECKOUT, check=True, capture_output=True, text=True)
+    said = subprocess.run(
+        ["make", "--no-print-directory", "-n", "ui", "PORT=5001"],
+        cwd=CHECKOUT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert said.stdout.splitlines()[-1] == "python -m infra.ui 5001"
