@@ -9,6 +9,7 @@ from m2m.errors import UserError
 from m2m.settings import Settings, revision
 
 if TYPE_CHECKING:
+    from m2m.runtime import Runtime
     from m2m.store import Store
     from m2m.tracking import Tracker
     from m2m.workers import Workers
@@ -37,6 +38,20 @@ class Machine:
                 os.environ.setdefault(name, value)
         self._stage = stage
         self.settings = Settings.from_environment()
+
+    def runtime(self) -> Runtime:
+        """All that a stage works with; torch is prepared for it."""
+        from m2m.runtime import Runtime
+
+        device, processes = self.device(), self.threads()
+        return Runtime(
+            store=self.store(),
+            work=self.settings.work,
+            tracker=self.tracker(),
+            device=device,
+            workers=self.workers(),
+            processes=processes,
+        )
 
     def store(self) -> Store:
         from m2m.store import open_store
