@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2m.store import Store
@@ -17,7 +17,7 @@ class Runtime:
     store: Store
     work: Path
     """Where what is unfinished lies: a killed stage goes on from there."""
-    tracker: Tracker = NullTracker()
+    tracker: Tracker = field(default_factory=NullTracker)
     device: str = "cpu"
     """As torch names it: ``cpu``, ``cuda``, ``cuda:1``."""
     workers: Workers = ALONE
