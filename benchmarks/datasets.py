@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.rows import Row
 from benchmarks.sampling import GUIDANCE_SCALE, arguments, text_pipeline
 from benchmarks.setting import Setting
-from m2m.data.captions import Caption
+from m2m.data.making import PlannedSet
 from m2m.data.shards import read_shard, write_shard
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.files import file_digest
@@ -52,14 +52,17 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
     )
     workers = setting.workers()
     shards = [
-        [Caption(f"set-{shard}-{number}", f"picture {number}", "train") for number in range(setting.sets)]
+        [
+            PlannedSet(id=f"set-{shard}-{number}", caption=f"picture {number}", count=IMAGES_PER_SET)
+            for number in range(setting.sets)
+        ]
         for shard in range(workers.count)
     ]
     clocked, base = Clocked(setting, params), text_pipeline(setting)
 
     def make(shard: int) -> None:
-        sets, _ = draw_sets(clocked, params, shards[shard], lambda *_, **__: None)
-        write_shard(sets, folder / f"{shard}.tar")
+        made = draw_sets(clocked, params, shards[shard], lambda *_, **__: None)
+        write_shard(made.sets, folder / f"{shard}.tar")
 
     def ours() -> None:
         with setting.as_in_a_stage():
@@ -104,10 +107,10 @@ class Clocked(StableDiffusion):
         return made[0]
 
 
-def _loop(base: Any, setting: Setting, shards: list[list[Caption]], folder: Path) -> None:
+def _loop(base: Any, setting: Setting, shards: list[list[PlannedSet]], folder: Path) -> None:
     """What one would write: a call a caption, a file an image."""
     for caption in (caption for shard in shards for caption in shard):
-        images = base(caption.text, num_images_per_prompt=IMAGES_PER_SET, **arguments(setting)).images
+        images = base(caption.caption, num_images_per_prompt=IMAGES_PER_SET, **arguments(setting)).images
         for index, image in enumerate(images):
             image.save(folder / f"{caption.id}.{index:03}.png")
 

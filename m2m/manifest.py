@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from m2m.errors import UserError
-from m2m.files import check_seal, file_digest, folder_digest, sealed_file, write_atomically
+from m2m.files import check_seal, sealed_file
 
-__all__ = ["Manifest", "ShardEntry", "Split", "file_digest", "folder_digest", "shard_key", "write_atomically"]
-
+Kind = Literal["mis", "nvs", "vpg"]
 Split = Literal["train", "validation", "test"]
 """What a set is for: to learn from; to look at, tune and choose by; to measure what was chosen. In order."""
+FIELD_OF_VIEW: Final = 49.1
+"""Of the cameras of all views (``nvs``), in degrees, across the whole picture, both ways: a 35 mm lens before a 32 mm
+sensor, as in Zero123's renderings."""
+_LICENCES = {"openrail++": "CreativeML Open RAIL++-M", "apache-2.0": "Apache-2.0"}
 Count = Annotated[int, Field(ge=1, lt=1 << 40)]
-SetId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+SET_ID: Final = r"[A-Za-z0-9_-]{1,64}"
+SetId = Annotated[str, Field(pattern=rf"^{SET_ID}$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the captions or pictures of a dataset come from, and on what terms: for its manifest and its card."""
+
+    name: str
+    licence: str
+    mix: str = ""
+    """Which kinds of captions there are, and how many of each."""
+
+
+def stated_licence(folder: Path) -> str:
+    """The licence that a model folder's card (``README.md`` with front matter, as on the Hugging Face hub) states."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    match = re.match(r"---\n(?:(?!---).*\n)*?license: *(\S+) *\n", text)
+    return _LICENCES.get(match[1], match[1]) if match else "not stated"
 
 
 def shard_key(sha256: str) -> str:
@@ -58,7 +82,7 @@ class Manifest(_Record):
     """
 
     schema_version: Literal[1]
-    kind: Literal["mis", "nvs", "vpg"]
+    kind: Kind
     made_by: dict[str, JsonValue]
     """The stage's name and parameters, and the digests of what it read."""
     images_per_set: Count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from random import Random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,3 +47,13 @@ def normal(shape: Sequence[int], *generators: torch.Generator) -> torch.Tensor:
 def image_seed(run_seed: int, set_id: str, image_index: int, attempt: int = 0) -> int:
     """The seed of one image of one set, so that any worker draws the same image; `attempt` counts its redraws."""
     return derive(run_seed, "image", set_id, image_index, attempt)
+
+
+def rounds(seed: int, split: str, combinations: int, count: int) -> Iterator[tuple[int, int]]:
+    """`count` times a round and an index below `combinations`: each round takes all of them, in an order of its own."""
+    for number in range(count):
+        turn, position = divmod(number, combinations)
+        if not position:
+            order = list(range(combinations))
+            Random(derive(seed, "combinations", split, turn)).shuffle(order)
+        yield turn, order[position]

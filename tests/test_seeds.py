@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2m.seeds import derive, generator, image_seed, normal
+from m2m.seeds import derive, generator, image_seed, normal, rounds
 
 PARTS = st.lists(st.integers() | st.text(st.characters(exclude_categories=["Cs"])), max_size=4)
 
@@ -54,3 +54,12 @@ def test_noise_is_the_same_whatever_torch_makes_of_numbers_by_default(dtype: tor
         torch.set_default_dtype(before)
     assert noise.dtype == torch.float32
     assert torch.equal(noise, expected)
+
+
+def test_rounds_take_every_combination_before_any_comes_again() -> None:
+    taken = list(rounds(0, "train", 5, 12))
+    for turn in range(2):
+        assert sorted(index for at, index in taken if at == turn) == list(range(5))
+    assert [index for _, index in taken[:5]] != [index for _, index in taken[5:10]]
+    assert taken[:7] == list(rounds(0, "train", 5, 7))
+    assert taken != list(rounds(0, "test", 5, 12))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,13 +69,9 @@ def generate(
         stable_diffusion=foundation / "stable-diffusion",
         inception=foundation / "inception",
         manifest=manifest,
-        work=machine.settings.work,
-        store=machine.store(),
-        tracker=machine.tracker(),
-        device=machine.device(),
-        workers=machine.workers(),
+        runtime=machine.runtime(),
     )
-    typer.echo(f"{manifest}: {_sets(made)}")
+    _tell(manifest, made)
 
 
 @app.command()
@@ -91,7 +85,8 @@ def views(
     machine = Machine("views")
     from m2m.stages import views
 
-    _make_task_sets(partial(views.run, wanted), machine, foundation, manifest)
+    weights = foundation / "stable-diffusion"
+    _tell(manifest, views.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime()))
 
 
 @app.command()
@@ -105,27 +100,12 @@ def procedures(
     machine = Machine("procedures")
     from m2m.stages import procedures
 
-    _make_task_sets(partial(procedures.run, wanted), machine, foundation, manifest)
+    weights = foundation / "stable-diffusion"
+    _tell(manifest, procedures.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime()))
 
 
-def _make_task_sets(run: Callable[..., Manifest], machine: Machine, foundation: Path, manifest: Path) -> None:
-    """What the stages of both tasks' sets are given."""
-    device, processes = machine.device(), machine.threads()
-    made = run(
-        stable_diffusion=foundation / "stable-diffusion",
-        manifest=manifest,
-        work=machine.settings.work,
-        store=machine.store(),
-        tracker=machine.tracker(),
-        device=device,
-        workers=machine.workers(),
-        processes=processes,
-    )
-    typer.echo(f"{manifest}: {_sets(made)}")
-
-
-def _sets(made: Manifest) -> str:
+def _tell(manifest: Path, made: Manifest) -> None:
     """How large a dataset is."""
     sets = ", ".join(f"{count} {split} sets" for split, count in made.sets.items())
     most = "up to " if made.kind == "vpg" else ""
-    return f"{sets} of {most}{made.images_per_set} images in {len(made.shards)} shards"
+    typer.echo(f"{manifest}: {sets} of {most}{made.images_per_set} images in {len(made.shards)} shards")

@@ -1,10 +1,20 @@
-"""The captions of a dataset: a Parquet file with the columns id, caption and split, one row for each set to draw."""
+"""The captions of a dataset: a Parquet file with the columns id, caption and split, one row for each set to draw.
+
+They come from the embedded world, or from Conceptual 12M (Changpinyo et al., 2021) in the files in which it is found.
+The published ``cc12m.tsv`` has no header and two columns, address and caption, UTF-8; names of people stand as
+``<PERSON>``, which stays as it is. A header is a bad line, and so is an address where the caption should be (Conceptual
+Captions has its columns the other way round). Mirrors offer Parquet files with a ``caption`` column. Either is read in
+a stream, twice: the first pass counts the bad lines and ranks the good ones, the second takes the chosen ones. Memory
+holds a few dozen bytes a line, so 12M lines are no burden.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -12,24 +22,49 @@ from itertools import islice
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from m2m.errors import UserError, made_again
 from m2m.files import check_seal, open_regular, sealed_file
-from m2m.manifest import Split
+from m2m.manifest import SET_ID, Origin, Split
+from m2m.params import Cc12mCaptions
 
 ROWS = 1 << 16
-AGAIN = f"make it again: {made_again('captions')}"
 """Captions in memory at a time, and in a row group."""
+AGAIN = f"make it again: {made_again('captions')}"
 
-_SET_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _COLUMNS = ("id", "caption", "split")
+
+CC12M = Origin(
+    name="Conceptual 12M",
+    licence="the terms of Conceptual 12M (free for any purpose; acknowledge Google LLC as the source of the data)",
+)
+LONGEST_LINE = 1 << 16
+"""Bytes. A longer line is bad: no caption needs it, and a file without line ends must not fill the memory."""
+
+_EXAMPLES = 5
+_TSV = "lines of an address, a tab and a caption, in UTF-8"
+_OTHER_FORMATS = {
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file",
+    b"BZh": "a bzip2 file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+_ADDRESS = re.compile(rb"(?:https?|ftp)://\S+", re.IGNORECASE)
+_HEADERS = {b"caption", b"captions", b"text", b"title", b"description", b"alt", b"alt_text", b"url", b"image_url"}
+"""What the second column is called in files that name their columns."""
+_BLANKS = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
+"""Letters and signs that nobody sees: Hangul's fillers, and Braille without a dot."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caption:
-    """What one set shows.
+class CaptionRow:
+    """What one set shows, as the file has it.
 
     Raises:
         UserError: the id cannot name files in a shard, or there is no such split.
@@ -40,20 +75,10 @@ class Caption:
     split: Split
 
     def __post_init__(self) -> None:
-        if not _SET_ID.fullmatch(self.id):
+        if not re.fullmatch(SET_ID, self.id):
             raise UserError(f"set id {self.id!r}: expected 1 to 64 letters, digits, - or _")
         if self.split not in get_args(Split):
             raise UserError(f"set {self.id}: split {self.split!r}; expected one of {', '.join(get_args(Split))}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionSource:
-    """Where captions come from, and on what terms: for the dataset card."""
-
-    name: str
-    licence: str
-    mix: str = ""
-    """Which kinds of captions there are, and how many of each."""
 
 
 def text_problem(text: str) -> str:
@@ -63,7 +88,7 @@ def text_problem(text: str) -> str:
     return "holds half of a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in text) else ""
 
 
-def write_captions(path: Path, captions: Iterable[Caption], source: CaptionSource) -> None:
+def write_captions(path: Path, captions: Iterable[CaptionRow], origin: Origin) -> None:
     """Writes captions in the order given, whole or not at all; the same captions give the same bytes.
 
     Their digest lies beside them (``.sha256``).
@@ -71,14 +96,14 @@ def write_captions(path: Path, captions: Iterable[Caption], source: CaptionSourc
     Raises:
         UserError: the disk refuses, or the iterable raises it.
     """
-    schema = pa.schema([(name, pa.string()) for name in _COLUMNS], metadata=vars(source))
+    schema = pa.schema([(name, pa.string()) for name in _COLUMNS], metadata=vars(origin))
     rows = map(astuple, captions)
     with sealed_file(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         while block := list(islice(rows, ROWS)):
             writer.write_table(pa.table(list(zip(*block, strict=True)), schema=schema))
 
 
-def read_captions(path: Path) -> Iterator[Caption]:
+def read_captions(path: Path) -> Iterator[CaptionRow]:
     """Reads captions in order, some thousands at a time.
 
     Raises:
@@ -89,10 +114,10 @@ def read_captions(path: Path) -> Iterator[Caption]:
             for row in zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True):
                 if None in row:
                     raise UserError(f"{path}: a row is not filled; {AGAIN}")
-                yield Caption(*row)
+                yield CaptionRow(*row)
 
 
-def read_source(path: Path) -> CaptionSource:
+def read_origin(path: Path) -> Origin:
     """Where the captions in a file come from.
 
     Raises:
@@ -102,12 +127,12 @@ def read_source(path: Path) -> CaptionSource:
         stored = file.schema_arrow.metadata or {}
         metadata = {key.decode(): value.decode() for key, value in stored.items()}
     try:
-        return CaptionSource(name=metadata["name"], licence=metadata["licence"], mix=metadata["mix"])
+        return Origin(name=metadata["name"], licence=metadata["licence"], mix=metadata["mix"])
     except KeyError as error:
         raise UserError(f"{path} does not say where its captions come from; {AGAIN}") from error
 
 
-def captions_digest(captions: Iterable[Caption]) -> str:
+def captions_digest(captions: Iterable[CaptionRow]) -> str:
     """SHA-256 of captions in order, in hexadecimal. Not of a file, whose bytes vary with the library that wrote it."""
     digest = hashlib.sha256()
     for caption in captions:
@@ -115,7 +140,7 @@ def captions_digest(captions: Iterable[Caption]) -> str:
     return digest.hexdigest()
 
 
-def is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     """Whether a column holds strings, in whatever way."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -131,7 +156,7 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
             if missing := [name for name in _COLUMNS if name not in schema.names]:
                 raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)}")
             if bad := [
-                name for name in _COLUMNS if schema.names.count(name) > 1 or not is_text(schema.field(name).type)
+                name for name in _COLUMNS if schema.names.count(name) > 1 or not _is_text(schema.field(name).type)
             ]:
                 raise UserError(f"{path}: expected one column {bad[0]}, of strings; {AGAIN}")
             yield file
@@ -142,3 +167,176 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         raise UserError(f"cannot read captions {path}: {why}; {AGAIN}") from error
     except Exception as error:  # whatever Arrow raises for what is damaged, and Python for texts that are none
         raise UserError(f"cannot read captions {path}: it is no Parquet file; {AGAIN}") from error
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that gives no caption, and why."""
+
+    fault: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which lines become captions of which split."""
+
+    choice: NDArray[np.uint8]
+    """(lines,): 0 is not used; else 1 + the index of the split among train, validation, test."""
+    bad: int
+    examples: tuple[str, ...]
+    """The first bad lines, as ``line 7: no caption``."""
+
+
+def select_lines(params: Cc12mCaptions) -> Selection:
+    """Ranks lines by a hash of seed and line number: the first are for the test, then come validation and training.
+
+    Validation leaves out what the test has, word for word, and training what either has: CC12M repeats some captions
+    many times.
+
+    Raises:
+        UserError: the file is missing or of another format, or has too many bad lines or too few captions.
+    """
+    good, ranks, texts = bytearray(), array("Q"), array("Q")
+    examples: list[str] = []
+    for number, line in enumerate(read_lines(params), start=1):
+        good.append(isinstance(line, str))
+        if isinstance(line, str):
+            ranks.append(_hash(f"{params.seed} {number}"))
+            texts.append(_hash(line))
+        elif len(examples) < _EXAMPLES:
+            examples.append(f"line {number}: {line.fault}")
+    bad = good.count(0)
+    if not good:
+        raise UserError(f"captions.path: {params.path} is empty; expected {_expected(params)}")
+    if bad > params.max_bad_fraction * len(good):
+        raise UserError(
+            f"captions.path: {params.path}: {bad} of {len(good)} lines are bad, more than captions.max_bad_fraction "
+            f"{params.max_bad_fraction:g} allows; expected {_expected(params)} ({'; '.join(examples)})"
+        )
+    lines = np.flatnonzero(np.frombuffer(good, np.uint8))
+    order = np.argsort(np.frombuffer(ranks, np.uint64), kind="stable")
+    words = np.frombuffer(texts, np.uint64)
+    chosen: dict[Split, NDArray[np.intp]] = {}
+    counts: dict[Split, int] = {"test": params.test, "validation": params.validation, "train": params.train}
+    for split, count in counts.items():
+        chosen[split], order = order[:count], order[count:]
+        order = order[~np.isin(words[order], words[chosen[split]])]
+    if len(chosen["train"]) < params.train:
+        raise UserError(
+            f"captions.path: {params.path} has {sum(map(len, chosen.values()))} usable captions; captions.train + "
+            f"captions.validation + captions.test ask for {sum(counts.values())}"
+        )
+    choice = np.zeros(len(good), np.uint8)
+    for split, places in chosen.items():
+        choice[lines[places]] = 1 + get_args(Split).index(split)
+    return Selection(choice=choice, bad=bad, examples=tuple(examples))
+
+
+def selected_captions(params: Cc12mCaptions, selection: Selection) -> Iterator[CaptionRow]:
+    """The chosen captions, in the order of the file; ids are line numbers.
+
+    Raises:
+        UserError: the file is not the one that `selection` was made from.
+    """
+    for number, (choice, line) in enumerate(zip(selection.choice, read_lines(params), strict=False), start=1):
+        if not choice:
+            continue
+        if isinstance(line, BadLine):
+            raise UserError(f"captions.path: {params.path} changed while it was read; run the stage again")
+        yield CaptionRow(f"cc12m-{number:09}", line, get_args(Split)[choice - 1])
+
+
+def read_lines(params: Cc12mCaptions) -> Iterator[str | BadLine]:
+    """Every line's caption, or what is wrong with it.
+
+    Raises:
+        UserError: the file cannot be read, or is of another format.
+    """
+    path = Path(params.path)
+    try:
+        yield from _read_tsv(path) if params.format == "tsv" else _read_parquet(path)
+    except OSError as error:
+        raise UserError(
+            f"captions.path: cannot read {path}: {error.strerror or ' '.join(str(error).split())}; "
+            f"expected {_expected(params)}"
+        ) from error
+
+
+def _read_tsv(path: Path) -> Iterator[str | BadLine]:
+    with open_regular(path) as file:
+        start = file.peek(4)
+        for magic, name in _OTHER_FORMATS.items():
+            if start.startswith(magic):
+                raise UserError(f"captions.path: {path} is {name}, captions.format is tsv; expected {_TSV}")
+        first, second = file.readline(LONGEST_LINE), file.readline(LONGEST_LINE)
+        file.seek(0)
+        if _is_header(first, second):
+            file.seek(len(first))
+            yield BadLine("a header, no caption")
+        while line := file.readline(LONGEST_LINE):
+            if line.endswith(b"\n") or len(line) < LONGEST_LINE:
+                yield _caption_of(line)
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE)
+            yield BadLine(f"longer than {LONGEST_LINE} bytes")
+
+
+def _is_header(first: bytes, second: bytes) -> bool:
+    """Whether the first line of two names the columns. The published file has no such line, but copies of it do."""
+    columns = first.rstrip(b"\r\n").split(b"\t")
+    if len(columns) != 2 or not first.endswith(b"\n") or _ADDRESS.fullmatch(columns[0]):
+        return False
+    return columns[1].strip().lower() in _HEADERS or bool(_ADDRESS.fullmatch(second.split(b"\t")[0]))
+
+
+def _caption_of(line: bytes) -> str | BadLine:
+    columns = line.rstrip(b"\r\n").split(b"\t")
+    if len(columns) != 2:
+        return BadLine(f"{len(columns)} columns instead of 2")
+    return _text_of(columns[1])
+
+
+def _text_of(raw: bytes | None) -> str | BadLine:
+    stripped = (raw or b"").strip()
+    if _ADDRESS.fullmatch(stripped):
+        return BadLine("an address where the caption should be")
+    try:
+        text = stripped.decode().strip()
+    except UnicodeDecodeError:
+        return BadLine("not UTF-8")
+    if not any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANKS for letter in text):
+        return BadLine("no caption")
+    problem = text_problem(text)
+    return BadLine(problem) if problem else text
+
+
+def _read_parquet(path: Path) -> Iterator[str | BadLine]:
+    try:
+        with open_regular(path) as source, pq.ParquetFile(source) as file:
+            schema = file.schema_arrow
+            if "caption" not in schema.names:
+                raise UserError(f"captions.path: {path} has no column caption; it has {', '.join(schema.names)}")
+            if schema.names.count("caption") > 1:
+                raise UserError(f"captions.path: {path} has the column caption twice; it has {', '.join(schema.names)}")
+            kind = schema.field("caption").type
+            if not _is_text(kind):
+                raise UserError(f"captions.path: {path}: the column caption holds {kind}; expected string")
+            for batch in file.iter_batches(batch_size=ROWS, columns=["caption"]):
+                # Arrow does not check that its strings are UTF-8: decode them here, where a fault can be named.
+                yield from map(_text_of, batch.column("caption").cast(pa.large_binary()).to_pylist())
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # whatever Arrow raises for what is damaged, and Python for names that are no text
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"captions.path: {path} is no Parquet file, captions.format is parquet, or a damaged one ({what})"
+        ) from error
+
+
+def _expected(params: Cc12mCaptions) -> str:
+    return _TSV if params.format == "tsv" else "a Parquet file with a column caption"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

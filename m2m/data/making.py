@@ -1,7 +1,7 @@
-"""How a dataset is made: shard after shard, each recorded once the store holds it, the manifest last.
+"""How a dataset is made: shard after shard, each recorded once the store holds it, the manifest last with its card.
 
 A run that was killed at any moment goes on after its last recorded shard, and ends with the same manifest, byte for
-byte.
+byte. `shard_jobs` plans, a `ShardJob` is all there is to one shard, `make_dataset` runs them; `make_task_sets` does it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -25,24 +29,50 @@ from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.files import is_intact, sealed_file, write_atomically
-from m2m.manifest import Manifest, ShardEntry, Split, shard_key
+from m2m.manifest import Manifest, Origin, ShardEntry, Split, shard_key
+from m2m.params import FolderSets, GenerateParams, Task, TaskSets, WorldSets
 from m2m.progress import Advance, progress
+from m2m.runtime import Runtime
+from m2m.seeds import rounds
 from m2m.store import Store
-from m2m.tracking import Tracker
-from m2m.workers import Workers, in_order, thread_pool
+from m2m.workers import in_order, once, thread_pool
 
 T = TypeVar("T")
+Encode: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Pictures to scaled latents: (B, H, W, 3) -> (B, 4, h, w)."""
+DrawnSet: TypeAlias = tuple[NDArray[np.uint8], Mapping[str, Sequence[Any]]]
+"""The pictures of one set (N, H, W, 3), and by name what else is known of each."""
 
 SHOWN_SETS = 4
 """Sets whose images the tracker shows."""
 EXAMPLES = 5
 """What is bad in a source is named so many times, and counted from there on."""
+PLACES = {
+    *("source", "path", "test_path", "train", "validation", "test", "validation_share", "test_share"),
+    "max_bad_fraction",
+}
+"""Parameters that say where sets come from and which there are, but not what a set looks like."""
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedSet:
+    """A set whose pictures are yet to come."""
+
+    id: str
+    caption: str
+    count: int
+    """Images."""
+    draw: Callable[[], DrawnSet] | None = None
+    """Called in a pool, which may be one of processes. Raises UserError if what it reads is bad. None: a model draws
+    what the caption says."""
+    fingerprint: Callable[[], JsonValue] = lambda: None
+    """What the pictures depend on besides id, caption, count and the dataset's parameters: the files' state."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class MadeSets:
     """The sets of one shard."""
 
     sets: list[ImageSet]
@@ -50,6 +80,10 @@ class Made:
     """Images that came out bad and were drawn again."""
     bad: tuple[str, ...] = ()
     """What was left out because its source is bad: one line each."""
+
+
+MakeSets: TypeAlias = Callable[[Sequence[PlannedSet], Advance], MadeSets]
+"""Makes the sets of a shard: a function of what is planned alone."""
 
 
 class FinishedShard(BaseModel):
@@ -63,120 +97,160 @@ class FinishedShard(BaseModel):
     bad: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Unstored:
-    made: Made
-    split: Split
-    name: Path
-    """Of its record, but for the suffix."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Making(Generic[T]):
-    """What is to be made, and how; an item is what one set is made of."""
+class ShardJob:
+    """One shard, from what is planned to its record; it knows of no other."""
 
-    stage: str
-    kind: Literal["mis", "nvs", "vpg"]
-    parameters: dict[str, JsonValue]
-    made_by: dict[str, JsonValue]
-    """What the manifest says of it."""
-    depends: list[JsonValue]
-    """What the content of every shard depends on, besides its items."""
-    items: Callable[[Split], Iterable[T]]
-    """Those of a split, in order."""
-    identity: Callable[[T], JsonValue]
-    """All that the set of an item depends on."""
-    count: Callable[[T], int]
-    """Images in the set of an item."""
-    sets: int
-    """In all, bad ones too."""
-    images: int
-    """In all."""
-    images_per_set: int
-    """The most in a set."""
-    sets_per_shard: int
-    make: Callable[[list[T], Advance], Made]
-    """The sets of one shard: a function of its items alone."""
-    card: Callable[[Manifest, int], str]
-    """The card of a manifest whose images have so many pixels a side."""
-    bad: tuple[str, ...] = ()
-    """Sets that are known to be bad before anything is made, and why."""
-    max_bad_fraction: float = 0.0
-    """Share of sets that may be left out because their source is bad."""
+    split: Split
+    planned: list[PlannedSet]
+    make_sets: MakeSets
+    store: Store
+    record: Path
+    """Where its record will lie. The name is a digest of all that the content depends on."""
+
+    def __call__(self, advance: Advance) -> FinishedShard:
+        """Makes the shard and stores it, unless that has been done."""
+        outcome = self.begin(advance)
+        return outcome if isinstance(outcome, FinishedShard) else self.finish(outcome)
+
+    @property
+    def images(self) -> int:
+        return sum(one.count for one in self.planned)
+
+    def begin(self, advance: Advance) -> FinishedShard | MadeSets:
+        """What is recorded, if the store still holds it: for the split that it is in now; else the sets, made."""
+        done = FinishedShard.model_validate_json(self.record.read_bytes()) if is_intact(self.record) else None
+        if done is None or (done.entry and not self.store.exists(done.entry.key, done.entry.size)):
+            return self.make_sets(self.planned, advance)
+        advance(self.images, skipped=True)
+        entry = done.entry and done.entry.model_copy(update={"split": self.split})
+        return done.model_copy(update={"entry": entry})
+
+    def finish(self, made: MadeSets) -> FinishedShard:
+        """Writes, uploads and verifies the sets, then records that it is done."""
+        entry = None
+        if made.sets:
+            tar = self.record.with_suffix(".tar")
+            try:
+                stats = write_shard(made.sets, tar)
+                self.store.put(shard_key(stats.sha256), tar, stats.sha256)
+            finally:
+                tar.unlink(missing_ok=True)
+            entry = ShardEntry(key=shard_key(stats.sha256), split=self.split, **vars(stats))
+        done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
+        with sealed_file(self.record) as draft:
+            draft.write_bytes(done.model_dump_json().encode())
+        return done
+
+
+def shard_jobs(
+    sets: Mapping[Split, Iterable[PlannedSet]],
+    make_sets: MakeSets,
+    *,
+    depends: Sequence[JsonValue],
+    sets_per_shard: int,
+    stage: str,
+    runtime: Runtime,
+) -> Iterator[ShardJob]:
+    """The shards of training in order, then those of the other splits. No shard mixes splits.
+
+    Args:
+        depends: what the content of every shard depends on, besides the sets that are planned for it.
+    """
+    # A dataset begun on a CPU does not go on from there on a GPU.
+    whole = [*depends, runtime.device_type]
+    for split in get_args(Split):
+        for block in blocks(sets[split], sets_per_shard):
+            content = [*whole, *([one.id, one.caption, one.count, one.fingerprint()] for one in block)]
+            name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            record = runtime.work / stage / f"{name}.json"
+            yield ShardJob(split=split, planned=block, make_sets=make_sets, store=runtime.store, record=record)
 
 
 def make_dataset(
-    making: Making[T], *, manifest: Path, work: Path, store: Store, tracker: Tracker, workers: Workers
+    jobs: Iterable[ShardJob],
+    plan: Manifest,
+    params: GenerateParams | TaskSets,
+    *,
+    sets: int,
+    images: int,
+    bad: Sequence[str] = (),
+    manifest: Path,
+    runtime: Runtime,
 ) -> Manifest:
     """Makes what is missing, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
 
-    A shard is made, written, uploaded and verified, then recorded below `work`. While it is written, the next one is
-    made: a GPU does not wait for the disk or the store.
+    While a shard is stored, the next one is made: a GPU does not wait for the disk or the store.
+
+    Args:
+        plan: the manifest, but for its shards.
+        sets: in all, bad ones too.
+        images: in all.
+        bad: sets that are known to be bad before anything is made, and why.
 
     Raises:
         UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
     """
-    records = work / making.stage
-    made: list[int] = []
-    with (
-        tracker.run(making.stage, stage=making.stage, tags={}) as run,
-        progress(making.images, making.stage, unit="images") as advance,
-    ):
-        run.params(making.parameters)
+    stage = str(plan.made_by["stage"])
+    left_out, made, finished = [*bad], 0, list[FinishedShard]()
+
+    def check_bad() -> None:
+        allowed = params.max_bad_fraction if isinstance(params, FolderSets) else 0.0
+        if len(left_out) > allowed * sets:
+            more = f"more than {stage}.max_bad_fraction {allowed:g} allows of {sets}"
+            raise UserError(f"{stage}: {len(left_out)} sets are bad, {more}: {_some(left_out)}")
+
+    with runtime.tracker.run(stage, stage=stage, tags={}) as run, progress(images, stage, unit="images") as advance:
+        run.params(params.model_dump(mode="json"))
         started = time.perf_counter()
-
-        def make(shard: tuple[Split, list[T]]) -> FinishedShard | _Unstored:
-            split, items = shard
-            name = records / _digest([*making.depends, *map(making.identity, items)])
-            images = sum(map(making.count, items))
-            if (done := _recorded(name, split, store)) is not None:
-                advance(images, skipped=True)
-                return done
-            made.append(images)
-            return _Unstored(making.make(items, advance), split, name)
-
-        def keep(shard: FinishedShard | _Unstored) -> FinishedShard:
-            return shard if isinstance(shard, FinishedShard) else _store(shard, store)
-
-        finished: list[FinishedShard] = []
-        bad = list(making.bad)
-        if len(bad) > making.max_bad_fraction * making.sets:
-            raise UserError(_too_bad(making, bad))
+        check_bad()
         with (
             thread_pool(1, "store") as writer,
-            closing(workers.map(make, _shards(making))) as drawn,
-            closing(in_order(writer, keep, drawn, ahead=2)) as shards,
+            closing(runtime.workers.map(lambda job: (job, job.begin(advance)), jobs)) as begun,
+            closing(in_order(writer, _finished, begun, ahead=2)) as shards,
         ):
-            for shard in shards:
+            for images_made, shard in shards:
+                made += images_made
                 finished.append(shard)
-                bad += shard.bad
-                if len(bad) > making.max_bad_fraction * making.sets:
-                    raise UserError(_too_bad(making, bad))
+                left_out += shard.bad
+                check_bad()
         seconds = time.perf_counter() - started
-        if bad:
-            _log.warning("%s: left out %d of %d sets: %s", making.stage, len(bad), making.sets, _some(bad))
-        result = Manifest(
-            schema_version=1,
-            kind=making.kind,
-            made_by={**making.made_by, **({"left_out": len(bad)} if bad else {})},
-            images_per_set=making.images_per_set,
-            redrawn=sum(shard.redrawn for shard in finished),
-            shards=tuple(shard.entry for shard in finished if shard.entry),
+        counted = {"left_out": len(left_out)} if left_out else {}
+        if left_out:
+            _log.warning("%s: left out %d of %d sets: %s", stage, len(left_out), sets, _some(left_out))
+        result = plan.model_copy(
+            update={
+                "made_by": {**plan.made_by, **counted},
+                "redrawn": sum(shard.redrawn for shard in finished),
+                "shards": tuple(shard.entry for shard in finished if shard.entry),
+            }
         )
         if not result.shards:
-            raise UserError(f"{making.stage}: all {making.sets} sets are bad: {_some(bad)}")
-        dataset = ImageSets(store, result, result.shards[0].split)
+            raise UserError(f"{stage}: all {sets} sets are bad: {_some(left_out)}")
+        dataset = ImageSets(runtime.store, result, result.shards[0].split)
         shown = [dataset[index].images for index in range(min(SHOWN_SETS, len(dataset)))]
-        write_atomically(manifest.with_suffix(".md"), making.card(result, shown[0].shape[1]).encode())
+        card = dataset_card(result, image_size=shown[0].shape[1])
+        write_atomically(manifest.with_suffix(".md"), card.encode())
         result.write(manifest)
         run.tags({"manifest": result.digest})
-        run.dataset(making.kind, source=str(manifest), digest=result.digest, context="generation", sets=result.sets)
-        run.metrics({"images": making.images, "redrawn": result.redrawn, **({"left_out": len(bad)} if bad else {})})
+        run.dataset(result.kind, source=str(manifest), digest=result.digest, context="generation", sets=result.sets)
+        run.metrics({"images": images, "redrawn": result.redrawn, **counted})
         if made:
-            run.metrics({"images_per_second": sum(made) / seconds})
-        for index, images in enumerate(shown):
-            run.image(Image.fromarray(np.concatenate(images, axis=1)), key=f"set/{index:02}", step=0)
+            run.metrics({"images_per_second": made / seconds})
+        for index, pictures in enumerate(shown):
+            run.image(Image.fromarray(np.concatenate(pictures, axis=1)), key=f"set/{index:02}", step=0)
     return result
+
+
+def _finished(begun: tuple[ShardJob, FinishedShard | MadeSets]) -> tuple[int, FinishedShard]:
+    """How many images were made for a shard, and its record."""
+    job, outcome = begun
+    return (0, outcome) if isinstance(outcome, FinishedShard) else (job.images, job.finish(outcome))
+
+
+def _some(bad: Sequence[str]) -> str:
+    more = f"; and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
+    return "; ".join(bad[:EXAMPLES]) + more
 
 
 def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -186,53 +260,138 @@ def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield block
 
 
-def _shards(making: Making[T]) -> Iterator[tuple[Split, list[T]]]:
-    """The items of each shard: those of training in order, then those of the other splits. No shard mixes splits."""
-    for split in get_args(Split):
-        for block in blocks(making.items(split), making.sets_per_shard):
-            yield split, block
+def dataset_card(manifest: Manifest, *, image_size: int) -> str:
+    """What a dataset is, how it was made, and on what terms, in Markdown; the same dataset has the same card.
+
+    Args:
+        image_size: pixels of a side of its images.
+    """
+    cards = Environment(loader=PackageLoader("m2m.data", ""), undefined=StrictUndefined, trim_blocks=True)
+    sizes = " to ".join(map(str, sorted({manifest.set_sizes[0], manifest.set_sizes[-1]})))
+    splits = {split: manifest.split(split) for split in get_args(Split)}
+    return cards.get_template("card.md.jinja").render(manifest=manifest, size=image_size, sizes=sizes, splits=splits)
 
 
-def _store(shard: _Unstored, store: Store) -> FinishedShard:
-    """Writes, uploads and verifies a shard, then records that it is done."""
-    made, entry = shard.made, None
-    if made.sets:
-        tar = shard.name.with_suffix(".tar")
+# The sets of a task: pictures from somewhere, and their latents by Stable Diffusion's VAE
+
+STAGES: Mapping[Task, str] = {"nvs": "views", "vpg": "procedures"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """All sets of a task's dataset."""
+
+    origin: Origin
+    sets: Mapping[Split, Sequence[PlannedSet]]
+    """Those of each split, in order."""
+    images_per_set: int
+    """The most in a set."""
+    bad: tuple[str, ...] = ()
+    """Sets of the source that could not even be planned, and why."""
+    pool: Callable[[int], Executor] = ThreadPoolExecutor
+    """Where so many sets are drawn at the same time."""
+
+
+def world_sets(
+    params: WorldSets, combinations: Callable[[Split], Sequence[T]], planned: Callable[[str, T], PlannedSet]
+) -> dict[Split, list[PlannedSet]]:
+    """As many sets of the embedded world as are asked for, evenly chosen among what each split may show.
+
+    Args:
+        combinations: what a split may show.
+        planned: the set of an id that shows one of them.
+    """
+    counts: dict[Split, int] = {"train": params.train, "validation": params.validation, "test": params.test}
+    sets: dict[Split, list[PlannedSet]] = {}
+    for split, count in counts.items():
+        choices = combinations(split)
+        chosen = enumerate(rounds(params.seed, split, len(choices), count))
+        sets[split] = [planned(f"world-{split}-{number:06}", choices[index]) for number, (_, index) in chosen]
+    return sets
+
+
+def make_task_sets(
+    task: Task,
+    params: TaskSets,
+    plan: TaskPlan,
+    *,
+    vae: str,
+    code: str,
+    load_encoder: Callable[[], Encode],
+    manifest: Path,
+    runtime: Runtime,
+) -> Manifest:
+    """Makes the dataset of a plan; any number of workers and processes gives the same bytes.
+
+    Args:
+        vae: SHA-256 of the VAE's folder.
+        code: SHA-256 of what draws or reads: a dataset begun by other code does not go on from there.
+        load_encoder: called when the first shard is missing.
+
+    Raises:
+        UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
+    """
+    stage, origin = STAGES[task], {"name": plan.origin.name, "licence": plan.origin.licence}
+    parameters = params.model_dump(mode="json", exclude={"path", "test_path"})  # a place on some machine is no content
+    planned = [*chain.from_iterable(plan.sets.values())]
+    with plan.pool(runtime.processes) as pool:
+        jobs = shard_jobs(
+            plan.sets,
+            partial(make_with_latents, pool=pool, encode=once(load_encoder), batch_size=params.batch_size),
+            depends=[params.model_dump(mode="json", exclude=PLACES), vae, code],
+            sets_per_shard=params.sets_per_shard,
+            stage=stage,
+            runtime=runtime,
+        )
+        return make_dataset(
+            jobs,
+            Manifest(
+                schema_version=1,
+                kind=task,
+                made_by={"stage": stage, "parameters": parameters, "source": {**origin}, "vae": {"sha256": vae}},
+                images_per_set=plan.images_per_set,
+                redrawn=0,
+                shards=(),
+            ),
+            params,
+            sets=len(planned) + len(plan.bad),
+            images=sum(one.count for one in planned),
+            bad=plan.bad,
+            manifest=manifest,
+            runtime=runtime,
+        )
+
+
+def make_with_latents(
+    planned: Sequence[PlannedSet], advance: Advance, *, pool: Executor, encode: Callable[[], Encode], batch_size: int
+) -> MadeSets:
+    """The sets with their latents; those whose source is bad are left out and named.
+
+    Every batch has `batch_size` rows, what is missing in the last one filled with its first row, so that the bytes are
+    the same whatever else is made at the same time.
+    """
+    good, bad = list[tuple[PlannedSet, DrawnSet]](), list[str]()
+    for one, drawing in [(one, pool.submit(one.draw)) for one in planned if one.draw]:
         try:
-            stats = write_shard(made.sets, tar)
-            key = shard_key(stats.sha256)
-            store.put(key, tar, stats.sha256)
-        finally:
-            tar.unlink(missing_ok=True)
-        entry = ShardEntry(key=key, split=shard.split, **vars(stats))
-    done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
-    with sealed_file(shard.name.with_suffix(".json")) as draft:
-        draft.write_bytes(done.model_dump_json().encode())
-    return done
-
-
-def _recorded(name: Path, split: Split, store: Store) -> FinishedShard | None:
-    """The shard, if an earlier run finished it and the store still holds it: for the split that it is in now."""
-    record = name.with_suffix(".json")
-    if not is_intact(record):  # it is not there, or damaged: the shard is made again
-        return None
-    done = FinishedShard.model_validate_json(record.read_bytes())
-    if done.entry is None:
-        return done
-    if not store.exists(done.entry.key, done.entry.size):
-        return None
-    return done.model_copy(update={"entry": done.entry.model_copy(update={"split": split})})
-
-
-def _digest(content: JsonValue) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _too_bad(making: Making[T], bad: list[str]) -> str:
-    allowed = f"{making.stage}.max_bad_fraction {making.max_bad_fraction:g} allows of {making.sets}"
-    return f"{making.stage}: {len(bad)} sets are bad, more than {allowed}: {_some(bad)}"
-
-
-def _some(bad: list[str]) -> str:
-    more = f"; and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
-    return "; ".join(bad[:EXAMPLES]) + more
+            good.append((one, drawing.result()))
+        except UserError as error:
+            bad.append(str(error))
+        except BrokenExecutor as error:
+            raise UserError("a process that draws was ended, perhaps for want of memory; run it again") from error
+        advance(one.count)
+    latents: list[NDArray[np.float32]] = []
+    for batch in blocks(chain.from_iterable(images for _, (images, _) in good), batch_size):
+        full = batch + batch[:1] * (batch_size - len(batch))
+        latents.extend(encode()(np.stack(full))[: len(batch)])
+    of_each = iter(latents)
+    sets = [
+        ImageSet(
+            id=one.id,
+            caption=one.caption,
+            images=images,
+            latents=np.stack([*islice(of_each, len(images))]),
+            extras=extras,
+        )
+        for one, (images, extras) in good
+    ]
+    return MadeSets(sets=sets, bad=tuple(bad))

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from m2m.errors import UserError
 from m2m.files import file_digest, new_file
+from m2m.manifest import SET_ID
 
 MAX_MEMBER = 64 << 20
 """Bytes of the largest member that is read."""
@@ -33,7 +34,7 @@ MAX_SIDE = 4096
 MAX_PIXELS = 1 << 30
 """Of all images of a set: 999 of 1024 x 1024."""
 
-_MEMBER = re.compile(r"(?P<id>[A-Za-z0-9_-]{1,64})\.(?P<part>json|\d{3}\.png|latents\.npy)")
+_MEMBER = re.compile(rf"(?P<id>{SET_ID})\.(?P<part>json|\d{{3}}\.png|latents\.npy)")
 _COMPRESSION = 3  # of zlib: a third of the time of the usual 6 for a few per cent more bytes
 _PNG_HEADER = struct.Struct(">8sI4sII")
 

@@ -13,8 +13,7 @@ from m2m.data.shards import ImageSet
 from m2m.evaluation.measure import Readings
 from m2m.evaluation.sampling import Starts
 from m2m.world.grammar import Caption
-from m2m.world.pictures import paint
-from m2m.world.variation import Variation
+from m2m.world.pictures import Variation, paint
 from m2m.world.vocabulary import ATTRIBUTES, PICTURE_WORDS
 
 

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2m.devices import sent
+from m2m.manifest import FIELD_OF_VIEW
 
 POSE_DIM = 12
 """Nine numbers of a rotation, three of a translation."""
-FIELD_OF_VIEW = 49.1
-"""Degrees, both ways, that rays are drawn for: that of Zero123's renderings. Poses do not say it."""
 WAVELENGTHS = (1.6, 0.8, 0.4)
 """In units of the first camera's distance; a picture is 0.9 wide there."""
 RAY_DIM = 9 + 6 * len(WAVELENGTHS)

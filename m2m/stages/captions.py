@@ -9,16 +9,11 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 
-from m2m.data import cc12m
-from m2m.data.captions import Caption, CaptionSource, write_captions
+from m2m.data.captions import CC12M, CaptionRow, select_lines, selected_captions, write_captions
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
-from m2m.seeds import derive
-from m2m.world.grammar import KINDS, captions_naming, procedure_captions, view_captions
-from m2m.world.grammar import Caption as WorldCaption
-from m2m.world.rounds import rounds
-
-WORLD = CaptionSource(name="the embedded world", licence="Apache-2.0, as the project")
+from m2m.seeds import derive, rounds
+from m2m.world.grammar import KINDS, WORLD, Caption, captions_naming, procedure_captions, view_captions
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +38,10 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
     if isinstance(params, WorldCaptions):
         write_captions(out, _world_captions(params), replace(WORLD, mix=_mix(params)))
         return CaptionsReport(train=params.train, validation=params.validation, test=params.test)
-    selection = cc12m.select_lines(params)
+    selection = select_lines(params)
     if selection.bad:
         _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
-    write_captions(out, cc12m.selected_captions(params, selection), cc12m.SOURCE)
+    write_captions(out, selected_captions(params, selection), CC12M)
     return CaptionsReport(
         train=params.train,
         validation=params.validation,
@@ -56,7 +51,7 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
     )
 
 
-def _world_captions(params: WorldCaptions) -> Iterator[Caption]:
+def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:
     """Captions of each split in one shuffled order: of pictures, for training of rendered objects and steps as well."""
     steps = tuple(chain.from_iterable(procedure_captions("train")))
     texts: dict[Split, list[str]] = {
@@ -93,7 +88,7 @@ def _mix(params: WorldCaptions) -> str:
     )
 
 
-def _texts(seed: int, split: Split, combinations: Sequence[WorldCaption], count: int) -> Iterator[str]:
+def _texts(seed: int, split: Split, combinations: Sequence[Caption], count: int) -> Iterator[str]:
     """`count` captions, spread evenly over combinations.
 
     Each round goes through all combinations in an order of its own, and from round to round a combination takes its
@@ -106,6 +101,6 @@ def _texts(seed: int, split: Split, combinations: Sequence[WorldCaption], count:
         yield combination.text((wordings[index] + turn) % combination.templates)
 
 
-def _numbered(split: Split, texts: Iterable[str]) -> Iterator[Caption]:
+def _numbered(split: Split, texts: Iterable[str]) -> Iterator[CaptionRow]:
     for number, text in enumerate(texts):
-        yield Caption(f"world-{split}-{number:06}", text, split)
+        yield CaptionRow(f"world-{split}-{number:06}", text, split)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,21 +13,19 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from m2m.code import code_digest
-from m2m.data.captions import Caption, captions_digest, read_captions, read_source
-from m2m.data.card import mis_card, stated_licence
-from m2m.data.making import Made, Making, blocks, make_dataset
+from m2m.data.captions import captions_digest, read_captions, read_origin
+from m2m.data.making import MadeSets, PlannedSet, blocks, make_dataset, shard_jobs
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError, made_again
 from m2m.files import check_digests, folder_digest
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, Split, stated_licence
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier, load_class_network
 from m2m.params import GenerateParams
 from m2m.progress import Advance
+from m2m.runtime import Runtime
 from m2m.seeds import image_seed
-from m2m.store import Store
-from m2m.tracking import Tracker
-from m2m.workers import ALONE, Workers, once
+from m2m.workers import once
 from m2m.world.grammar import parse
 from m2m.world.vocabulary import ATTRIBUTES, SHAPES, STYLES, split_of
 
@@ -40,16 +37,12 @@ def run(
     stable_diffusion: Path,
     inception: Path,
     manifest: Path,
-    work: Path,
-    store: Store,
-    tracker: Tracker,
-    device: str,
-    workers: Workers = ALONE,
+    runtime: Runtime,
 ) -> Manifest:
     """Draws a set for each caption, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
 
-    A shard is drawn, written, uploaded and verified, then recorded below `work`. The make-up and shape of every batch
-    depend on its shard alone: on the same kind of processor any number of workers gives the same bytes.
+    A shard is drawn, written, uploaded and verified, then recorded below the work folder. The make-up and shape of
+    every batch depend on its shard alone: on the same kind of processor any number of workers gives the same bytes.
 
     Args:
         inception: the class network. If it names what the embedded world shows, images in combinations that are held
@@ -58,61 +51,62 @@ def run(
     Raises:
         UserError: captions, model folder or store cannot be used, the disk refuses, or an image stays bad.
     """
-    store.check()
-    source, sets = read_source(captions), sum(1 for _ in read_captions(captions))
+    runtime.store.check()
+    origin, sets = read_origin(captions), sum(1 for _ in read_captions(captions))
     if not sets:
         raise UserError(f"{captions} holds no captions; make it again: {made_again('captions')}")
     check_digests(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
         "parameters": params.model_dump(mode="json"),
-        "captions": {**vars(source), "sha256": captions_digest(read_captions(captions))},
+        "captions": {**vars(origin), "sha256": captions_digest(read_captions(captions))},
         "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
     }
     judge, _ = load_class_network(inception, {ARCHITECTURE: WorldClassifier.from_pretrained})
     if judge is not None:
-        judge.to(device)
+        judge.to(runtime.device)
         made_by["inception"] = {"sha256": folder_digest(inception)}
     # Loaded when the first shard is missing: a run that finds all of them needs no network that draws.
-    model = once(partial(_load, stable_diffusion, params, device))
+    model = once(partial(_load, stable_diffusion, params, runtime.device))
 
-    def make(shard: list[Caption], advance: Advance) -> Made:
-        drawn, redrawn = draw_sets(model(), params, shard, advance, judge)
-        return Made(sets=drawn, redrawn=redrawn)
+    def planned(split: Split) -> Iterator[PlannedSet]:
+        for row in read_captions(captions):
+            if row.split == split:
+                yield PlannedSet(id=row.id, caption=row.text, count=params.images_per_set)
 
-    making = Making[Caption](
-        stage="generate",
-        kind="mis",
-        parameters=params.model_dump(mode="json"),
-        made_by=made_by,
-        # A dataset begun on a CPU does not go on from there on a GPU, nor one of older code.
+    jobs = shard_jobs(
+        {"train": planned("train"), "validation": planned("validation"), "test": planned("test")},
+        lambda shard, advance: draw_sets(model(), params, shard, advance, judge),
         depends=[
-            *(made_by["parameters"], made_by["stable_diffusion"], made_by.get("inception")),
-            *(device.partition(":")[0], code_digest(__name__)),
+            *(made_by.get(name) for name in ("parameters", "stable_diffusion", "inception")),
+            code_digest(__name__),
         ],
-        items=lambda split: (caption for caption in read_captions(captions) if caption.split == split),
-        identity=lambda caption: [*astuple(caption)],
-        count=lambda _: params.images_per_set,
-        sets=sets,
-        images=sets * params.images_per_set,
-        images_per_set=params.images_per_set,
         sets_per_shard=params.sets_per_shard,
-        make=make,
-        card=lambda made, image_size: mis_card(made, image_size=image_size),
+        stage="generate",
+        runtime=runtime,
     )
-    return make_dataset(making, manifest=manifest, work=work, store=store, tracker=tracker, workers=workers)
+    plan = Manifest(
+        schema_version=1,
+        kind="mis",
+        made_by=made_by,
+        images_per_set=params.images_per_set,
+        redrawn=0,
+        shards=(),
+    )
+    images = sets * params.images_per_set
+    return make_dataset(jobs, plan, params, sets=sets, images=images, manifest=manifest, runtime=runtime)
 
 
 def draw_sets(
     model: StableDiffusion,
     params: GenerateParams,
-    captions: Sequence[Caption],
+    planned: Sequence[PlannedSet],
     advance: Advance,
     judge: WorldClassifier | None = None,
-) -> tuple[list[ImageSet], int]:
-    """A set for each caption, and how many images were drawn again.
+) -> MadeSets:
+    """The sets of a shard's captions.
 
-    These are images that are not finite, of one colour, or read by the judge as a combination that is held out of
+    Drawn again are images that are not finite, of one colour, or read by the judge as a combination that is held out of
     training, unless their caption names it: free values complete to what training shows, in every split.
 
     Each image starts from its own noise, each caption is embedded once, and every batch has `params.batch_size` rows:
@@ -121,14 +115,14 @@ def draw_sets(
     Raises:
         UserError: an image is bad at every attempt; names its set.
     """
-    shape = (len(captions), params.images_per_set)
+    shape = (len(planned), params.images_per_set)
     latents = np.empty((*shape, *model.latent_shape), np.float32)
     images = np.empty((*shape, model.image_size, model.image_size, 3), np.uint8)
     seeds = np.empty(shape, np.int64)
-    filled = [caption.text for caption in captions]
+    filled = [one.caption for one in planned]
     filled += [""] * (params.sets_per_shard - len(filled))
     embeddings = model.embed(filled)  # (sets_per_shard, L, D): the short last shard's shape is that of all others
-    guarded = [judge is not None and _keeps_to_training(caption.text) for caption in captions]
+    guarded = [judge is not None and _keeps_to_training(one.caption) for one in planned]
     missing = [(row, index) for row in range(shape[0]) for index in range(shape[1])]
     redrawn = 0
     for attempt in range(params.max_redraws + 1):
@@ -136,7 +130,7 @@ def draw_sets(
         bad: list[tuple[int, int]] = []
         for batch in blocks(missing, params.batch_size):
             full = batch + batch[:1] * (params.batch_size - len(batch))
-            numbers = [image_seed(params.seed, captions[row].id, index, attempt) for row, index in full]
+            numbers = [image_seed(params.seed, planned[row].id, index, attempt) for row, index in full]
             noise = torch.stack([model.noise(number) for number in numbers])  # (batch_size, 4, h, w)
             drawn = model.denoise(noise, embeddings[[row for row, _ in full]])  # (batch_size, 4, h, w)
             decoded = model.decode(drawn)  # (batch_size, H, W, 3)
@@ -151,13 +145,14 @@ def draw_sets(
             advance(int(good.sum()))
         missing = bad
         if not missing:
-            return [
-                ImageSet(id=caption.id, caption=caption.text, images=x, latents=z, extras={"seeds": numbers})
-                for caption, x, z, numbers in zip(captions, images, latents, seeds.tolist(), strict=True)
-            ], redrawn
+            sets = [
+                ImageSet(id=one.id, caption=one.caption, images=x, latents=z, extras={"seeds": numbers})
+                for one, x, z, numbers in zip(planned, images, latents, seeds.tolist(), strict=True)
+            ]
+            return MadeSets(sets=sets, redrawn=redrawn)
     row, index = missing[0]
     raise UserError(
-        f"set {captions[row].id}: image {index} is not finite, of one colour or in a held-out combination in all "
+        f"set {planned[row].id}: image {index} is not finite, of one colour or in a held-out combination in all "
         f"{params.max_redraws + 1} attempts; check the Stable Diffusion folder and generate.guidance_scale"
     )
 
@@ -167,11 +162,12 @@ def read_as_held_out(judge: WorldClassifier, pictures: Tensor) -> NDArray[np.boo
     """Whether each picture, uint8 (B, H, W, 3), shows a combination that is held out of training: (B,)."""
     readings = judge(pictures.permute(0, 3, 1, 2))
     triples = zip(*(readings.names(judge.classes, head) for head in ATTRIBUTES), strict=True)
-    return np.array([_is_picture(*triple) and split_of(*triple) != "train" for triple in triples])
-
-
-def _is_picture(noun: str, _: str, style: str) -> bool:
-    return noun in SHAPES and style in STYLES
+    return np.array(
+        [
+            noun in SHAPES and style in STYLES and split_of(noun, colour, style) != "train"
+            for noun, colour, style in triples
+        ]
+    )
 
 
 def _keeps_to_training(text: str) -> bool:

@@ -11,7 +11,7 @@ from typing import get_args
 
 from m2m.errors import UserError
 from m2m.params import Params, Variant, WorldFoundation
-from m2m.world.canvas import SIDE
+from m2m.world.pictures import SIDE
 
 HOUR = 3600
 PART = 8 << 20

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m2m.data.folder_sets import TO_OPENCV
 from m2m.errors import UserError
 from m2m.files import write_atomically
 from m2m.progress import progress
 from m2m.seeds import derive
-from m2m.world.cameras import TO_OPENCV, Camera
+from m2m.world.cameras import Camera
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ The convention, for every camera of this project:
 - Camera (OpenCV): x to the right, y down, z forward into the picture. `Camera.matrix` is world-to-camera, 3x4:
   ``x_camera = R @ x_world + t``.
 - Files that others made may have Blender's camera instead (x right, y up, z backward, out of the picture), as Zero123's
-  renderings do: `TO_OPENCV` turns such a matrix into one of ours.
+  renderings do: `m2m.data.folder_sets.TO_OPENCV` turns such a matrix into one of ours.
 - Pixels: u to the right, v down, (0, 0) the outer corner of the top left pixel, so that the centre of the pixel in row
   i and column j is (j + 0.5, i + 0.5).
 
@@ -23,23 +23,14 @@ The convention, for every camera of this project:
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m2m.errors import UserError
-
-FIELD_OF_VIEW: Final = 49.1
-"""Degrees, across the whole picture, both ways: a 35 mm lens before a 32 mm sensor, as in Zero123's renderings."""
-
-TO_OPENCV: Final[Mapping[str, NDArray[np.float64]]] = MappingProxyType(
-    {"opencv": np.eye(3), "blender": np.diag([1.0, -1.0, -1.0])}
-)
-"""By a camera's convention the (3, 3) that goes before its world-to-camera matrix to make it OpenCV's."""
+from m2m.manifest import FIELD_OF_VIEW
 
 CORPUS_ELEVATIONS: Final = (-10.0, 50.0)
 CORPUS_DISTANCES: Final = (2.25, 2.5)
@@ -107,9 +98,3 @@ def project(points: ArrayLike, camera: Camera, size: int) -> NDArray[np.float64]
     matrix = camera.matrix()
     homogeneous = (np.asarray(points, dtype=float) @ matrix[:, :3].T + matrix[:, 3]) @ intrinsics(size).T  # (n, 3)
     return np.asarray(homogeneous[:, :2] / homogeneous[:, 2:])
-
-
-def sees_origin(matrix: NDArray[np.float64]) -> bool:
-    """Whether the world's origin lies before a camera, (3, 4) world to camera in OpenCV's axes, and in its picture."""
-    right, down, forward = matrix[:, 3]
-    return bool(forward > 0 and max(abs(right), abs(down)) <= forward * math.tan(math.radians(FIELD_OF_VIEW) / 2))

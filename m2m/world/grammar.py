@@ -12,7 +12,7 @@ from itertools import combinations, product
 from typing import Self
 
 from m2m.errors import UserError
-from m2m.manifest import Split
+from m2m.manifest import Origin, Split
 from m2m.world.vocabulary import (
     ATTRIBUTES,
     COLOUR_NAMES,
@@ -25,6 +25,8 @@ from m2m.world.vocabulary import (
     STYLES,
     split_of,
 )
+
+WORLD = Origin(name="the embedded world", licence="Apache-2.0, as the project")
 
 KINDS = tuple(named for count in (1, 2, 3) for named in combinations(ATTRIBUTES, count))
 """The kinds of captions of pictures, by what they name: all that say something."""

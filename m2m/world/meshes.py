@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from m2m.world.mesh_files.ply import read_ply
 from m2m.world.mesh_files.source import Source, shown
 from m2m.world.mesh_files.stl import read_stl
 from m2m.world.mesh_files.surface import Floats, Surface, Texture, check_count
-from m2m.world.studio import COLOURS, Part, Studio
+from m2m.world.studio import SURFACE_COLOURS, Part, Studio
 
 Reader = Callable[[Source], Iterator[Surface]]
 
@@ -66,7 +67,7 @@ def photograph_mesh(path: Path, cameras: Sequence[Camera], size: int) -> NDArray
         UserError: the file cannot be read or shows nothing; names it.
     """
     parts = read_mesh(path)
-    with Studio(size) as studio:  # one for each mesh, so that none stays in memory
+    with closing(Studio(size)) as studio:  # one for each mesh, so that none stays in memory
         pictures = studio.photograph(parts, cameras)
     blank = np.flatnonzero(~pictures[..., 3].any(axis=(1, 2)))
     if len(blank):
@@ -138,7 +139,7 @@ def _part(surfaces: Sequence[Surface]) -> Part:
     else:
         colours = [_bytes(each, each.face_colours, len(each.faces)) for each in surfaces]
     rgba = np.concatenate(colours)
-    (mesh.point_data if first.face_colours is None else mesh.cell_data)[COLOURS] = rgba[:, :channels]
+    (mesh.point_data if first.face_colours is None else mesh.cell_data)[SURFACE_COLOURS] = rgba[:, :channels]
     red, green, blue, _ = np.rint(rgba.mean(axis=0)).astype(int).tolist()
     texture = None
     if first.texture is not None:

@@ -1,43 +1,52 @@
+"""Captions come back as they were written, from our own files and from others; what is bad is named by its line."""
+
+import os
 import shutil
 import tempfile
+import tracemalloc
+from collections import Counter
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m2m.data import captions as module
-from m2m.data.captions import Caption, CaptionSource, captions_digest, read_captions, read_source, write_captions
+from m2m.data import captions
+from m2m.data.captions import CaptionRow, captions_digest, read_captions, read_origin, write_captions
 from m2m.errors import UserError
+from m2m.manifest import Origin, Split
+from m2m.params import Cc12mCaptions
 from tests.mutations import Reader, survives
 
-SOURCE = CaptionSource(name="a source", licence="its terms", mix="of two kinds")
+ORIGIN = Origin(name="a source", licence="its terms", mix="of two kinds")
 CAPTIONS = [
-    Caption("a-1", "a red star, neon", "train"),
-    Caption("a-2", '<PERSON> über ☃ — "quoted"', "test"),
-    Caption("a-3", "a red star, neon", "train"),
+    CaptionRow("a-1", "a red star, neon", "train"),
+    CaptionRow("a-2", '<PERSON> über ☃ — "quoted"', "test"),
+    CaptionRow("a-3", "a red star, neon", "train"),
 ]
 
 
 def test_it_reads_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(captions, "ROWS", 2)
     path = tmp_path / "data" / "captions.parquet"
-    write_captions(path, iter(CAPTIONS), SOURCE)
+    write_captions(path, iter(CAPTIONS), ORIGIN)
     assert list(read_captions(path)) == CAPTIONS
-    assert read_source(path) == SOURCE
+    assert read_origin(path) == ORIGIN
     assert pq.read_table(path).column_names == ["id", "caption", "split"]
     assert pq.ParquetFile(path).num_row_groups == 2
 
 
 def test_the_same_captions_give_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
-        write_captions(tmp_path / name, CAPTIONS, SOURCE)
+        write_captions(tmp_path / name, CAPTIONS, ORIGIN)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_an_error_midway_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "captions.parquet"
-    write_captions(path, CAPTIONS, SOURCE)
+    write_captions(path, CAPTIONS, ORIGIN)
     content = path.read_bytes()
 
     def failing():
@@ -45,7 +54,7 @@ def test_an_error_midway_leaves_what_was_there(tmp_path: Path) -> None:
         raise UserError("the source broke off")
 
     with pytest.raises(UserError, match="broke off"):
-        write_captions(path, failing(), SOURCE)
+        write_captions(path, failing(), ORIGIN)
     assert path.read_bytes() == content
     assert {file.name for file in tmp_path.iterdir()} == {"captions.parquet", "captions.parquet.sha256"}
 
@@ -53,18 +62,18 @@ def test_an_error_midway_leaves_what_was_there(tmp_path: Path) -> None:
 def test_the_digest_is_of_the_content() -> None:
     assert captions_digest(CAPTIONS) == "37248ae7d7cb99ad79547310130f6d5074c9b134932654d2b48b413e38c466d4"
     assert captions_digest(reversed(CAPTIONS)) != captions_digest(CAPTIONS)
-    assert captions_digest([Caption("a", "b", "train")]) != captions_digest([Caption("a", "b", "test")])
+    assert captions_digest([CaptionRow("a", "b", "train")]) != captions_digest([CaptionRow("a", "b", "test")])
 
 
 @pytest.mark.parametrize("id_", ["", "a.b", "../a", "a/b", "ä", "a" * 65, "a\n"])
 def test_ids_can_name_files(id_: str) -> None:
     with pytest.raises(UserError, match="set id"):
-        Caption(id_, "text", "train")
+        CaptionRow(id_, "text", "train")
 
 
 def test_there_are_three_splits() -> None:
     with pytest.raises(UserError, match="set a: split 'valid'; expected one of train, validation, test"):
-        Caption("a", "text", "valid")  # type: ignore[arg-type]
+        CaptionRow("a", "text", "valid")  # type: ignore[arg-type]
 
 
 def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
@@ -78,7 +87,7 @@ def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
         next(read_captions(tmp_path / "other.parquet"))
     pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["train"]}), tmp_path / "own.parquet")
     with pytest.raises(UserError, match="does not say where its captions come from"):
-        read_source(tmp_path / "own.parquet")
+        read_origin(tmp_path / "own.parquet")
     older = pq.read_table(tmp_path / "own.parquet").replace_schema_metadata(
         {"name": "a source", "licence": "its terms"}
     )
@@ -87,18 +96,18 @@ def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
         UserError,
         match="does not say where its captions come from; make it again: dvc repro --force --single-item captions",
     ):
-        read_source(tmp_path / "older.parquet")
+        read_origin(tmp_path / "older.parquet")
 
 
 def test_captions_with_another_bit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "captions.parquet"
-    write_captions(path, CAPTIONS, SOURCE)
+    write_captions(path, CAPTIONS, ORIGIN)
     good = path.read_bytes()
     for place in range(0, len(good), 5):
         content = bytearray(good)
         content[place] ^= 1 << place % 8
         path.write_bytes(content)
-        for read in (read_source, lambda path: next(read_captions(path))):
+        for read in (read_origin, lambda path: next(read_captions(path))):
             with pytest.raises(UserError, match=r"captions\.parquet: damaged, its SHA-256"):
                 read(path)
 
@@ -129,12 +138,12 @@ def test_columns_that_are_not_as_written_are_named(
 
 def reader() -> Reader:
     def read(path: Path) -> None:
-        read_source(path)
+        read_origin(path)
         for _ in read_captions(path):
             pass
 
     file = Path(tempfile.mkdtemp()) / "captions.parquet"
-    write_captions(file, CAPTIONS, SOURCE)
+    write_captions(file, CAPTIONS, ORIGIN)
     content = file.read_bytes()
     shutil.rmtree(file.parent)
     return content, "captions.parquet", read
@@ -143,3 +152,303 @@ def reader() -> Reader:
 @pytest.mark.fuzz
 def test_damaged_files_are_read_or_named() -> None:
     survives("tests.data.test_captions:reader", 150)
+
+
+TEXTS = ["a very <PERSON> day", "the cat's “mat”", "naïve  café", "a, b; c"] + [
+    f"picture number {n}" for n in range(96)
+]
+
+
+def params(path: Path, **changes: Any) -> Cc12mCaptions:
+    fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 60}
+    return Cc12mCaptions.model_validate({**fields, "validation": 10, "test": 20, "max_bad_fraction": 0.0, **changes})
+
+
+def tsv(path: Path, texts: list[str], end: str = "\n") -> Path:
+    path.write_bytes("".join(f"https://example.org/{n}.jpg\t{text}{end}" for n, text in enumerate(texts)).encode())
+    return path
+
+
+def parquet(path: Path, texts: list[str | None], kind: pa.DataType | None = None) -> Path:
+    table = pa.table(
+        {
+            "url": [f"https://example.org/{n}.jpg" for n in range(len(texts))],
+            "caption": pa.array(texts, kind or pa.string()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=16)
+    return path
+
+
+def select(params: Cc12mCaptions) -> list[CaptionRow]:
+    return list(captions.selected_captions(params, captions.select_lines(params)))
+
+
+def test_captions_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    chosen = select(params(tsv(tmp_path / "cc12m.tsv", TEXTS), train=70))
+    assert len(chosen) == 100
+    assert [caption.text for caption in chosen] == TEXTS
+    assert [caption.id for caption in chosen][:2] == ["cc12m-000000001", "cc12m-000000002"]
+
+
+def test_splits_have_the_sizes_asked_for_and_hang_on_the_seed_alone(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    chosen = select(params(path))
+    assert Counter(caption.split for caption in chosen) == {"train": 60, "validation": 10, "test": 20}
+    assert select(params(path)) == chosen
+    assert select(params(path, seed=1)) != chosen
+    # more training captions do not change which ones are for the other splits
+    others = [caption for caption in chosen if caption.split != "train"]
+    assert [caption for caption in select(params(path, train=70)) if caption.split != "train"] == others
+    # nor do more for validation change the test
+    test = [caption for caption in chosen if caption.split == "test"]
+    assert [caption for caption in select(params(path, validation=20)) if caption.split == "test"] == test
+
+
+def test_every_line_has_the_same_chance(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    choices = np.stack([captions.select_lines(params(path, seed=seed)).choice for seed in range(200)])
+    for choice, share in ((1, 0.6), (2, 0.1), (3, 0.2)):
+        counts = (choices == choice).sum(axis=0)
+        assert abs(counts - 200 * share).max() < 5 * (200 * share * (1 - share)) ** 0.5
+
+
+def test_no_split_has_a_caption_of_another_word_for_word(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", [f"caption {n % 25}" for n in range(100)])
+    chosen = select(params(path, train=20, validation=5, test=10))
+    texts = {split: {caption.text for caption in chosen if caption.split == split} for split in get_args(Split)}
+    assert len(set.union(*texts.values())) == sum(map(len, texts.values()))
+    assert len(chosen) == 35
+
+
+def test_parquet_gives_the_same_as_tsv(tmp_path: Path) -> None:
+    expected = select(params(tsv(tmp_path / "cc12m.tsv", TEXTS)))
+    for kind in (pa.string(), pa.large_string()):
+        assert select(params(parquet(tmp_path / "cc12m.parquet", TEXTS, kind), format="parquet")) == expected
+
+
+def test_windows_line_ends_are_no_part_of_a_caption(tmp_path: Path) -> None:
+    assert select(params(tsv(tmp_path / "a", TEXTS, "\r\n"))) == select(params(tsv(tmp_path / "b", TEXTS)))
+
+
+def test_bad_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    long = b"u\t" + b"x" * captions.LONGEST_LINE
+    bad = [b"no tab", b"u\ta\tb", b"u\t\xff\xfe", b"u\t  ", b"", long, b"u\t" + b"y" * 10 * captions.LONGEST_LINE]
+    path.write_bytes(b"\n".join([*bad, path.read_bytes()]))
+    selection = captions.select_lines(params(path, train=70, max_bad_fraction=0.07))
+    assert selection.bad == 7
+    assert selection.examples == (
+        "line 1: 1 columns instead of 2",
+        "line 2: 3 columns instead of 2",
+        "line 3: not UTF-8",
+        "line 4: no caption",
+        "line 5: 1 columns instead of 2",
+    )
+    chosen = list(captions.selected_captions(params(path, train=70), selection))
+    assert [caption.text for caption in chosen] == TEXTS
+    assert chosen[0].id == "cc12m-000000008"
+
+
+def test_too_many_bad_lines_are_an_error(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", [*TEXTS[:99], ""])
+    assert captions.select_lines(params(path, max_bad_fraction=0.01)).bad == 1
+    with pytest.raises(
+        UserError, match=r"1 of 100 lines are bad, .*max_bad_fraction 0.009 .*UTF-8 \(line 100: no caption\)"
+    ):
+        captions.select_lines(params(path, max_bad_fraction=0.009))
+
+
+def test_bad_rows_of_parquet(tmp_path: Path) -> None:
+    texts = pa.array([b"good", None, b" ", b"\xff\xfe", b"also good", b"as good"], pa.binary())
+    table = pa.table({"caption": pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())})
+    pq.write_table(table, tmp_path / "captions.parquet")
+    selection = captions.select_lines(
+        params(tmp_path / "captions.parquet", format="parquet", train=1, validation=1, test=1, max_bad_fraction=0.6)
+    )
+    assert selection.examples == ("line 2: no caption", "line 3: no caption", "line 4: not UTF-8")
+    assert np.flatnonzero(selection.choice).tolist() == [0, 4, 5]
+
+
+def test_too_few_captions_are_an_error(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    said = r"has 100 usable captions; captions.train \+ captions.validation \+ captions.test ask for 101"
+    for changes in ({"train": 71}, {"train": 1, "validation": 80}, {"train": 1, "test": 90}):
+        with pytest.raises(UserError, match=said):
+            captions.select_lines(params(path, **changes))
+    with pytest.raises(UserError, match="has 100 usable captions"):
+        captions.select_lines(params(path, train=1, test=101))
+
+
+@pytest.mark.parametrize("format_", ["tsv", "parquet"])
+def test_a_missing_file_is_named(format_: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"captions.path: cannot read .*nothing: No such file"):
+        captions.select_lines(params(tmp_path / "nothing", format=format_))
+    with pytest.raises(UserError, match=r"captions\.path: cannot read"):
+        captions.select_lines(params(tmp_path, format=format_))
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError, match="empty is empty; expected lines of an address, a tab and a caption, in UTF-8"):
+        captions.select_lines(params(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"empty is no Parquet file, captions\.format is parquet"):
+        captions.select_lines(params(tmp_path / "empty", format="parquet"))
+    with pytest.raises(UserError, match="is empty; expected a Parquet file with a column caption"):
+        captions.select_lines(params(parquet(tmp_path / "rows", []), format="parquet"))
+
+
+def test_the_wrong_format_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a Parquet file, captions\.format is tsv"):
+        captions.select_lines(params(parquet(tmp_path / "a", TEXTS)))
+    with pytest.raises(UserError, match=r"is no Parquet file, captions\.format is parquet"):
+        captions.select_lines(params(tsv(tmp_path / "b", TEXTS), format="parquet"))
+    (tmp_path / "c").write_text("\n".join(TEXTS), encoding="utf-16")
+    with pytest.raises(UserError, match=r"101 of 101 lines are bad|expected lines of an address"):
+        captions.select_lines(params(tmp_path / "c"))
+    pq.write_table(pa.table({"url": ["a"], "TEXT": ["b"]}), tmp_path / "d")
+    with pytest.raises(UserError, match="has no column caption; it has url, TEXT"):
+        captions.select_lines(params(tmp_path / "d", format="parquet"))
+    pq.write_table(pa.table({"caption": [1]}), tmp_path / "e")
+    with pytest.raises(UserError, match="the column caption holds int64; expected string"):
+        captions.select_lines(params(tmp_path / "e", format="parquet"))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "captions.parquet", TEXTS)
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"captions\.path: .*captions\.parquet"):
+        captions.select_lines(params(path, format="parquet"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    selection = captions.select_lines(params(path))
+    tsv(path, ["" for _ in TEXTS])
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(captions.selected_captions(params(path), selection))
+
+
+def test_memory_does_not_hold_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "cc12m.tsv"
+    lines = 20_000
+    with path.open("wb") as file:
+        for n in range(lines):
+            file.write(f"u\t{n} ".encode() + b"word " * 200 + b"\n")
+    tracemalloc.start()
+    try:
+        all_of_it = params(path, train=lines - 30)
+        chosen = sum(1 for _ in captions.selected_captions(all_of_it, captions.select_lines(all_of_it)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert chosen == lines
+    assert peak < 0.2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("header", ["url\tcaption", "\ufeffimage_url\tTEXT", "Bild\tBeschreibung"])
+def test_a_line_that_names_the_columns_is_no_caption(header: str, tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    path.write_bytes(f"{header}\n".encode() + path.read_bytes())
+    with pytest.raises(UserError, match=r"1 of 101 lines are bad.*\(line 1: a header, no caption\)"):
+        captions.select_lines(params(path))
+    chosen = select(params(path, train=70, max_bad_fraction=0.02))
+    assert [caption.text for caption in chosen] == TEXTS
+    assert chosen[0].id == "cc12m-000000002"
+
+
+def test_columns_in_the_other_order_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "cc3m.tsv"
+    lines = [f"{text}\thttps://example.org/{n}.jpg" for n, text in enumerate(TEXTS)]
+    path.write_text("\n".join(lines))
+    said = (
+        r"100 of 100 lines are bad.*expected lines of an address, a tab.*line 1: an address where the caption should be"
+    )
+    with pytest.raises(UserError, match=said):
+        captions.select_lines(params(path, max_bad_fraction=0.5))
+    addresses = parquet(tmp_path / "addresses", [f"HTTP://example.org/{n}" for n in range(100)])
+    with pytest.raises(UserError, match="line 1: an address where the caption should be"):
+        captions.select_lines(params(addresses, format="parquet"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(encoding: str, tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    path.write_text(path.read_text(), encoding=encoding)
+    marked = r"is UTF-16 text, captions\.format is tsv; expected .* in UTF-8"
+    with pytest.raises(
+        UserError, match=r"lines are bad.*in UTF-8" if encoding[-2] + encoding[-1] in ("le", "be") else marked
+    ):
+        captions.select_lines(params(path, max_bad_fraction=0.5))
+
+
+def test_captions_that_nobody_can_read_are_none(tmp_path: Path) -> None:
+    unseen = ["\u200b", "\u2060\ufeff \u00ad", "\u3164", "\u0301", "\u202e\u202c", "\x01\x02", "\ufe0f", "\u2800"]
+    selection = captions.select_lines(params(tsv(tmp_path / "a", [*unseen, "a\0b", *TEXTS]), max_bad_fraction=0.1))
+    assert selection.bad == 9
+    assert selection.examples[0] == "line 1: no caption"
+    seen = ["…", "1", "\U0001f642", "猫", "e\u0301", "a\u200bb"]
+    chosen = select(params(tsv(tmp_path / "b", seen), train=4, validation=1, test=1))
+    assert [caption.text for caption in chosen] == seen
+
+
+def test_strings_of_every_kind_are_text(tmp_path: Path) -> None:
+    expected = select(params(tsv(tmp_path / "cc12m.tsv", TEXTS)))
+    for kind in (
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int32(), pa.large_string()),
+    ):
+        assert select(params(parquet(tmp_path / "cc12m.parquet", TEXTS, kind), format="parquet")) == expected, kind
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["caption", "caption"]), tmp_path / "a")
+    with pytest.raises(UserError, match="a has the column caption twice; it has caption, caption"):
+        captions.select_lines(params(tmp_path / "a", format="parquet"))
+
+
+def test_a_damaged_page_is_named_in_one_line(tmp_path: Path) -> None:
+    for codec in ("snappy", "zstd", "gzip", "none"):
+        pq.write_table(pa.table({"caption": TEXTS}), tmp_path / codec, compression=codec, use_dictionary=False)
+        content = bytearray((tmp_path / codec).read_bytes())
+        content[30:300] = b"\xff" * 270
+        (tmp_path / codec).write_bytes(content)
+        with pytest.raises(UserError, match=r"captions\.path: ") as error:
+            captions.select_lines(params(tmp_path / codec, format="parquet"))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("format_", ["tsv", "parquet"])
+def test_a_fifo_is_not_waited_for(format_: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match=r"captions\.path: cannot read .*fifo: not a regular file"):
+        captions.select_lines(params(tmp_path / "fifo", format=format_))
+
+
+# Damaged files
+
+
+def read(path: Path, format_: str) -> None:
+    asked = params(path, format=format_, train=3, validation=1, test=1, max_bad_fraction=0.9)
+    for _ in captions.selected_captions(asked, captions.select_lines(asked)):
+        pass
+
+
+def tsv_reader() -> Reader:
+    good = "".join(f"https://example.org/{n}.jpg\t{text}\n" for n, text in enumerate(TEXTS[:12]))
+    return good.encode(), "cc12m.tsv", lambda path: read(path, "tsv")
+
+
+def parquet_reader() -> Reader:
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.table({"url": TEXTS[:12], "caption": TEXTS[:12]}), file, row_group_size=6)
+    return file.getvalue().to_pybytes(), "cc12m.parquet", lambda path: read(path, "parquet")
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("name", ["tsv_reader", "parquet_reader"])
+def test_damaged_sources_are_read_or_named(name: str) -> None:
+    survives(f"tests.data.test_captions:{name}", 150)

@@ -11,8 +11,7 @@ from m2m.evaluation.networks import Networks
 from m2m.evaluation.perceptual import perceptual_distance
 from m2m.models.classifier import WorldClassifier
 from m2m.world.grammar import parse
-from m2m.world.pictures import paint
-from m2m.world.variation import Variation
+from m2m.world.pictures import Variation, paint
 
 
 @pytest.fixture(scope="module", params=["world", "inception"])

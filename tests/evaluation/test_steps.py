@@ -9,8 +9,8 @@ import torch
 from m2m.data.shards import ImageSet
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.steps import STEP, look, measure, numbers_of
+from m2m.world.corpus import draw_procedure
 from m2m.world.grammar import procedure_captions
-from m2m.world.sets import draw_procedure
 
 
 @pytest.fixture(scope="module")

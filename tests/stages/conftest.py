@@ -15,8 +15,8 @@ from m2m.data.shards import ImageSet, write_shard
 from m2m.manifest import Manifest, ShardEntry, Split, shard_key
 from m2m.store import LocalStore
 from m2m.world.cameras import Camera
+from m2m.world.corpus import draw_procedure
 from m2m.world.grammar import procedure_captions, view_captions
-from m2m.world.sets import draw_procedure
 
 VIEWS = 4
 TRAIN, VALIDATION, TEST = 5, 2, 3

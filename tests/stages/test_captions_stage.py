@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from m2m.data.captions import Caption, read_captions, read_source
+from m2m.data.captions import CaptionRow, read_captions, read_origin
 from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
@@ -26,7 +26,7 @@ def cc12m(path: Path, **changes: Any) -> Cc12mCaptions:
     return Cc12mCaptions.model_validate({**fields, "validation": 1, "test": 2, "max_bad_fraction": 0.2, **changes})
 
 
-def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[Caption]:
+def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[CaptionRow]:
     captions.run(params, out=folder / "captions.parquet")
     return list(read_captions(folder / "captions.parquet"))
 
@@ -97,7 +97,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 def test_it_says_where_captions_come_from_and_of_what_kinds_they_are(tmp_path: Path) -> None:
     written(world(views=48, steps=32), tmp_path)
-    source = read_source(tmp_path / "captions.parquet")
+    source = read_origin(tmp_path / "captions.parquet")
     assert source.name == "the embedded world"
     for words in (
         "as many captions of pictures of each kind",
@@ -106,7 +106,7 @@ def test_it_says_where_captions_come_from_and_of_what_kinds_they_are(tmp_path: P
     ):
         assert words in source.mix
     written(world(views=3), tmp_path)
-    assert "3 tell of rendered objects and 0 of steps" in read_source(tmp_path / "captions.parquet").mix
+    assert "3 tell of rendered objects and 0 of steps" in read_origin(tmp_path / "captions.parquet").mix
 
 
 def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,7 +119,7 @@ def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog
     assert (report.train, report.validation, report.test, report.bad) == (6, 1, 2, 1)
     assert report.examples == ("line 5: 1 columns instead of 2",)
     assert "left out 1 bad lines: line 5: 1 columns instead of 2" in caplog.text
-    source = read_source(tmp_path / "captions.parquet")
+    source = read_origin(tmp_path / "captions.parquet")
     assert (source.name, source.mix) == ("Conceptual 12M", "")
 
 

@@ -36,8 +36,7 @@ from m2m.stages import evaluate
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker, open_tracker
 from m2m.world.grammar import Caption, completions
-from m2m.world.pictures import paint
-from m2m.world.variation import Variation
+from m2m.world.pictures import Variation, paint
 
 SETS, IMAGES = 6, 8
 CAPTIONS = [

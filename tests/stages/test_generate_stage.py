@@ -13,30 +13,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2m.data.captions import Caption, CaptionSource, write_captions
+from m2m.data.captions import CaptionRow, write_captions
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest
-from m2m.manifest import Manifest, Split
+from m2m.manifest import Manifest, Origin, Split
 from m2m.models.classifier import Readings, WorldClassifier
 from m2m.params import GenerateParams
+from m2m.runtime import Runtime
 from m2m.seeds import image_seed
 from m2m.stages import generate, verify
 from m2m.store import LocalStore, Store, open_store
-from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import parse
 from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, split_of
 
 ROWS = [
-    *(Caption(f"test-{n}", f"b {n}", "test") for n in range(2)),
-    *(Caption(f"train-{n}", f"a {n}", "train") for n in range(5)),
-    Caption("validation-0", "c", "validation"),
+    *(CaptionRow(f"test-{n}", f"b {n}", "test") for n in range(2)),
+    *(CaptionRow(f"train-{n}", f"a {n}", "train") for n in range(5)),
+    CaptionRow("validation-0", "c", "validation"),
 ]
 """In another order than the manifest's."""
-SOURCE = CaptionSource(name="a test", licence="none", mix="as many of each kind")
+ORIGIN = Origin(name="a test", licence="none", mix="as many of each kind")
 FIELDS = {
     "seed": 3,
     "images_per_set": 3,
@@ -54,7 +54,7 @@ class Workplace:
     """Where one dataset is made."""
 
     def __init__(
-        self, folder: Path, stable_diffusion: Path, captions: list[Caption] = ROWS, store: Store | None = None
+        self, folder: Path, stable_diffusion: Path, captions: list[CaptionRow] = ROWS, store: Store | None = None
     ) -> None:
         self.manifest = folder / "data" / "mis.json"
         self.captions = folder / "captions.parquet"
@@ -65,7 +65,7 @@ class Workplace:
         # A class network that knows nothing of the world.
         (self.inception / "config.json").write_text('{"architecture": "inception-v3-compat"}')
         self.store = store or LocalStore(folder / "store")
-        write_captions(self.captions, captions, SOURCE)
+        write_captions(self.captions, captions, ORIGIN)
 
     def run(self, *, workers: Workers = ALONE, **changes: Any) -> Manifest:
         return generate.run(
@@ -74,11 +74,7 @@ class Workplace:
             stable_diffusion=self.stable_diffusion,
             inception=self.inception,
             manifest=self.manifest,
-            work=self.work,
-            store=self.store,
-            tracker=NullTracker(),
-            device="cpu",
-            workers=workers,
+            runtime=Runtime(store=self.store, work=self.work, workers=workers),
         )
 
     def sets(self) -> dict[str, ImageSet]:
@@ -295,13 +291,13 @@ def test_an_image_that_stays_bad_ends_the_run_and_is_named(place: Workplace, mon
 
 
 WORDS = [
-    Caption("open-0", "something in flat style", "train"),
-    Caption("full-0", "a yellow star, flat", "train"),
-    Caption("full-1", "a green circle, flat", "train"),
-    Caption("held-0", "a red circle, flat", "test"),
-    Caption("held-1", "a yellow circle, flat", "validation"),
-    Caption("open-1", "a circle", "test"),
-    Caption("other-0", "a photo of Zermatt", "train"),
+    CaptionRow("open-0", "something in flat style", "train"),
+    CaptionRow("full-0", "a yellow star, flat", "train"),
+    CaptionRow("full-1", "a green circle, flat", "train"),
+    CaptionRow("held-0", "a red circle, flat", "test"),
+    CaptionRow("held-1", "a yellow circle, flat", "validation"),
+    CaptionRow("open-1", "a circle", "test"),
+    CaptionRow("other-0", "a photo of Zermatt", "train"),
 ]
 """Of training: full ones and open ones, the open ones of the test, too. Then held-out ones, and another world's."""
 KNOWN: dict[str, tuple[str, ...]] = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES}
@@ -383,7 +379,7 @@ def test_a_network_that_reads_everything_as_held_out_spares_what_asks_for_it_and
 ) -> None:
     reader = Reader(monkeypatch)
     reader.all = True
-    write_captions(worded.captions, [row for row in WORDS if row.id.startswith(("held", "other"))], SOURCE)
+    write_captions(worded.captions, [row for row in WORDS if row.id.startswith(("held", "other"))], ORIGIN)
     assert worded.run().redrawn == 0
     assert reader.seen > 0
     assert set(worded.sets()) == {"held-0", "held-1", "other-0"}
@@ -616,7 +612,7 @@ def test_other_parameters_captions_weights_or_code_make_other_shards(
     assert len(batches) == 0
     place.run(seed=4)
     assert len(batches) == 8
-    write_captions(place.captions, [*ROWS[:4], Caption("train-2", "another", "train"), *ROWS[5:]], SOURCE)
+    write_captions(place.captions, [*ROWS[:4], CaptionRow("train-2", "another", "train"), *ROWS[5:]], ORIGIN)
     place.run()
     assert len(batches) == 8 + 2
     (tmp_path / "stable-diffusion" / "README.md").write_text("---\nlicense: openrail++\n---\n")
@@ -642,7 +638,7 @@ def test_bad_input_is_named_before_anything_is_written(place: Workplace, tmp_pat
     (tmp_path / "nothing" / "a.txt").touch()
     refused("nothing: no Stable Diffusion folder")
     place.stable_diffusion = folder
-    write_captions(place.captions, [], SOURCE)
+    write_captions(place.captions, [], ORIGIN)
     refused("holds no captions")
     place.captions.unlink()
     refused("cannot read captions")

@@ -17,9 +17,9 @@ from m2m.diffusion.latents import LatentEncoder
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderProcedures, WorldProcedures
+from m2m.runtime import Runtime
 from m2m.stages import procedures, verify
 from m2m.store import LocalStore
-from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import parse
 
@@ -44,12 +44,7 @@ class Workplace:
             TypeAdapter(WorldProcedures | FolderProcedures).validate_python(fields),
             stable_diffusion=self.stable_diffusion,
             manifest=self.manifest,
-            work=self.folder / "work",
-            store=self.store,
-            tracker=NullTracker(),
-            device="cpu",
-            workers=workers,
-            processes=workers.count,
+            runtime=Runtime(store=self.store, work=self.folder / "work", workers=workers, processes=workers.count),
         )
 
     def sets(self) -> dict[str, ImageSet]:

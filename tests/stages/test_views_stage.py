@@ -20,9 +20,9 @@ from m2m.diffusion.latents import LatentEncoder, image_size
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderViews, WorldViews
+from m2m.runtime import Runtime
 from m2m.stages import render, verify, views
 from m2m.store import LocalStore
-from m2m.tracking import NullTracker
 from m2m.workers import ALONE, Workers
 from m2m.world.cameras import Camera, intrinsics
 from m2m.world.grammar import parse
@@ -53,12 +53,7 @@ class Workplace:
             TypeAdapter(WorldViews | FolderViews).validate_python(fields),
             stable_diffusion=self.stable_diffusion,
             manifest=self.manifest,
-            work=self.work,
-            store=self.store,
-            tracker=NullTracker(),
-            device="cpu",
-            workers=workers,
-            processes=processes,
+            runtime=Runtime(store=self.store, work=self.work, workers=workers, processes=processes),
         )
 
     def sets(self) -> dict[str, ImageSet]:

@@ -18,7 +18,7 @@ from PIL import Image
 from m2m.errors import UserError
 from m2m.world.cameras import Camera
 from m2m.world.meshes import photograph_mesh, read_mesh
-from m2m.world.studio import COLOURS, Studio
+from m2m.world.studio import SURFACE_COLOURS, Studio
 from tests.mutations import Reader, survives
 
 FRONT = Camera(azimuth=-90, elevation=0)
@@ -203,7 +203,7 @@ def hues(path: Path) -> list[list[tuple[int, int, int]]]:
 def colours(path: Path) -> np.ndarray[Any, Any]:
     """(n, 3 or 4): those of the corners of the only part."""
     (part,) = read_mesh(path)
-    return np.asarray(part.mesh.point_data[COLOURS]).astype(int)
+    return np.asarray(part.mesh.point_data[SURFACE_COLOURS]).astype(int)
 
 
 def texels(path: Path) -> np.ndarray[Any, Any]:

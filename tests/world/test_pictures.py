@@ -6,9 +6,7 @@ import pytest
 
 from m2m.manifest import Split
 from m2m.world.grammar import Caption, picture_captions
-from m2m.world.pictures import paint
-from m2m.world.shapes import OUTLINES
-from m2m.world.variation import Variation
+from m2m.world.pictures import OUTLINES, Variation, paint
 from m2m.world.vocabulary import COLOURS, SHAPES, STYLES
 
 MIDDLE = Variation(x=0.5, y=0.5, size=0.6, angle=0.0, shade=0.0)

@@ -3,8 +3,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from m2m.world.pictures import SIZES, Variation
 from m2m.world.procedures import PARTS, paint_step
-from m2m.world.variation import SIZES, Variation
 from m2m.world.vocabulary import COLOURS, PROCEDURES
 
 VARIATIONS = [

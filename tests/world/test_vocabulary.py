@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 import m2m
+from m2m.world.pictures import OUTLINES, STYLE_PAINTERS
 from m2m.world.procedures import PARTS
-from m2m.world.shapes import OUTLINES
-from m2m.world.styles import STYLE_PAINTERS
 from m2m.world.vocabulary import (
     ATTRIBUTES,
     COLOUR_NAMES,

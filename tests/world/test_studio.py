@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import numpy as np
 import pytest
 import pyvista as pv
 
 from m2m.errors import UserError
-from m2m.world.cameras import CORPUS_DISTANCES, FIELD_OF_VIEW, Camera, intrinsics, project
-from m2m.world.solids import SHAPES, SolidObject, render_rgba, render_views
-from m2m.world.studio import BACKGROUND, Part, Studio
+from m2m.manifest import FIELD_OF_VIEW
+from m2m.world.cameras import CORPUS_DISTANCES, Camera, intrinsics, project
+from m2m.world.studio import BACKGROUND, SHAPES, Part, SolidObject, Studio, render_rgba, render_views
 from m2m.world.vocabulary import COLOURS, SOLIDS
 
 OBJECT = SolidObject("cylinder", "red", "cone", "cyan", turn=20, side=75, height=0.2)
@@ -64,7 +65,7 @@ def test_a_small_ball_lands_on_the_pixel_that_the_matrix_says(point: tuple[float
     place[:3, 3] = point
     ball = Part(mesh=pv.Sphere(radius=0.06), colour=(255, 255, 255), place=place)
     cameras = [*CAMERAS, Camera(azimuth=33, elevation=90), Camera(azimuth=300, elevation=5, distance=3.5)]
-    with Studio(64) as studio:
+    with closing(Studio(64)) as studio:
         alphas = studio.photograph([ball], cameras)[..., 3].astype(float)  # (n, 64, 64)
 
     middles = np.arange(64) + 0.5
@@ -204,7 +205,7 @@ def test_which_of_two_equally_near_surfaces_is_seen_does_not_follow_from_what_wa
     red, blue = COLOURS["red"], COLOURS["blue"]
 
     def pictures(*pairs: tuple[pv.PolyData, pv.PolyData]) -> list[np.ndarray]:
-        with Studio(16) as studio:
+        with closing(Studio(16)) as studio:
             return [
                 studio.photograph([Part(one, red, 0.5 * np.eye(4)), Part(other, blue, 0.5 * np.eye(4))], [camera])[0]
                 for one, other in pairs
@@ -221,7 +222,7 @@ def test_another_process_draws_the_same_bytes_and_says_nothing() -> None:
     program = f"""
         import hashlib
         from m2m.world.cameras import Camera
-        from m2m.world.solids import SolidObject, render_views
+        from m2m.world.studio import SolidObject, render_views
         print(hashlib.sha256(render_views({OBJECT!r}, {CAMERAS!r}).tobytes()).hexdigest())
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
