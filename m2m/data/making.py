@@ -70,6 +70,10 @@ class PlannedSet:
     fingerprint: Callable[[], JsonValue] = lambda: None
     """What the pictures depend on besides id, caption, count and the dataset's parameters: the files' state."""
 
+    @property
+    def identity(self) -> JsonValue:
+        return [self.id, self.caption, self.count, self.fingerprint()]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MadeSets:
@@ -161,7 +165,7 @@ def shard_jobs(
     whole = [*depends, runtime.device_type]
     for split in get_args(Split):
         for block in blocks(sets[split], sets_per_shard):
-            content = [*whole, *([one.id, one.caption, one.count, one.fingerprint()] for one in block)]
+            content = [*whole, *(one.identity for one in block)]
             name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
             record = runtime.work / stage / f"{name}.json"
             yield ShardJob(split=split, planned=block, make_sets=make_sets, store=runtime.store, record=record)
@@ -301,11 +305,10 @@ def world_sets(
         combinations: what a split may show.
         planned: the set of an id that shows one of them.
     """
-    counts: dict[Split, int] = {"train": params.train, "validation": params.validation, "test": params.test}
     sets: dict[Split, list[PlannedSet]] = {}
-    for split, count in counts.items():
+    for split in get_args(Split):
         choices = combinations(split)
-        chosen = enumerate(rounds(params.seed, split, len(choices), count))
+        chosen = enumerate(rounds(params.seed, split, len(choices), getattr(params, split)))
         sets[split] = [planned(f"world-{split}-{number:06}", choices[index]) for number, (_, index) in chosen]
     return sets
 

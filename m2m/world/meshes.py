@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from m2m.errors import UserError
 from m2m.world.cameras import Camera
+from m2m.world.mesh_files import Floats, MeshFile, Surface, Texture, check_count, shown
 from m2m.world.mesh_files.gltf import read_gltf
 from m2m.world.mesh_files.obj import read_obj
-from m2m.world.mesh_files.ply import read_ply
-from m2m.world.mesh_files.source import Source, shown
-from m2m.world.mesh_files.stl import read_stl
-from m2m.world.mesh_files.surface import Floats, Surface, Texture, check_count
+from m2m.world.mesh_files.ply_stl import read_ply, read_stl
 from m2m.world.studio import SURFACE_COLOURS, Part, Studio
 
-Reader = Callable[[Source], Iterator[Surface]]
+Reader = Callable[[MeshFile], Iterator[Surface]]
 
 _Y_UP: Final = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 _Z_UP: Final = np.eye(3)
@@ -53,7 +51,7 @@ def read_mesh(path: Path) -> list[Part]:
     read, axes = FORMATS[path.suffix.lower()]
     try:
         with np.errstate(all="ignore"):  # what overflows is not finite, and refused as that
-            surfaces = [surface.checked() for surface in read(Source(path)) if len(surface.faces)]
+            surfaces = [surface.checked() for surface in read(MeshFile(path)) if len(surface.faces)]
             return [_part(alike) for alike in _alike(_placed(surfaces, axes))]
     except (ValueError, OSError, MemoryError) as error:
         reason = str(error) if isinstance(error, ValueError) else shown(f"{type(error).__name__}: {error}")

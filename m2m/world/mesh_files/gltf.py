@@ -14,12 +14,11 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from m2m.world.mesh_files import gltf_json
-from m2m.world.mesh_files.gltf_numbers import Numbers
-from m2m.world.mesh_files.source import LARGEST_TEXT, Source, shown
-from m2m.world.mesh_files.surface import (
+from m2m.world.mesh_files import (
+    LARGEST_TEXT,
     Floats,
     Indices,
+    MeshFile,
     Rgba,
     Surface,
     Texture,
@@ -28,7 +27,9 @@ from m2m.world.mesh_files.surface import (
     check_faces,
     display,
     multiplied,
+    shown,
 )
+from m2m.world.mesh_files.gltf_document import Document, Mesh, Numbers, Primitive, Sampler, Skin, item_at
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _WRAPS: Final[dict[int, Wrap]] = {10497: "REPEAT", 33071: "CLAMP_TO_EDGE", 33648
 _NEAREST: Final = 9728
 
 
-def read_gltf(source: Source) -> Iterator[Surface]:
+def read_gltf(source: MeshFile) -> Iterator[Surface]:
     """The triangles of the file's scene, as its nodes, skins and morph targets place them when nothing moves.
 
     Raises:
@@ -47,7 +48,7 @@ def read_gltf(source: Source) -> Iterator[Surface]:
     """
     text, binary = _chunks(source.read())
     try:
-        document = gltf_json.Document.model_validate_json(text.removeprefix(b"\xef\xbb\xbf"))
+        document = Document.model_validate_json(text.removeprefix(b"\xef\xbb\xbf"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "its JSON"
@@ -94,7 +95,7 @@ def _chunks(content: bytes) -> tuple[bytes, bytes | None]:
 class _Reader:
     """One document, its buffers, and what has been unpacked of them."""
 
-    def __init__(self, source: Source, document: gltf_json.Document, binary: bytes | None) -> None:
+    def __init__(self, source: MeshFile, document: Document, binary: bytes | None) -> None:
         self._source = source
         self._document = document
         self._numbers = Numbers(source, document, binary)
@@ -108,21 +109,21 @@ class _Reader:
         roots: Sequence[int] = [index for index in range(len(nodes)) if index not in children]
         places = self._places(roots)
         if self._document.scenes:
-            roots = gltf_json.item_at(self._document.scenes, self._document.scene or 0, "scene").nodes
-        shown: list[tuple[int, gltf_json.Mesh, gltf_json.Primitive]] = []
+            roots = item_at(self._document.scenes, self._document.scene or 0, "scene").nodes
+        drawn: list[tuple[int, Mesh, Primitive]] = []
         waiting, seen = list(reversed(roots)), set[int]()
         while waiting:
             index = waiting.pop()
             if index in seen:
                 raise ValueError(f"node {index} is in its scene twice")
             seen.add(index)
-            node = gltf_json.item_at(nodes, index, "node")
+            node = item_at(nodes, index, "node")
             waiting += reversed(node.children)
             if node.mesh is not None:
-                mesh = gltf_json.item_at(self._document.meshes, node.mesh, "mesh")
-                shown += [(index, mesh, primitive) for primitive in mesh.primitives]
-        check_count(sum(self._count(primitive) for _, _, primitive in shown))
-        for index, mesh, primitive in shown:
+                mesh = item_at(self._document.meshes, node.mesh, "mesh")
+                drawn += [(index, mesh, primitive) for primitive in mesh.primitives]
+        check_count(sum(self._count(primitive) for _, _, primitive in drawn))
+        for index, mesh, primitive in drawn:
             faces = self._faces(primitive)
             if len(faces):
                 yield self._surface(primitive, faces, index, mesh, places)
@@ -135,12 +136,12 @@ class _Reader:
             index, parent = waiting.pop()
             if index in places:
                 raise ValueError(f"node {index} has two parents")
-            node = gltf_json.item_at(self._document.nodes, index, "node")
+            node = item_at(self._document.nodes, index, "node")
             places[index] = parent @ node.local()
             waiting += [(child, places[index]) for child in node.children]
         return places
 
-    def _count(self, primitive: gltf_json.Primitive) -> int:
+    def _count(self, primitive: Primitive) -> int:
         """How many triangles there are, at most."""
         if primitive.indices is None:
             corners = self._numbers.description(primitive.attributes.get("POSITION"), "POSITION").count
@@ -148,7 +149,7 @@ class _Reader:
             corners = self._numbers.description(primitive.indices, "indices").count
         return corners // 3 if primitive.mode == 4 else corners
 
-    def _faces(self, primitive: gltf_json.Primitive) -> Indices:
+    def _faces(self, primitive: Primitive) -> Indices:
         """(m, 3); none of points and lines."""
         count = self._numbers.description(primitive.attributes.get("POSITION"), "POSITION").count
         if primitive.indices is None:
@@ -173,10 +174,10 @@ class _Reader:
 
     def _surface(
         self,
-        primitive: gltf_json.Primitive,
+        primitive: Primitive,
         faces: Indices,
         index: int,
-        mesh: gltf_json.Mesh,
+        mesh: Mesh,
         places: dict[int, Floats],
     ) -> Surface:
         node = self._document.nodes[index]
@@ -194,9 +195,7 @@ class _Reader:
             if weight and "POSITION" in target:
                 points = points + weight * self._numbers.at_points(target["POSITION"], "a morph target", used, 3)
         if node.skin is not None and "JOINTS_0" in primitive.attributes:
-            points = self._skinned(
-                points, attribute, gltf_json.item_at(self._document.skins, node.skin, "skin"), places
-            )
+            points = self._skinned(points, attribute, item_at(self._document.skins, node.skin, "skin"), places)
         elif index in places:
             points = points @ places[index][:3, :3].T + places[index][:3, 3]
         else:
@@ -207,19 +206,15 @@ class _Reader:
             colours = np.column_stack([colours, np.ones(len(colours))])
         if primitive.material is None:
             return replace(surface, point_colours=None if colours is None else display(colours))
-        material = gltf_json.item_at(self._document.materials, primitive.material, "material")
+        material = item_at(self._document.materials, primitive.material, "material")
         surface = replace(surface, alpha_mode=material.alpha_mode, alpha_cutoff=material.alpha_cutoff)
-        glossy = material.extensions.specular_glossiness
-        if glossy is not None:
-            factor, info = glossy.diffuse_factor, glossy.diffuse_texture
-        else:
-            base = material.pbr_metallic_roughness
-            factor, info = base.base_color_factor, base.base_color_texture
+        base = material.glossy or material.pbr_metallic_roughness
+        factor, info = base.factor, base.texture
         if info is None:
             if colours is None:
                 return replace(surface, colour=display(np.array([factor]))[0].tolist())
             return replace(surface, point_colours=display(colours * factor))
-        transform = info.extensions.transform
+        transform = info.transform
         uv_set = info.tex_coord if transform.tex_coord is None else transform.tex_coord
         uv = attribute(f"TEXCOORD_{uv_set}", 2)
         if uv is None:
@@ -234,7 +229,7 @@ class _Reader:
             point_colours=None if colours is None else display(colours),
         )
 
-    def _skinned(self, points: Floats, attribute: Any, skin: gltf_json.Skin, places: dict[int, Floats]) -> Floats:
+    def _skinned(self, points: Floats, attribute: Any, skin: Skin, places: dict[int, Floats]) -> Floats:
         """Where joints take points. Where the node itself stands does not count, says glTF."""
         count = len(skin.joints)
         if any(joint not in places for joint in skin.joints):
@@ -265,13 +260,13 @@ class _Reader:
     def _texture(self, index: int, factor: Rgba, *, opaque: bool) -> Texture:
         key = (index, factor, opaque)
         if key not in self._textures:
-            texture = gltf_json.item_at(self._document.textures, index, "texture")
-            number = texture.source if texture.extensions.webp is None else texture.extensions.webp.source
+            texture = item_at(self._document.textures, index, "texture")
+            number = texture.source if texture.webp is None else texture.webp
             if number is None:
                 raise ValueError(f"texture {index} is of a kind that is not supported; give PNG, JPEG or WebP")
-            sampler = gltf_json.Sampler()
+            sampler = Sampler()
             if texture.sampler is not None:
-                sampler = gltf_json.item_at(self._document.samplers, texture.sampler, "sampler")
+                sampler = item_at(self._document.samplers, texture.sampler, "sampler")
             if sampler.wrap_s != sampler.wrap_t:
                 _log.warning("%s: texture %d is repeated across as it is along", self._source.path, index)
             image = multiplied(self._image(number), factor, opaque=opaque)
@@ -283,16 +278,14 @@ class _Reader:
 
     def _image(self, index: int) -> Image.Image:
         if index not in self._images:
-            image = gltf_json.item_at(self._document.images, index, "image")
+            image = item_at(self._document.images, index, "image")
             if image.buffer_view is not None:
-                picture = self._source.picture(
-                    bytes(self._numbers.view(image.buffer_view)[0]), image.name or f"image {index}"
-                )
-            elif image.uri is None:
-                raise ValueError(f"image {index} is nowhere")
-            elif image.uri.startswith("data:"):
-                picture = self._source.picture(gltf_json.embedded(image.uri), f"image {index}")
+                content: bytes | None = bytes(self._numbers.view(image.buffer_view)[0])
             else:
-                picture = self._source.picture(self._source.find(gltf_json.local_name(image.uri)), image.uri)
-            self._images[index] = picture
+                content = self._numbers.resource(image.uri)
+            if content is None:
+                raise ValueError(f"image {index} is nowhere")
+            in_a_file = image.buffer_view is None and image.uri and not image.uri.startswith("data:")
+            name = image.uri if in_a_file else image.name
+            self._images[index] = self._source.picture(name or f"image {index}", content)
         return self._images[index]

@@ -7,15 +7,33 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import takewhile
+from typing import Final
 
 import numpy as np
 from PIL import Image
 
-from m2m.world.mesh_files.mtl import Map, Material, read_materials
-from m2m.world.mesh_files.source import LARGEST_TEXT, Source, shown
-from m2m.world.mesh_files.surface import GREY, MOST_TRIANGLES, WHITE, Floats, Surface, Texture, fans
+from m2m.world.mesh_files import (
+    GREY,
+    LARGEST_TEXT,
+    MOST_TRIANGLES,
+    WHITE,
+    Floats,
+    MeshFile,
+    Surface,
+    Texture,
+    fans,
+    shown,
+)
 
 _log = logging.getLogger(__name__)
+
+_OPTIONS: Final = {
+    **dict.fromkeys(("-blendu", "-blendv", "-bm", "-boost", "-cc", "-clamp", "-imfchan", "-texres", "-type"), (1, 1)),
+    "-mm": (2, 2),
+    **dict.fromkeys(("-o", "-s", "-t"), (1, 3)),
+}
+"""Options of a texture, and how many words each takes: so many, or of numbers as many as there are within."""
 
 
 @dataclass
@@ -28,7 +46,7 @@ class _Group:
     """Of each corner; -1: none."""
 
 
-def read_obj(source: Source) -> Iterator[Surface]:
+def read_obj(source: MeshFile) -> Iterator[Surface]:
     """The polygons; a surface for each material.
 
     Raises:
@@ -106,7 +124,7 @@ def _point_colours(colours: Sequence[float], points: int) -> Floats | None:
 
 
 def _surface(
-    source: Source, group: _Group, points: Floats, colours: Floats | None, uvs: Floats, material: Material | None
+    source: MeshFile, group: _Group, points: Floats, colours: Floats | None, uvs: Floats, material: Material | None
 ) -> Surface:
     corner, uv = np.array(group.corners, dtype=np.int64), np.array(group.uvs, dtype=np.int64)
     pairs, unshared = np.unique(corner * (len(uvs) + 1) + uv + 1, return_inverse=True)
@@ -141,13 +159,13 @@ def _surface(
     )
 
 
-def _image(source: Source, material: Material) -> Image.Image:
+def _image(source: MeshFile, material: Material) -> Image.Image:
     """The colours of a material's textures, with what they say of opacity as alpha."""
     colour = opacity = None
     if material.map_colour:
-        colour = _levels(_open(source, material.map_colour).convert("RGB"), material.map_colour)
+        colour = _levels(source.picture(material.map_colour.name).convert("RGB"), material.map_colour)
     if material.map_opacity:
-        picture = _open(source, material.map_opacity)
+        picture = source.picture(material.map_opacity.name)
         has_alpha = picture.mode == "RGBA" and material.map_opacity.channel in ("", "m")
         opacity = picture.getchannel("A") if has_alpha else picture.convert("L")
         opacity = _levels(opacity, material.map_opacity)
@@ -158,13 +176,126 @@ def _image(source: Source, material: Material) -> Image.Image:
     return colour
 
 
-def _open(source: Source, wanted: Map) -> Image.Image:
-    return source.picture(source.find(wanted.name), wanted.name)
-
-
 def _levels(picture: Image.Image, wanted: Map) -> Image.Image:
     base, gain = wanted.levels
     if wanted.levels == (0.0, 1.0):
         return picture
     table = np.rint(np.clip(255 * base + gain * np.arange(256), 0, 255)).astype(int).tolist()
     return picture.point(table * len(picture.getbands()))
+
+
+# Materials
+
+
+@dataclass(frozen=True)
+class Map:
+    """A texture as a material names it."""
+
+    name: str
+    offset: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+    clamp: bool = False
+    levels: tuple[float, float] = (0.0, 1.0)
+    """What black and the range to white become."""
+    channel: str = ""
+
+
+@dataclass
+class Material:
+    colour: tuple[float, float, float] | None = None
+    opacity: float = 1.0
+    map_colour: Map | None = None
+    map_opacity: Map | None = None
+
+
+def read_materials(source: MeshFile, libraries: Sequence[str]) -> dict[str, Material]:
+    """Those of all libraries; a line names one file, or several divided by spaces.
+
+    Raises:
+        ValueError: a library is damaged or not there.
+    """
+    materials: dict[str, Material] = {}
+    for line in libraries:
+        try:
+            names = [line] if source.find(line) else []
+        except ValueError:
+            names = line.split()
+        for name in names:
+            text = source.read(name, largest=LARGEST_TEXT).decode("utf-8-sig", "surrogateescape")
+            for number, statement in enumerate(text.splitlines(), start=1):
+                try:
+                    _read_statement(statement.strip(), materials)
+                except (ValueError, IndexError) as error:
+                    raise ValueError(f"{shown(name)}, line {number} is {shown(statement.strip())} ({error})") from error
+    return materials
+
+
+def _read_statement(statement: str, materials: dict[str, Material]) -> None:
+    keyword, _, rest = statement.replace("\t", " ").partition(" ")
+    rest = rest.strip()
+    if keyword == "newmtl":
+        materials[rest] = Material()
+    if not materials or not rest:
+        return
+    material = next(reversed(materials.values()))
+    match keyword.lower():
+        case "kd":
+            if rest.split()[0] in ("spectral", "xyz"):
+                raise ValueError("only RGB is supported")
+            red, *more = (finite(word) for word in rest.split()[:3])
+            green, blue = more if len(more) == 2 else (red, red)
+            material.colour = (red, green, blue)
+        case "d":
+            material.opacity = finite(rest.split()[-1])
+        case "tr":
+            material.opacity = 1 - finite(rest.split()[-1])
+        case "map_kd":
+            material.map_colour = _map(rest)
+        case "map_d":
+            material.map_opacity = _map(rest)
+
+
+def _map(rest: str) -> Map:
+    """Options, then a name that may hold spaces."""
+    found = Map("")
+    while (words := rest.split()) and words[0] in _OPTIONS:
+        option, words = words[0], words[1:-1]  # what comes last is of the name
+        least, most = _OPTIONS[option]
+        values = words[:most] if least == most else list(takewhile(_is_number, words[:most]))
+        if len(values) < least:
+            raise ValueError(f"expected {'numbers' if least < most else f'{least} words'} and a file after {option}")
+        match option:
+            case "-s":
+                found = replace(found, scale=tuple([*map(finite, values), 1.0][:2]))
+            case "-o":
+                found = replace(found, offset=tuple([*map(finite, values), 0.0][:2]))
+            case "-t" if any(map(finite, values)):
+                raise ValueError("turbulence is not supported")
+            case "-clamp":
+                found = replace(found, clamp=values[0].lower() == "on")
+            case "-mm":
+                found = replace(found, levels=tuple(map(finite, values)))
+            case "-imfchan":
+                found = replace(found, channel=values[0].lower())
+        for word in (option, *values):
+            rest = rest[len(word) :].lstrip()
+    if rest.startswith("-") and " " in rest:  # an option that nobody knows
+        rest = rest.split(maxsplit=1)[1]
+    if not rest:
+        raise ValueError("names no file")
+    return replace(found, name=rest)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def finite(word: str) -> float:
+    number = float(word)
+    if not abs(number) < 1e9:
+        raise ValueError(f"{shown(word)} is no number that means anything here")
+    return number
