@@ -69,8 +69,8 @@ def test_generate(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "data/mis.json: 12 train sets, 4 validation sets, 8 test sets of 4 images in 2 shards" in result.stdout
     assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
     assert call.given["inception"] == Path("models/foundation/inception")
-    assert call.given["store"].uri == str(tmp_path / "data/store")
-    assert call.given["device"] == "cpu"
+    assert call.given["runtime"].store.uri == str(tmp_path / "data/store")
+    assert call.given["runtime"].device == "cpu"
 
 
 @pytest.mark.parametrize(("stage", "kind", "images"), [("views", "nvs", "4"), ("procedures", "vpg", "up to 4")])
@@ -83,7 +83,7 @@ def test_the_sets_of_a_task(stage: str, kind: str, images: str, m2m: Any, monkey
         in result.stdout
     )
     assert call.given["stable_diffusion"] == Path("models/foundation/stable-diffusion")
-    assert call.given["processes"] >= 1
+    assert call.given["runtime"].processes >= 1
 
 
 @pytest.mark.parametrize("variant", ["self", "dino"])
@@ -274,7 +274,7 @@ def test_a_cpu_has_a_worker_a_thread_and_a_gpu_has_one(
     call = Call("generate", monkeypatch, SimpleNamespace(sets={}, images_per_set=4, shards=()))
     try:
         m2m("generate", "--params", PARAMS)
-        assert call.given["workers"].count == workers
+        assert call.given["runtime"].workers.count == workers
         assert torch.get_num_threads() == (1 if device == "cpu" else 3)
     finally:
         torch.set_num_threads(before)

@@ -67,12 +67,12 @@ class PlannedSet:
     draw: Callable[[], DrawnSet] | None = None
     """Called in a pool, which may be one of processes. Raises UserError if what it reads is bad. None: a model draws
     what the caption says."""
-    fingerprint: Callable[[], JsonValue] = lambda: None
+    fingerprint: Callable[[], JsonValue] | None = None
     """What the pictures depend on besides id, caption, count and the dataset's parameters: the files' state."""
 
     @property
     def identity(self) -> JsonValue:
-        return [self.id, self.caption, self.count, self.fingerprint()]
+        return [self.id, self.caption, self.count, self.fingerprint and self.fingerprint()]
 
 
 @dataclass(frozen=True, kw_only=True)

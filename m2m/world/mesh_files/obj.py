@@ -266,15 +266,17 @@ def _map(rest: str) -> Map:
             raise ValueError(f"expected {'numbers' if least < most else f'{least} words'} and a file after {option}")
         match option:
             case "-s":
-                found = replace(found, scale=tuple([*map(finite, values), 1.0][:2]))
+                u, v = [*map(finite, values), 1.0][:2]
+                found = replace(found, scale=(u, v))
             case "-o":
-                found = replace(found, offset=tuple([*map(finite, values), 0.0][:2]))
+                u, v = [*map(finite, values), 0.0][:2]
+                found = replace(found, offset=(u, v))
             case "-t" if any(map(finite, values)):
                 raise ValueError("turbulence is not supported")
             case "-clamp":
                 found = replace(found, clamp=values[0].lower() == "on")
             case "-mm":
-                found = replace(found, levels=tuple(map(finite, values)))
+                found = replace(found, levels=(finite(values[0]), finite(values[1])))
             case "-imfchan":
                 found = replace(found, channel=values[0].lower())
         for word in (option, *values):

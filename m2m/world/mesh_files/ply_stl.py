@@ -208,7 +208,7 @@ def _read_elements(content: memoryview, order: str, elements: Sequence[_Element]
         content = np.array(bytes(content).split(), dtype=float).view(np.uint8).data
 
     def kind(name: str) -> np.dtype[Any]:
-        return np.dtype(order + name if order else float)
+        return np.dtype(order + name) if order else np.dtype(float)
 
     values: dict[str, _Values] = {}
     at = 0
