@@ -39,20 +39,22 @@ class Transform(Record):
 class TextureInfo(Record):
     index: Index
     tex_coord: Index = 0
-    transform: Transform = Field(Transform(), validation_alias=AliasPath("extensions", "KHR_texture_transform"))
+    transform: Transform = Field(default=Transform(), validation_alias=AliasPath("extensions", "KHR_texture_transform"))
 
 
 class BaseColour(Record):
     """Of both ways to give one: by metal and roughness, or by gloss."""
 
-    factor: Rgba = Field(WHITE, validation_alias=AliasChoices("baseColorFactor", "diffuseFactor"))
-    texture: TextureInfo | None = Field(None, validation_alias=AliasChoices("baseColorTexture", "diffuseTexture"))
+    factor: Rgba = Field(default=WHITE, validation_alias=AliasChoices("baseColorFactor", "diffuseFactor"))
+    texture: TextureInfo | None = Field(
+        default=None, validation_alias=AliasChoices("baseColorTexture", "diffuseTexture")
+    )
 
 
 class Material(Record):
     pbr_metallic_roughness: BaseColour = BaseColour()
     glossy: BaseColour | None = Field(
-        None, validation_alias=AliasPath("extensions", "KHR_materials_pbrSpecularGlossiness")
+        default=None, validation_alias=AliasPath("extensions", "KHR_materials_pbrSpecularGlossiness")
     )
     alpha_mode: AlphaMode = "OPAQUE"
     alpha_cutoff: Annotated[float, Field(ge=0)] = 0.5
@@ -60,7 +62,7 @@ class Material(Record):
 
 class Texture(Record):
     source: Index | None = None
-    webp: Index | None = Field(None, validation_alias=AliasPath("extensions", "EXT_texture_webp", "source"))
+    webp: Index | None = Field(default=None, validation_alias=AliasPath("extensions", "EXT_texture_webp", "source"))
     sampler: Index | None = None
 
 
