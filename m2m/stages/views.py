@@ -11,7 +11,7 @@ from m2m.code import code_digest
 from m2m.data.making import make_dataset
 from m2m.data.renderings import plan_views
 from m2m.data.task_sets import Plan, PlannedSet, Source, task_making
-from m2m.diffusion.latents import LatentEncoder, image_size
+from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest, Split
