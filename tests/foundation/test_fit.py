@@ -59,10 +59,16 @@ def test_what_is_kept_and_damaged_is_made_again(
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_a_checkpoint_that_is_damaged_is_not_gone_on_from(program: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_damaged_is_not_gone_on_from(
+    program: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
     whole = program["train"](tmp_path / "whole")
-    ended = subprocess.run([sys.executable, PROGRAM, tmp_path / "broken", "step 9"], check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+    monkeypatch.setattr("os.kill", stop)
+    with pytest.raises(KeyboardInterrupt):
+        program["train"](tmp_path / "broken", killed="step 9")
     (state,) = (tmp_path / "broken").glob("network/*/state.safetensors")
     content = bytearray(state.read_bytes())
     content[-2] ^= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainDino, TrainVariant
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.runtime import Runtime
-from m2m.settings import Revision
+from m2m.settings import revision
 from m2m.stages import train
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker
@@ -215,13 +216,18 @@ def test_the_same_weights_under_another_commit_are_the_same_model(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or all that rests on the model would be made again after a commit that changed none of its bytes."""
-    for commit in ("0" * 40, "1" * 40):
-        monkeypatch.setattr("m2m.settings.revision", lambda commit=commit: Revision(commit=commit, dirty=True))
+    checkout, commits = tmp_path / "checkout", list[str]()
+    who = ("-c", "user.name=me", "-c", "user.email=me@example.org")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    monkeypatch.chdir(checkout)
+    for commit in ("one", "other"):
+        subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", commit], check=True)
+        assert revision().commit not in {"unknown", *commits}
         monkeypatch.setattr("m2m.training.run.code_digest", lambda module, commit=commit: f"{module} of {commit}")
         run(tmp_path / commit)
-    one, other = (tmp_path / commit / "model" for commit in ("0" * 40, "1" * 40))
-    assert folder_digest(one) == folder_digest(other)
-    assert "commit" not in (one / "README.md").read_text().lower()
+        commits.append(revision().commit)
+        assert not any(commits[-1] in path.read_text() for path in (tmp_path / commit / "model").rglob("*.md"))
+    assert folder_digest(tmp_path / "one" / "model") == folder_digest(tmp_path / "other" / "model")
 
 
 def test_v_prediction_and_checkpointed_activations_reach_the_model(run: Run, tmp_path: Path) -> None:
