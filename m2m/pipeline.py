@@ -204,7 +204,7 @@ class M2MPipeline(ConcurrentPipeline):
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": latents.new_empty(0)}
                     wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    state = callback_on_step_end(call, step, timestep, {**wanted, "image": k})  # type: ignore[operator]
+                    state = callback_on_step_end(call, step, timestep, {**wanted, "image": k})
                     latents = (state or {}).get("latents", latents)
                 bar.update()
                 return latents

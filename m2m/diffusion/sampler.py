@@ -158,7 +158,7 @@ def denoise(
 
         return Replayed(predicted) if use_cuda_graphs else predicted
 
-    latents = noise * scheduler.init_noise_sigma
+    latents: Tensor = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(timesteps):
         if stopped():
             break

@@ -71,9 +71,9 @@ class Training:
         self, name: str, network: nn.Module, loss: Loss, *, pictures: int | None = None, matrices: Sequence[str] = ()
     ) -> None:
         """A network, by the parameters of its name, on all pictures or so many others."""
-        own = {"fit": self.params.unet if name == "text_to_image" else getattr(self.params, name)}
-        count = pictures or len(self.tokens)
-        fit(name, network, loss, **own, pictures=count, seed=self.params.seed, work=self.work, matrices=matrices)
+        params, count = self.params, pictures or len(self.tokens)
+        sizes = params.unet if name == "text_to_image" else getattr(params, name)
+        fit(name, network, loss, fit=sizes, pictures=count, seed=params.seed, work=self.work, matrices=matrices)
 
     def begin(self, name: str) -> None:
         """Make the initial weights of the next network a function of the seed."""

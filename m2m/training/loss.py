@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any, Self
 
 import torch
@@ -49,7 +50,8 @@ class Examples:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with other tensors: on a device, in page-locked memory …"""
-        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
     @classmethod
     def stack(cls, examples: Sequence[Examples], *, given: int = 1) -> Self:
@@ -65,10 +67,8 @@ class Examples:
     def split(self, parts: int) -> list[Self]:
         """Equal parts, in order."""
         size = len(self) // parts
-        return [
-            replace(self.changed(lambda tensor, rows=rows: tensor[rows]), lengths=self.lengths[rows])  # type: ignore[misc]
-            for rows in (slice(part * size, (part + 1) * size) for part in range(parts))
-        ]
+        places = [slice(part * size, (part + 1) * size) for part in range(parts)]
+        return [replace(self.changed(itemgetter(part)), lengths=self.lengths[part]) for part in places]
 
     def to(self, device: torch.device) -> Self:
         """On a device."""
