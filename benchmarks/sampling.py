@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.plain import read_in_full
 from benchmarks.rows import Row
 from benchmarks.setting import Setting
-from m2m.diffusion.solvers import make_scheduler
+from m2m.diffusion.sampler import make_scheduler
 from m2m.models.unet import Variant
 from m2m.params import TrainCommon
 from m2m.pipeline import M2MPipeline

@@ -27,10 +27,10 @@ from m2m.params import TrainCommon, TrainVariant
 from m2m.pipeline import M2MPipeline
 from m2m.store import LocalStore
 from m2m.training.checkpoints import Checkpoints
-from m2m.training.loop import Course, train_steps
-from m2m.training.objective import Objective
+from m2m.training.loop import Batches, train_steps
+from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
-from m2m.training.session import start_or_resume
+from m2m.training.run import start_or_resume
 from m2m.training.start import from_stable_diffusion
 from m2m.training.state import TrainState
 
@@ -41,28 +41,28 @@ def our_steps(setting: Setting, variant: Variant, common: TrainCommon) -> Iterat
     workers = setting.workers()
     common = common.model_copy(update={"set_size": setting.set_size, "gradient_accumulation": workers.count})
     with tempfile.TemporaryDirectory() as folder:
-        pipeline, course, state = start(setting, variant, common, Path(folder))
+        pipeline, batches, state = start(setting, variant, common, Path(folder))
         ranks = Ranks(device=torch.device(setting.device))
-        with closing(train_steps(state, course, ranks, workers)) as steps:
+        with closing(train_steps(state, batches, ranks, workers)) as steps:
             yield steps, pipeline
 
 
 def start(
     setting: Setting, variant: Variant, common: TrainCommon, folder: Path
-) -> tuple[M2MPipeline, Course, TrainState]:
-    """A pipeline, a course over random sets without end, and the state before its first step."""
+) -> tuple[M2MPipeline, Batches, TrainState]:
+    """A pipeline, batches of random sets without end, and the state before its first step."""
     pipeline = from_stable_diffusion(setting.foundation, variant, common).to(setting.device)
     learning = TrainVariant(
         images=10**9, sets_per_step=setting.sets_per_step[variant], learning_rate=1e-5, context_learning_rate=1e-5
     )
-    course = Course(
+    batches = Batches(
         sets=random_sets(setting, 2 * setting.sets_per_step[variant], pipeline.latent_shape, folder),
         images_per_set=setting.set_size,
-        objective=Objective(pipeline, common, device=torch.device(setting.device)),
+        loss=SetLoss(pipeline, common, device=torch.device(setting.device)),
         variant=learning,
     )
     checkpoints = Checkpoints(folder / "checkpoints" / "of-this-run")
-    return pipeline, course, start_or_resume(pipeline.unet, common, learning, checkpoints)
+    return pipeline, batches, start_or_resume(pipeline.unet, batches, checkpoints)
 
 
 def random_sets(setting: Setting, count: int, latent_shape: tuple[int, int, int], folder: Path) -> ImageSets:

@@ -14,7 +14,7 @@ from benchmarks.sampling import VARIANTS
 from benchmarks.setting import Setting
 from benchmarks.steps import precision
 from m2m.evaluation.efficiency import context_shape
-from m2m.models.preceding import PrecedingImages
+from m2m.models.context import PrecedingImages
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.params import TrainCommon
 from m2m.training.start import from_stable_diffusion

@@ -17,7 +17,8 @@ from benchmarks.setting import Setting
 from benchmarks.steps import operations_of_step, our_steps, passes_of, text_to_image
 from m2m.models.unet import Variant
 from m2m.params import TrainCommon
-from m2m.training.examples import STEPS_AHEAD, Examples, made_ahead
+from m2m.training.loop import STEPS_AHEAD, made_ahead
+from m2m.training.loss import Examples
 
 STEPS = 2
 """Timed together."""

@@ -256,3 +256,13 @@ def _as_numpy(array: NDArray[Any] | Tensor) -> NDArray[Any]:
     if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()  # NumPy knows neither bfloat16 nor the 8-bit types
     return tensor.movedim(0, -1).numpy() if tensor.ndim else tensor.numpy()
+
+
+def as_signal(images: Tensor) -> Tensor:
+    """Pictures as networks take them: uint8 of any shape -> float32 from -1 to 1."""
+    return images.float() / 127.5 - 1
+
+
+def as_levels(signal: Tensor) -> Tensor:
+    """Pictures as they are saved: from -1 to 1, of any shape -> uint8."""
+    return ((signal / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -26,40 +25,22 @@ from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionModel, Dinov2Model
 
 from m2m import seeds
-from m2m.calls import ConcurrentPipeline
-from m2m.devices import Replayed, align
-from m2m.diffusion.guidance import guided, guides
-from m2m.diffusion.objective import add_context_noise, alphas_cumprod
-from m2m.diffusion.solvers import restarted
+from m2m.calls import Cameras, ConcurrentPipeline, Seed, pixels_of, poses_of_sets, seeds_of_sets, sets_of
+from m2m.devices import align
+from m2m.diffusion.gaussian import add_context_noise, alphas_cumprod
+from m2m.diffusion.sampler import denoise
+from m2m.diffusion.stable_diffusion import decode, encode
 from m2m.errors import UserError
 from m2m.files import DIGESTS, check_digests
-from m2m.given import Cameras, Seed, pixels_of, poses_of_sets, seeds_of_sets, sets_of
-from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.models.context import PrecedingImages, dino_pixels, dino_tokens
 from m2m.models.pose import Viewpoints
-from m2m.models.preceding import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 from m2m.params import Precision
-from m2m.photos import Photo
+from m2m.photos import Photo, as_levels
 
 StepCallback: TypeAlias = Callable[["M2MPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 OutputType = Literal["pil", "np", "pt", "latent"]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What holds for all images of one call of the pipeline."""
-
-    num_images: int
-    num_inference_steps: int
-    guidance_scale: float
-    context_timestep: int
-    output_type: OutputType
-    use_cache: bool
-    use_cuda_graphs: bool
-    callback: StepCallback | None
-    tensor_inputs: Sequence[str]
-    advance: Callable[[], object]  # called after each denoising step
 
 
 class M2MPipeline(ConcurrentPipeline):
@@ -134,6 +115,7 @@ class M2MPipeline(ConcurrentPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.5,
         context_timestep: int = 0,
+        drawn_context: int | None = None,
         generator: Seed | Sequence[Seed] | None = None,
         latents: Tensor | None = None,
         poses: Cameras | Sequence[Cameras] | None = None,
@@ -154,6 +136,9 @@ class M2MPipeline(ConcurrentPipeline):
                 in diffusers, at 1 and below there is none: c alone. Much of it keeps more of the given images than they
                 share. To draw without context, give no images.
             context_timestep: the noise that context images are given, as a training timestep; 0: none.
+            drawn_context: how many drawn images later ones read at most, the first of them; None: the newest that fit
+                the window. With 0 each reads the given ones alone; with 1 all later ones the first as well, so that
+                they agree without being copies of copies. What is not read costs nothing.
             generator: a seed, or a generator whose initial seed is taken; one for all, or a list of one a set. Image k
                 of a set depends on its seed and k, not on `num_images`, nor on torch's defaults, nor (but for rounding)
                 on the rest of the batch.
@@ -182,6 +167,8 @@ class M2MPipeline(ConcurrentPipeline):
         set_seeds = seeds_of_sets(generator, len(sets), nested)
         if num_images < 1 or num_inference_steps < 1:
             raise ValueError(f"at least 1 image and 1 step, not {num_images} and {num_inference_steps}")
+        if drawn_context is not None and drawn_context < 0:
+            raise ValueError(f"drawn_context is a number of drawn images, or None, not {drawn_context}")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is a finite number, not {guidance_scale}")
         if output_type not in get_args(OutputType):
@@ -211,23 +198,33 @@ class M2MPipeline(ConcurrentPipeline):
         with ExitStack() as stack:
             call, in_place = stack.enter_context(self._alone(num_inference_steps, guidance_scale))
             bar = stack.enter_context(self.progress_bar(total=len(groups) * num_images * call.num_timesteps))
-            options = Options(
+
+            def after_step(k: int, step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "prompt_embeds": latents.new_empty(0)}
+                    wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    state = callback_on_step_end(call, step, timestep, {**wanted, "image": k})
+                    latents = (state or {}).get("latents", latents)
+                bar.update()
+                return latents
+
+            draw = partial(
+                call._draw,
                 num_images=num_images,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 context_timestep=context_timestep,
-                output_type=output_type,
+                drawn_context=drawn_context,
+                decoded=output_type != "latent",
                 use_cache=use_cache,
                 use_cuda_graphs=use_cuda_graphs and in_place,
-                callback=callback_on_step_end,
-                tensor_inputs=tuple(callback_on_step_end_tensor_inputs),
-                advance=bar.update,
+                after_step=after_step,
             )
             for group in groups:
                 noise = None if latents is None else latents[group]
                 seen_from = None if cameras is None else torch.stack([cameras[s] for s in group])
                 of_group = [given[s] for s in group]
-                for images_of_sets in call._draw(of_group, [set_seeds[s] for s in group], noise, seen_from, options):
+                for images_of_sets in draw(of_group, [set_seeds[s] for s in group], noise, seen_from):
                     for s, image in zip(group, images_of_sets, strict=True):
                         drawn[s].append(image)
             self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
@@ -250,20 +247,30 @@ class M2MPipeline(ConcurrentPipeline):
         set_seeds: list[int],
         noise: Tensor | None,
         poses: Tensor | None,
-        options: Options,
+        *,
+        num_images: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        context_timestep: int,
+        drawn_context: int | None,
+        decoded: bool,
+        use_cache: bool,
+        use_cuda_graphs: bool,
+        after_step: Callable[[int, int, Tensor, Tensor], Tensor],
     ) -> Iterator[Tensor]:
         """Draws for S sets with equally many given images; yields image after image of all of them.
 
-        These are (S, 3, H, W) from -1 to 1, or latents (S, 4, h, w).
+        These are (S, 3, H, W) from -1 to 1, or (not `decoded`) latents (S, 4, h, w).
         """
         device, dino = self._execution_device, self.unet.variant == "dino"
         preceding = PrecedingImages(
             self.unet,
             sets=len(given),
-            timestep=options.context_timestep,
+            timestep=context_timestep,
             device=device,
-            use_cache=options.use_cache,
+            use_cache=use_cache,
             given=len(given[0]),
+            drawn_context=drawn_context,
         )
         moved = None if poses is None else poses.to(device)  # (S, n, pose_dim), float32
 
@@ -272,80 +279,50 @@ class M2MPipeline(ConcurrentPipeline):
 
         for pictures in zip(*given, strict=True):
             images = torch.stack(pictures).to(device)  # uint8 (S, 3, H, W)
-            context = self._context(images if dino else self._encode(images), preceding, set_seeds, options)
-            preceding.append(context, seen_from())
-        for k in range(options.num_images):
+            read = images if dino else encode(self.vae, images)
+            preceding.append(self._context(read, preceding, set_seeds, context_timestep), seen_from())
+        for k in range(num_images):
             if self.interrupt:
                 return
+            self._guidance_scale = guidance_scale  # a callback may have changed it for the image before
             generators = [seeds.generator(seed, "image", k) for seed in set_seeds]
             start = seeds.normal(self.latent_shape, *generators) if noise is None else noise[:, k]  # (S, 4, h, w)
-            latents = self._denoise(start.to(device, self.unet.dtype), preceding, seen_from(), generators, k, options)
-            last = k + 1 == options.num_images
-            if options.output_type != "latent" or (dino and not last):
-                unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor  # it may be more precise
-                images = self.vae.decode(unscaled).sample  # (S, 3, H, W)
-            yield latents if options.output_type == "latent" else images
-            if not (last or self.interrupt):
-                context = _as_uint8(images) if dino else latents
-                preceding.append(self._context(context, preceding, set_seeds, options), seen_from())
+            latents = denoise(
+                start.to(device, self.unet.dtype),
+                partial(self._predict, preceding, seen_from()),
+                self.scheduler,
+                num_inference_steps,
+                scale=lambda: 1.0 if preceding.none_is_read else self._guidance_scale,
+                generators=generators,
+                use_cuda_graphs=use_cuda_graphs,
+                stopped=lambda: self.interrupt,
+                after_step=partial(after_step, k),
+            )
+            is_read = preceding.next_is_read and k + 1 < num_images
+            if decoded or (dino and is_read):
+                images = decode(self.vae, latents)  # (S, 3, H, W)
+            yield images if decoded else latents
+            if is_read and not self.interrupt:
+                read = as_levels(images) if dino else latents
+                preceding.append(self._context(read, preceding, set_seeds, context_timestep), seen_from())
+            else:
+                preceding.skip()
 
-    def _denoise(
-        self,
-        latents: Tensor,
-        preceding: PrecedingImages,
-        seen_from: Viewpoints | None,
-        generators: list[torch.Generator],
-        k: int,
-        options: Options,
+    def _predict(
+        self, preceding: PrecedingImages, seen_from: Viewpoints | None, rows: Tensor, time: Tensor, guided: bool
     ) -> Tensor:
-        """From unit noise to the scaled latents of image k of each set: (S, 4, h, w) -> (S, 4, h, w)."""
-        timesteps = restarted(self.scheduler, options.num_inference_steps)  # on the CPU: schedulers look steps up so
-        times = timesteps.to(latents.device)
-        step_noise = (
-            {"generator": generators} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
-        )
-        self._guidance_scale = options.guidance_scale  # a callback may have changed it for the image before
-        predictors: dict[float, Callable[[Tensor, Tensor], Tensor]] = {}
+        """What the network says of noisy latents (rows, 4, h, w), the first half without context where guided."""
+        window = preceding.window(guided=guided, seen_from=seen_from)
+        return cast(Tensor, self.unet(rows.to(self.unet.dtype), time, window, return_dict=False)[0])
 
-        def predictor(scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-            def predicted(sample: Tensor, time: Tensor) -> Tensor:
-                def of_rows(rows: Tensor) -> Tensor:
-                    window = preceding.window(guided=guides(scale), seen_from=seen_from)
-                    return cast(Tensor, self.unet(rows.to(self.unet.dtype), time, window, return_dict=False)[0])
-
-                return guided(of_rows, sample, scale)
-
-            return Replayed(predicted) if options.use_cuda_graphs else predicted  # what it reads stays in place
-
-        latents = latents * self.scheduler.init_noise_sigma
-        for step, timestep in enumerate(timesteps):
-            if self.interrupt:
-                break
-            scale = self._guidance_scale if preceding.count > 0 else 1.0
-            if scale not in predictors:
-                predictors[scale] = predictor(scale)
-            sample = self.scheduler.scale_model_input(latents, timestep)  # (S, 4, h, w)
-            prediction = predictors[scale](sample, times[step])  # (S, 4, h, w)
-            latents = self.scheduler.step(prediction, timestep, latents, **step_noise).prev_sample
-            if options.callback is not None:
-                tensors = {"latents": latents, "prompt_embeds": latents.new_empty(0)}
-                wanted = {name: tensors[name] for name in options.tensor_inputs}
-                state = options.callback(self, step, timestep, {**wanted, "image": k})
-                latents = (state or {}).get("latents", latents)
-            options.advance()
-        return latents
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """Pictures to scaled latents: uint8 (S, 3, H, W) -> (S, 4, h, w)."""
-        posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
-        return cast(Tensor, posterior.mode() * self.vae.config.scaling_factor)
-
-    def _context(self, images: Tensor, preceding: PrecedingImages, set_seeds: list[int], options: Options) -> Tensor:
+    def _context(
+        self, images: Tensor, preceding: PrecedingImages, set_seeds: list[int], context_timestep: int
+    ) -> Tensor:
         """What the U-Net reads of the next context image, noised: latents, or the patch tokens of uint8 pictures."""
         dino = images.dtype == torch.uint8
         if dino:
             images = dino_pixels(images, self.feature_extractor)  # (S, 3, h, w)
-        if options.context_timestep > 0:
+        if context_timestep > 0:
             products = alphas_cumprod(self.scheduler.config, self.scheduler.config.prediction_type)
             generators = [seeds.generator(seed, "context", preceding.count) for seed in set_seeds]
             noise = seeds.normal(images.shape[1:], *generators).to(images)
@@ -377,8 +354,3 @@ def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "
 
 # DiffusionPipeline.from_pretrained looks there for the class that a model folder names.
 diffusers.M2MPipeline = M2MPipeline  # type: ignore[attr-defined]
-
-
-def _as_uint8(images: Tensor) -> Tensor:
-    """Pictures as they would be saved: -1 to 1 -> uint8."""
-    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -16,18 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m2m.devices import ALIGNMENT, align
-from m2m.diffusion.latents import LatentEncoder
-from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion
 from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
 from m2m.evaluation.networks import Clip
+from m2m.files import file_digest
 from m2m.foundation import fit as fit_module
 from m2m.models.unet import Variant
 from m2m.params import Fit
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline, load_pipeline
-from m2m.training.ema import Ema
+from m2m.training.checkpoints import SEAL
 from m2m.training.start import from_stable_diffusion
-from m2m.training.state import TrainState
+from m2m.training.state import FILES, Ema, TrainState
 
 ROOT = Path(__file__).parents[1]
 COMMON = load_params(ROOT / "profiles" / "embedded.yaml").train.common
@@ -191,11 +191,11 @@ def test_a_state_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path) -> Non
     def new_state() -> TrainState:
         network = nn.Linear(5, 3)
         optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-        return TrainState(network=network, optimizer=optimizer, ema=Ema(network, decay=0.9))
+        return TrainState(network=network, optimizers=(optimizer,), ema=Ema(network, decay=0.9))
 
     trained = new_state()
     trained.network(torch.ones(1, 5)).sum().backward()
-    trained.optimizer.step()
+    trained.optimizers[0].step()
     trained.save(tmp_path)
     shift(tmp_path / "state.safetensors", BY_HEADER)
     resumed = new_state()
@@ -217,7 +217,7 @@ def test_a_fit_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path, monkeypa
         fit_module.fit("line", network, lambda *_: loss(network), fit=sizes, pictures=9, seed=0, work=tmp_path)
 
     def killed(network: nn.Module) -> Tensor:
-        if (tmp_path / "line.checkpoint.safetensors").exists():
+        if list(tmp_path.glob(f"line/*/{SEAL}")):
             raise KeyboardInterrupt
         return network(torch.ones(1, 5)).sum()  # type: ignore[no-any-return]
 
@@ -225,7 +225,10 @@ def test_a_fit_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path, monkeypa
     monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     with pytest.raises(KeyboardInterrupt):
         fit(killed)
-    shift(tmp_path / "line.checkpoint.safetensors", BY_HEADER)
+    (kept,) = tmp_path.glob("line/*/state.safetensors")
+    shift(kept, BY_HEADER)
+    seal = {name: file_digest(kept.with_name(name)) for name in FILES}
+    kept.with_name(SEAL).write_text(json.dumps(seal))
     fit(lambda network: network(torch.ones(1, 5)).sum())
     moments = [tensor for state in optimizers[-1].state.values() for tensor in state.values()]
     assert len(moments) == 2 * 3  # a step and two moments of weight and bias

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import (
@@ -17,6 +18,7 @@ from m2m.files import (
     folder_digest,
     is_intact,
     new_file,
+    new_folder,
     reading_foundation,
     sealed_file,
     write_atomically,
@@ -86,6 +88,48 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_what_is_no_refusal_of_the_disk_passes_through(tmp_path: Path) -> None:
     with pytest.raises(ConnectionResetError), writing(tmp_path / "file"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_new_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with new_folder(tmp_path / "model") as draft:
+            (draft / text).write_text(text)
+            assert (tmp_path / "model").exists() == (text == "second")
+    assert texts(tmp_path / "model") == {"second": "second"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_kill_left_is_no_part_of_a_new_folder(tmp_path: Path) -> None:
+    (tmp_path / ".model.new").mkdir()
+    (tmp_path / ".model.new" / "half").write_text("half")
+    with new_folder(tmp_path / "model") as draft:
+        (draft / "whole").write_text("whole")
+    assert texts(tmp_path / "model") == {"whole": "whole"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), SafetensorError("I/O error: No space left on device (os error 28)")],
+    ids=["system", "safetensors"],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_old_one(tmp_path: Path, error: Exception) -> None:
+    with new_folder(tmp_path / "model") as draft:
+        (draft / "old").write_text("old")
+    with pytest.raises(UserError, match=r"cannot write .*model: the disk is full"), new_folder(tmp_path / "model"):
+        raise error
+    assert texts(tmp_path / "model") == {"old": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_errors_that_are_no_refusal_pass_through_and_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError, match="bad header"), new_folder(tmp_path / "model"):
+        raise SafetensorError("bad header")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_digest_is_its_sha256(tmp_path: Path) -> None:

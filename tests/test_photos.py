@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageCms
 
 from m2m.errors import UserError
-from m2m.photos import FORMATS, as_tensor, open_photo, picture_of, square
+from m2m.photos import FORMATS, as_levels, as_signal, as_tensor, open_photo, picture_of, square
 from tests.mutations import Reader, survives
 
 
@@ -441,3 +441,11 @@ def test_what_can_be_no_picture_is_told_in_one_line(array: Any, message: str) ->
     with pytest.raises(ValueError, match=message) as error:
         picture_of(array)
     assert "\n" not in str(error.value)
+
+
+def test_a_signal_spans_minus_one_to_one_and_levels_bring_it_back() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    signal = as_signal(levels)
+    torch.testing.assert_close(signal.flatten()[[0, 255, 51]], torch.tensor([-1.0, 1.0, -0.6]))
+    assert torch.equal(as_levels(signal), levels)
+    assert as_levels(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.models.context import dino_pixels, dino_tokens
 from m2m.models.pose import POSE_DIM, relative_poses
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline

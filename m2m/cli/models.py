@@ -50,11 +50,7 @@ def train(
         foundation=foundation,
         out=out,
         curve=curve or Path(f"reports/train-{variant}.csv"),
-        work=machine.settings.work,
-        store=machine.store(),
-        tracker=machine.tracker(),
-        device=machine.device(),
-        workers=machine.workers(),
+        runtime=machine.runtime(),
     )
     typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
 
@@ -90,11 +86,7 @@ def finetune(
         scratch=wanted.train.common if from_scratch else None,
         out=out,
         curve=curve or Path(f"reports/finetune-{item}.csv"),
-        work=machine.settings.work,
-        store=machine.store(),
-        tracker=machine.tracker(),
-        device=machine.device(),
-        workers=machine.workers(),
+        runtime=machine.runtime(),
     )
     typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
 

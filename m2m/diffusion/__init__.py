@@ -1,1 +1,1 @@
-"""Denoising: what is learned (`objective`), how samplers walk (`solvers`, `guidance`), and `stable_diffusion`."""
+"""Denoising: what is learned (`gaussian`), how samplers walk (`sampler`), and `stable_diffusion`."""

@@ -1,24 +1,28 @@
-"""Stable Diffusion from its folder: captions and noise in, pictures and their latents out."""
+"""Stable Diffusion from its folder: captions and noise in, pictures out; and its autoencoder, between both."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m2m import seeds
-from m2m.devices import Replayed, align
-from m2m.diffusion.guidance import guided, guides
-from m2m.diffusion.solvers import make_scheduler
+from m2m.devices import align
+from m2m.diffusion.sampler import denoise, guides, make_scheduler
 from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import check_digests, reading_foundation
 from m2m.params import Precision, SolverName
+from m2m.photos import as_signal
 
 
 class StableDiffusion:
@@ -86,25 +90,14 @@ class StableDiffusion:
 
         (B, 4, h, w), (B, L, D) -> (B, 4, h, w), on the device.
         """
-        scheduler = make_scheduler(self._solver, self._pipeline.scheduler.config)
-        scheduler.set_timesteps(self._num_inference_steps)  # on the CPU: schedulers look steps up by them
-        times = scheduler.timesteps.to(self._device)
-        scale = self._guidance_scale
+        scale, scheduler = self._guidance_scale, make_scheduler(self._solver, self._pipeline.scheduler.config)
         if guides(scale):
             embeddings = torch.cat([self._empty.expand_as(embeddings), embeddings])  # (2·B, L, D)
 
-        def predicted(sample: Tensor, time: Tensor) -> Tensor:
-            def of_rows(rows: Tensor) -> Tensor:
-                return self._unet(rows.to(self._unet.dtype), time, embeddings, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        def network(rows: Tensor, time: Tensor, _guided: bool) -> Tensor:
+            return self._unet(rows.to(self._unet.dtype), time, embeddings, return_dict=False)[0].float()  # type: ignore[no-any-return]
 
-            return guided(of_rows, sample, scale)
-
-        predict = Replayed(predicted)
-        latents = noise.to(self._device) * scheduler.init_noise_sigma  # (B, 4, h, w)
-        for timestep, time in zip(scheduler.timesteps, times, strict=True):
-            sample = scheduler.scale_model_input(latents, timestep)
-            latents = scheduler.step(predict(sample, time), timestep, latents, return_dict=False)[0]
-        return latents
+        return denoise(noise.to(self._device), network, scheduler, self._num_inference_steps, scale=lambda: scale)
 
     @torch.inference_mode()
     def attended(
@@ -139,8 +132,7 @@ class StableDiffusion:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of scaled latents, black where not finite: (B, 4, h, w) -> uint8 (B, H, W, 3), on the device."""
-        scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
-        images = self._vae.decode(scaled, return_dict=False)[0].float()  # (B, 3, H, W)
+        images = decode(self._vae, latents).float()  # (B, 3, H, W)
         finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
         images = torch.where(finite[:, None, None, None], images, -1.0)
         return (images * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -160,3 +152,63 @@ def _load(folder: Path) -> StableDiffusionPipeline:
         raise UserError(f"{text}; {FOUNDATION_RESTORED}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def posterior(vae: Any, images: Tensor) -> Any:
+    """What an autoencoder tells of pictures, uint8 (B, 3, H, W): a Gaussian of latents (B, 4, h, w), not scaled."""
+    return vae.encode(as_signal(images).to(vae.dtype)).latent_dist
+
+
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """The posterior's mode, scaled: uint8 (B, 3, H, W) -> (B, 4, h, w)."""
+    return posterior(vae, images).mode() * vae.config.scaling_factor  # type: ignore[no-any-return]
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures of scaled latents: (B, 4, h, w) -> (B, 3, H, W) from about -1 to 1, in the autoencoder's precision."""
+    precise = latents.to(torch.promote_types(latents.dtype, vae.dtype))  # either may be the more precise one
+    return vae.decode((precise / vae.config.scaling_factor).to(vae.dtype)).sample  # type: ignore[no-any-return]
+
+
+class LatentEncoder:
+    """A VAE's encoder in float32.
+
+    Rounding depends on a batch's shape: for the same bytes every time, give batches of the same shape.
+
+    Args:
+        stable_diffusion: a diffusers folder, of which only ``vae/`` is read.
+        device: where torch computes: ``cpu``, ``cuda`` …
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+
+    def __init__(self, stable_diffusion: Path, *, device: str) -> None:
+        folder = stable_diffusion / "vae"
+        check_digests(stable_diffusion, "vae")
+        with reading_foundation(folder):
+            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        self._vae = vae.to(device).eval()
+        align(self._vae)
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The posterior's mode, scaled: (B, H, W, 3) -> (B, 4, h, w)."""
+        latents = encode(self._vae, torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
+        return np.asarray(latents.float().cpu().numpy())
+
+
+def image_size(stable_diffusion: Path) -> int:
+    """Pixels of a side of the pictures that a Stable Diffusion folder is made for, from its configuration.
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+    check_digests(stable_diffusion, "unet/config.json", "vae")
+    with reading_foundation(stable_diffusion):
+        unet, vae = (
+            json.loads((stable_diffusion / part / "config.json").read_text(encoding="utf-8"))
+            for part in ("unet", "vae")
+        )
+        return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)

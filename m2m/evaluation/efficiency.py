@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from m2m import seeds
-from m2m.diffusion.solvers import make_scheduler
+from m2m.diffusion.sampler import make_scheduler
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.operations import META, image_set_costs, text_pass
 from m2m.evaluation.timing import Clock

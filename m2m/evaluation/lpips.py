@@ -18,6 +18,7 @@ from m2m.errors import UserError
 from m2m.evaluation.perceptual import distance
 from m2m.evaluation.published import load_published
 from m2m.files import file_digest
+from m2m.photos import as_signal
 
 ARCHITECTURE = "lpips-alexnet-v0.1"
 CHANNELS = (64, 192, 384, 256, 256)
@@ -43,7 +44,7 @@ class Lpips(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Of n pairs of pictures, uint8 (n, 3, H, W) each, of 32 pixels a side or more: (n,), 0 for equal ones."""
-        pixels = torch.cat([first, second]).float() / 127.5 - 1  # (2n, 3, H, W)
+        pixels = as_signal(torch.cat([first, second]))  # (2n, 3, H, W)
         shift = pixels.new_tensor((-0.030, -0.088, -0.188))[:, None, None]
         scale = pixels.new_tensor((0.458, 0.448, 0.450))[:, None, None]
         hidden, layers = (pixels - shift) / scale, []

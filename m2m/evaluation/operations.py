@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from m2m.models.preceding import PrecedingImages
+from m2m.models.context import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 
 META = torch.device("meta")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from m2m import seeds
 from m2m.data.shards import ImageSet
-from m2m.diffusion.solvers import make_scheduler
+from m2m.diffusion.sampler import make_scheduler
 from m2m.evaluation.kept import read_or_draw
 from m2m.evaluation.measure import Batch
 from m2m.params import DrawingParams, EvaluateMis

@@ -10,26 +10,24 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
+from m2m.errors import UserError
 from m2m.files import is_intact, sealed_file
 from m2m.params import Fit
+from m2m.progress import progress
 from m2m.seeds import generator
+from m2m.training.checkpoints import Checkpoints
+from m2m.training.ranks import Ranks
+from m2m.training.state import Ema, NotFiniteError, TrainState, learning_rate
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
-SECONDS_BETWEEN_LINES = 15
 EMA_DECAY = 0.999
-WARMUP = 0.05
+WARMUP, FLOOR = 0.05, 0.02
+"""Shares of the run that the learning rate rises in, and of its peak that it falls to."""
 MUON_FACTOR = 5
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
-
-
-def learning_rate(done: float, peak: float) -> float:
-    """Linear warm-up over a twentieth of the run, then a cosine to a fiftieth of the peak; ``done``: the share done."""
-    if done < WARMUP:
-        return peak * done / WARMUP
-    cosine = (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))) / 2
-    return peak * (0.02 + 0.98 * cosine)
 
 
 def fit(
@@ -52,91 +50,77 @@ def fit(
         loss: takes (indices of the batch's pictures, a generator for its draws), gives a scalar.
         pictures: how many pictures there are to draw batches from.
         matrices: names of weights that Muon trains (Jordan et al., 2024), at five times the rate; AdamW does the rest.
-        work: where the checkpoint lies; the finished weights stay there, so that a second call returns at once. What is
+        work: where the checkpoints lie; the finished weights stay there, so that a second call returns at once. What is
             damaged there is made again.
+
+    Raises:
+        UserError: the loss is not finite, or the disk refuses.
     """
-    steps = math.ceil(fit.images / fit.batch_size)
-    finished, checkpoint = work / f"{name}.safetensors", work / f"{name}.checkpoint.safetensors"
-    if is_intact(finished):
-        module.load_state_dict(load_file(finished))
-        module.eval().requires_grad_(False)
-        return
-    parameters = {key: value for key, value in module.named_parameters() if value.requires_grad}
-    average = {key: value.detach().clone() for key, value in parameters.items()}
+    finished, checkpoints = work / f"{name}.safetensors", Checkpoints(work / name)
+    if not is_intact(finished):
+        state = _start_or_resume(module, matrices, checkpoints)
+        _train(name, state, loss, fit=fit, pictures=pictures, seed=seed, checkpoints=checkpoints)
+        with state.ema.applied(), sealed_file(finished) as draft:
+            save_file({key: value.contiguous() for key, value in module.state_dict().items()}, draft)
+        checkpoints.clear()
+    module.load_state_dict(load_file(finished))
+    module.eval().requires_grad_(False)
+
+
+def _start_or_resume(module: nn.Module, matrices: Collection[str], checkpoints: Checkpoints) -> TrainState:
+    trained = {key: value for key, value in module.named_parameters() if value.requires_grad}
+    rest = [{"params": [value for key, value in trained.items() if key not in matrices], "factor": 1}]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [value for key, value in parameters.items() if key not in matrices],
-            betas=(0.9, 0.98),
-            weight_decay=0.01,
-            fused=True,
-        )
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     ]
     if matrices:
-        muon = torch.optim.Muon([parameters[key] for key in matrices], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
-    trained_by = {weight: each for each in optimizers for group in each.param_groups for weight in group["params"]}
-    start = 0
-    if is_intact(checkpoint):
-        saved = load_file(checkpoint)
-        start = int(saved["step"])
-        module.load_state_dict({key: saved[f"weight/{key}"] for key in module.state_dict()})
-        for key in parameters:
-            average[key].copy_(saved[f"average/{key}"])
-        for key, tensor in saved.items():
-            if key.startswith("optimizer/"):
-                _, slot, of = key.split("/", 2)
-                moved = tensor.to(parameters[of].device, copy=True)  # off the mapped file
-                trained_by[parameters[of]].state[parameters[of]][slot] = moved
-
-    module.train()
-    total, counted, began, line, saved_at = torch.zeros(()), 0, time.monotonic(), time.monotonic(), time.monotonic()
-    for step in range(start, steps):
-        draws = generator(seed, name, step)
-        batch = torch.randint(pictures, (fit.batch_size,), generator=draws)
-        for optimizer, factor in zip(optimizers, (1, MUON_FACTOR), strict=False):
-            for group in optimizer.param_groups:
-                group["lr"] = factor * learning_rate((step + 1) / steps, fit.learning_rate)
-        value = loss(batch, draws)
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        total, counted = total + value.detach(), counted + 1
-        now = time.monotonic()
-        if now - line > SECONDS_BETWEEN_LINES or step + 1 == steps:
-            rate = (step + 1 - start) / (now - began)
-            left = (steps - step - 1) / rate / 60
-            mean = float(total) / counted
-            print(
-                f"{name}: step {step + 1}/{steps}, loss {mean:.4f}, {rate * fit.batch_size:.0f} images/s, "
-                f"{left:.1f} min left",
-                flush=True,
-            )
-            if not math.isfinite(mean):
-                raise FloatingPointError(f"{name}: the loss is {mean} near step {step + 1}")
-            total, counted, line = torch.zeros(()), 0, now
-        if now - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-            state = {"step": torch.tensor(step + 1)} | {
-                f"weight/{key}": tensor for key, tensor in module.state_dict().items()
-            }
-            for key, weight in parameters.items():
-                state[f"average/{key}"] = average[key]
-                for slot, tensor in trained_by[weight].state[weight].items():
-                    state[f"optimizer/{slot}/{key}"] = tensor
-            write(state, checkpoint)
-            saved_at = now
-    for key, weight in parameters.items():
-        weight.data.copy_(average[key])
-    module.eval().requires_grad_(False)
-    write(module.state_dict(), finished)
-    for unneeded in (*work.glob(f"{name}.checkpoint.*"), *work.glob(f".{name}.*")):  # and what a kill left
-        unneeded.unlink()
+        of_muon = [{"params": [trained[key] for key in matrices], "factor": MUON_FACTOR}]
+        optimizers.append(torch.optim.Muon(of_muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    state = TrainState(network=module, optimizers=tuple(optimizers), ema=Ema(module, decay=EMA_DECAY))
+    try:
+        if (checkpoint := checkpoints.latest()) is not None:
+            state.load(checkpoint)
+    except UserError:  # it is damaged
+        checkpoints.clear()
+    return state
 
 
-def write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors so that a kill leaves either the old file or the new one, each with its digest."""
-    with sealed_file(path) as draft:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
+def _train(
+    name: str, state: TrainState, loss: Loss, *, fit: Fit, pictures: int, seed: int, checkpoints: Checkpoints
+) -> None:
+    steps, trained = math.ceil(fit.images / fit.batch_size), [*state.network.parameters()]
+    state.network.train()
+    saved_at = time.monotonic()
+    with progress(steps * fit.batch_size, name, unit="images") as advance:
+        advance(state.images_seen, skipped=True)
+        for step in range(state.images_seen // fit.batch_size, steps):
+            draws = generator(seed, name, step)
+            batch = torch.randint(pictures, (fit.batch_size,), generator=draws)
+            done = {"images_seen": (step + 1) / steps, "warmup_images": WARMUP, "images": 1}
+            rate = learning_rate(**done, peak=fit.learning_rate, schedule="cosine", floor=FLOOR)
+            for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
+                group["lr"] = group["factor"] * rate
+            value = loss(batch, draws)
+            value.backward()  # type: ignore[no-untyped-call]
+            grad_norm = clip_grad_norm_([weight for weight in trained if weight.requires_grad], 1.0)
+            state.step()
+            state.images_seen += fit.batch_size
+            state.curve.record(images_seen=state.images_seen, losses=value.detach()[None], grad_norm=grad_norm)
+            is_last = step + 1 == steps
+            if is_last or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                point = _settled(name, state, rate)
+                print(f"{name}: step {step + 1}/{steps}, loss {point:.4f}", flush=True)
+                if not is_last:
+                    checkpoints.save(state)
+                saved_at = time.monotonic()
+            advance(fit.batch_size)
+
+
+def _settled(name: str, state: TrainState, rate: float) -> float:
+    """The mean loss since it was last asked for."""
+    try:
+        state.curve.settle(Ranks())
+    except NotFiniteError as error:
+        text = f"{name}: the loss or its gradient is not finite after {error.images_seen} images"
+        raise UserError(f"{text}; lower its learning rate") from error
+    return state.curve.close(images_seen=state.images_seen, learning_rate=rate, held_out_loss=math.nan).loss

@@ -18,15 +18,7 @@ from pickle import UnpicklingError
 
 import httpx2
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from safetensors.torch import save
 from torch import Tensor
 
@@ -238,13 +230,13 @@ def _asking_hub(snapshot: HubSnapshot) -> Iterator[None]:
     with _asking(repo):
         try:
             yield
-        except HFValidationError as error:
+        except errors.HFValidationError as error:
             raise UserError(f"{repo!r} is not the name of a repository; expected 'owner/name'") from error
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             raise UserError(f"{repo}: accept its terms at {page}, then set HF_TOKEN") from error
-        except RepositoryNotFoundError as error:
+        except errors.RepositoryNotFoundError as error:
             raise UserError(f"{page}: not found, or private; check the name, or set HF_TOKEN") from error
-        except RevisionNotFoundError as error:
+        except errors.RevisionNotFoundError as error:
             raise UserError(f"{page}: there is no revision {snapshot.revision}") from error
 
 
@@ -253,9 +245,9 @@ def _asking(whom: str) -> Iterator[None]:
     """Turns a network that fails into one line for a person."""
     try:
         yield
-    except OfflineModeIsEnabled as error:
+    except errors.OfflineModeIsEnabled as error:
         raise UserError(f"{whom}: HF_HUB_OFFLINE is set, so the hub may not be asked; unset it") from error
-    except (HfHubHTTPError, httpx2.HTTPStatusError) as error:
+    except (errors.HfHubHTTPError, httpx2.HTTPStatusError) as error:
         answer = f"{error.response.status_code} {error.response.reason_phrase}"
         raise UserError(f"{whom}: the server answers {answer}; check the address, or try again later") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError) as error:

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from m2m.devices import align
-from m2m.foundation import classify, contrast, text_to_image, vae
+from m2m.foundation import encoders, text_to_image
 from m2m.foundation.world import Lessons
 from m2m.models.classifier import WorldClassifier
+from m2m.photos import as_signal
 from m2m.seeds import derive
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
@@ -44,8 +45,8 @@ def measure(folder: Path, *, seed: int, device: str = "cpu") -> dict[str, float]
     classifier = WorldClassifier.from_pretrained(folder / "inception").to(device)
     corpus = make_corpus(pictures=PICTURES, views=VIEWS, steps=STEPS, seed=seed, split="test")
     unseen = Lessons.of(corpus, device)
-    restored = torch.cat(list(vae.decode(pipeline.vae, vae.encode(pipeline.vae, unseen.images)[0])))
-    figures = {"vae/psnr": vae.psnr(restored, unseen.images)}
+    restored = torch.cat([*text_to_image.decoded(pipeline.vae, text_to_image.encoded(pipeline.vae, unseen.images)[0])])
+    figures = {"vae/psnr": text_to_image.psnr(restored, unseen.images)}
     for kind, rows in (
         ("picture", slice(PICTURES)),
         ("view", slice(PICTURES, PICTURES + VIEWS)),
@@ -73,7 +74,7 @@ def held_out_captions() -> list[Caption]:
 
 def readings(network: WorldClassifier, images: Tensor, labels: dict[str, Tensor], kind: str) -> dict[str, float]:
     """The shares of pictures read right, by head, and of those with noun and colour both right."""
-    right = classify.right(network, images, labels)
+    right = encoders.right(network, images, labels)
     shares = {f"inception/{head}/{kind}": float(hits.float().mean()) for head, hits in right.items()}
     return shares | {f"inception/content/{kind}": float((right["noun"] & right["colour"]).float().mean())}
 
@@ -151,7 +152,7 @@ def match(folder: Path, unseen: Lessons, among: int = 48) -> float:
     texts = [Caption(NOUNS[noun], COLOUR_NAMES[hue], ALL_STYLES[style]).text() for _, noun, hue, style, *_ in meanings]
     logits = model(
         input_ids=text_to_image.tokenize(tokenizer, texts).to(unseen.images.device),
-        pixel_values=contrast.pixels(unseen.images[chosen]),
+        pixel_values=as_signal(unseen.images[chosen]),
     ).logits_per_image
     nearest = [meanings[index] for index in logits.argmax(dim=1).tolist()]
     hits: list[bool] = [found == own[index] for found, index in zip(nearest, chosen, strict=True)]

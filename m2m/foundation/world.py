@@ -11,16 +11,23 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
-from m2m.foundation import classify, contrast, self_supervise, text_to_image, vae
-from m2m.foundation.card import write_cards
+from m2m.foundation import encoders, text_to_image
 from m2m.foundation.fit import Loss, fit
-from m2m.foundation.words import learn_tokenizer
 from m2m.models.classifier import WorldClassifier
-from m2m.params import Fit, WorldFoundation
+from m2m.params import WorldFoundation
 from m2m.seeds import derive
 from m2m.world.corpus import Corpus, make_corpus, make_looks
 
 RESTORED_PICTURES = 12000  # how many the class network also sees through the autoencoder
+NETWORKS = {
+    "stable-diffusion": "A small text-to-image model, a StableDiffusionPipeline folder configured like SD 2.1-base: "
+    "f = 8, four latent channels, linear projections, its noise schedule.",
+    "dino": "A small Dinov2Model, trained without labels: two looks at one scene belong together.",
+    "clip": "A small CLIPModel: pictures and captions in one space.",
+    "inception": "The class network that stands in for Inception-v3: 64 features for FID, classes for noun, colour, "
+    "style and step, and readings of place, size and angle.",
+}
+"""What each folder's model card says, with the licence where hubs look for it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Lessons:
         return cls(
             images=torch.from_numpy(corpus.images).to(device).permute(0, 3, 1, 2).contiguous(),
             captions=corpus.captions,
-            labels={head: torch.from_numpy(getattr(corpus, head)).to(device) for head in classify.CLASSES},
+            labels={head: torch.from_numpy(getattr(corpus, head)).to(device) for head in encoders.CLASSES},
             shown=torch.from_numpy(corpus.shown).to(device),
             said=torch.from_numpy(corpus.said).to(device),
             geometry=torch.from_numpy(corpus.geometry).to(device),
@@ -48,7 +55,7 @@ class Lessons:
         )
 
 
-class School:
+class Training:
     """Trains each network on the same lessons; finished ones stay in ``work``: a killed run goes on where it was."""
 
     def __init__(self, params: WorldFoundation, work: Path, *, device: str, processes: int) -> None:
@@ -57,22 +64,16 @@ class School:
         self.counts = {"pictures": params.pictures, "views": params.views, "steps": params.steps}
         corpus = make_corpus(**self.counts, seed=params.seed, split="train", processes=processes)
         self.lessons = Lessons.of(corpus, device)
-        self.tokenizer: CLIPTokenizer = learn_tokenizer(self.lessons.captions)
+        self.tokenizer: CLIPTokenizer = text_to_image.learn_tokenizer(self.lessons.captions)
         self.tokens = text_to_image.tokenize(self.tokenizer, self.lessons.captions).to(device)
 
-    def teach(
-        self, name: str, network: nn.Module, loss: Loss, lessons: Fit, pictures: int, matrices: Sequence[str] = ()
+    def fit(
+        self, name: str, network: nn.Module, loss: Loss, *, pictures: int | None = None, matrices: Sequence[str] = ()
     ) -> None:
-        fit(
-            name,
-            network,
-            loss,
-            fit=lessons,
-            pictures=pictures,
-            seed=self.params.seed,
-            work=self.work,
-            matrices=matrices,
-        )
+        """A network, by the parameters of its name, on all pictures or so many others."""
+        params, count = self.params, pictures or len(self.tokens)
+        sizes = params.unet if name == "text_to_image" else getattr(params, name)
+        fit(name, network, loss, fit=sizes, pictures=count, seed=params.seed, work=self.work, matrices=matrices)
 
     def begin(self, name: str) -> None:
         """Make the initial weights of the next network a function of the seed."""
@@ -81,55 +82,51 @@ class School:
     def vae(self) -> Any:
         """The autoencoder, its scaling factor set so that scaled latents have unit variance over the lessons."""
         self.begin("vae")
-        network: Any = vae.build(self.params.vae)
+        network: Any = text_to_image.build_autoencoder(self.params.vae)
         network.to(self.device, memory_format=torch.channels_last)
-        self.teach(
-            "vae", network, vae.reconstruction_loss(network, self.lessons.images), self.params.vae, len(self.tokens)
-        )
+        self.fit("vae", network, text_to_image.reconstruction_loss(network, self.lessons.images))
         sample = self.lessons.images[:: max(1, len(self.tokens) // 2048)]
-        network.register_to_config(scaling_factor=float(1 / vae.encode(network, sample)[0].std()))
+        network.register_to_config(scaling_factor=float(1 / text_to_image.encoded(network, sample)[0].std()))
         return network
 
-    def text_to_image(self, network: Any) -> text_to_image.TextToImage:
+    def text_to_image(self, vae: Any) -> text_to_image.TextToImage:
         """The U-Net and its text encoder, trained on the autoencoder's latents."""
         self.begin("text_to_image")
         networks = text_to_image.TextToImage(self.params.unet, self.tokenizer).to(self.device)
-        mean, spread = (part * network.config.scaling_factor for part in vae.encode(network, self.lessons.images))
+        scale, prediction_type = vae.config.scaling_factor, self.params.unet.prediction_type
+        mean, spread = (part * scale for part in text_to_image.encoded(vae, self.lessons.images))
         empty = text_to_image.tokenize(self.tokenizer, [""]).to(self.device)
-        loss = text_to_image.text_to_image_loss(
-            networks, mean, spread, self.tokens, empty, self.params.unet.prediction_type
-        )
-        self.teach("text_to_image", networks, loss, self.params.unet, len(self.tokens))
+        loss = text_to_image.text_to_image_loss(networks, mean, spread, self.tokens, empty, prediction_type)
+        self.fit("text_to_image", networks, loss)
         return networks
 
-    def inception(self, network: Any) -> WorldClassifier:
+    def inception(self, vae: Any) -> WorldClassifier:
         """The class network, which sees some pictures as drawn and some as the autoencoder restores them."""
         self.begin("inception")
         lessons, count = self.lessons, len(self.tokens)
         # Every kind of picture lies in a stretch of its own: a stride takes its share of each.
         chosen = torch.arange(0, count, max(1, count // RESTORED_PICTURES))
-        restored = torch.cat(list(vae.decode(network, vae.encode(network, lessons.images[chosen])[0])))
-        classifier = WorldClassifier(classify.CLASSES).to(self.device)
-        loss = classify.naming_loss(
+        means, _ = text_to_image.encoded(vae, lessons.images[chosen])
+        classifier = WorldClassifier(encoders.CLASSES).to(self.device)
+        loss = encoders.naming_loss(
             classifier,
-            torch.cat([lessons.images, restored]),
+            torch.cat([lessons.images, *text_to_image.decoded(vae, means)]),
             {head: torch.cat([label, label[chosen]]) for head, label in lessons.labels.items()},
             torch.cat([lessons.geometry, lessons.geometry[chosen]]),
             torch.cat([lessons.placed, lessons.placed[chosen]]),
         )
-        self.teach("inception", classifier, loss, self.params.inception, count + len(chosen))
+        self.fit("inception", classifier, loss, pictures=count + len(chosen))
         return classifier
 
     def clip(self) -> CLIPModel:
         """The model of pictures and captions in one space."""
         self.begin("clip")
-        model: Any = contrast.build(self.params.clip, self.tokenizer)
+        model: Any = encoders.build_clip(self.params.clip, self.tokenizer)
         model.to(self.device)
         lessons = self.lessons
-        loss = contrast.contrastive_loss(model, lessons.images, self.tokens, lessons.shown, lessons.said)
-        self.teach("clip", model, loss, self.params.clip, len(self.tokens), matrices=contrast.matrices(model))
-        taught: CLIPModel = model
-        return taught
+        loss = encoders.clip_loss(model, lessons.images, self.tokens, lessons.shown, lessons.said)
+        self.fit("clip", model, loss, matrices=encoders.clip_matrices(model))
+        return model  # type: ignore[no-any-return]
 
     def dino(self) -> Dinov2Model:
         """The encoder trained without labels, on two looks at each of as many scenes."""
@@ -137,15 +134,9 @@ class School:
         looked = make_looks(**self.counts, seed=self.params.seed, processes=self.processes)
         looks = torch.from_numpy(looked).to(self.device).permute(0, 1, 4, 2, 3)
         self.begin("dino")
-        network = self_supervise.Contrast(self.params.dino).to(self.device)
-        self.teach(
-            "dino",
-            network,
-            self_supervise.contrastive_loss(network, looks),
-            self.params.dino,
-            looks.shape[1],
-            matrices=network.matrices(),
-        )
+        network = encoders.DinoTraining(self.params.dino).to(self.device)
+        loss = encoders.dino_loss(network, looks)
+        self.fit("dino", network, loss, pictures=looks.shape[1], matrices=network.matrices())
         return network.encoder
 
 
@@ -155,16 +146,26 @@ def train(params: WorldFoundation, *, out: Path, work: Path, device: str, proces
     Args:
         processes: how many draw pictures at the same time.
     """
-    school = School(params, work, device=device, processes=processes)
-    autoencoder = school.vae()
-    text_to_image.save_pipeline(
-        out / "stable-diffusion",
-        autoencoder,
-        school.text_to_image(autoencoder),
-        school.tokenizer,
-        params.unet.prediction_type,
-    )
-    school.inception(autoencoder).save_pretrained(out / "inception")
-    contrast.save(out / "clip", school.clip(), school.tokenizer)
-    self_supervise.save(out / "dino", school.dino())
+    training, prediction_type = Training(params, work, device=device, processes=processes), params.unet.prediction_type
+    vae = training.vae()
+    networks, tokenizer = training.text_to_image(vae), training.tokenizer
+    text_to_image.save_pipeline(out / "stable-diffusion", vae, networks, tokenizer, prediction_type)
+    training.inception(vae).save_pretrained(out / "inception")
+    encoders.save_clip(out / "clip", training.clip(), tokenizer)
+    encoders.save_dino(out / "dino", training.dino())
     write_cards(out, params)
+
+
+def write_cards(folder: Path, params: WorldFoundation) -> None:
+    """Write ``README.md`` into each network's folder."""
+    for name, text in NETWORKS.items():
+        card = (
+            "---\nlicense: apache-2.0\n---\n\n"
+            f"# {name}, on the embedded world\n\n{text}\n\n"
+            f"Trained from scratch on {params.pictures} pictures, {params.views} rendered views and {params.steps} "
+            "half-built procedures of 64 x 64 pixels, all drawn by this project "
+            f"(seed {params.seed}, revision {params.revision}). It knows nothing else, "
+            "and is here so that the whole pipeline runs without a network. How well it does on pictures that it never "
+            "saw stands in `quality.json` beside this folder.\n"
+        )
+        (folder / name / "README.md").write_text(card)

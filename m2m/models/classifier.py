@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m2m.files import check_digests, reading_foundation
+from m2m.photos import as_signal
 
 ARCHITECTURE = "world-classifier"
 FEATURES = 64
@@ -32,10 +33,6 @@ class Readings:
     features: Tensor  # (n, 64) float32
     logits: Mapping[str, Tensor]  # head name -> (n, classes)
     geometry: Tensor  # (n, 5): x, y, size as fractions of the picture; sine and cosine of the angle
-
-    def names(self, classes: Mapping[str, Sequence[str]], head: str) -> list[str]:
-        """The most likely class name for each picture."""
-        return [classes[head][index] for index in self.logits[head].argmax(dim=1).tolist()]
 
 
 class Residual(nn.Module):
@@ -89,7 +86,7 @@ class WorldClassifier(nn.Module):
         Args:
             images: (n, 3, 64, 64) uint8.
         """
-        hidden = self.stem(images.float() / 127.5 - 1)  # (n, 32, 32, 32)
+        hidden = self.stem(as_signal(images))  # (n, 32, 32, 32)
         hidden = self.stages(hidden)  # (n, 128, 4, 4)
         pooled = torch.cat([hidden.mean(dim=(2, 3)), hidden.amax(dim=(2, 3))], dim=1)  # (n, 256)
         features = self.neck(pooled)  # (n, 64)

@@ -24,7 +24,7 @@ RAY_DIM = 9 + 6 * len(WAVELENGTHS)
 """Three numbers each: direction, moment, and the point nearest to the object's middle. And that point's waves."""
 CLOSENESS = 4.0
 """Scale of moments and points, which differ by little from token to token."""
-LOUDNESS = 8.0
+RAY_SCALE = 8.0
 """Scale of all of them. Adam moves every weight by the learning rate: what is told louder is learnt sooner."""
 
 
@@ -99,4 +99,4 @@ def rays(poses: Tensor, side: int) -> Tensor:
     points = torch.linalg.cross(directions, moments)  # (rows, side², 3)
     angles = points[..., None] * (2 * math.pi / sent(WAVELENGTHS, poses.device, torch.float32))  # (rows, side², 3, w)
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (rows, side², 6·w)
-    return LOUDNESS * torch.cat([directions, CLOSENESS * moments, CLOSENESS * points, waves], dim=-1)
+    return RAY_SCALE * torch.cat([directions, CLOSENESS * moments, CLOSENESS * points, waves], dim=-1)

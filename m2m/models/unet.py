@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from m2m.devices import align, sent
-from m2m.models.image_set_attention import ImageSetAttention, TeacherForcing, Window
+from m2m.models.context import Window
+from m2m.models.image_set_attention import ImageSetAttention
+from m2m.models.packing import TeacherForcing
 from m2m.models.pose import Viewpoints
 from m2m.seeds import generator, normal
 
@@ -126,26 +128,21 @@ class ImageSetUNet(UNet2DConditionModel):
         return self.config["projection_class_embeddings_input_dim"] or 0
 
     @classmethod
-    def from_stable_diffusion(
-        cls, folder: Path, *, variant: Variant, max_context: int, context_dim: int = 0, context_pool: int = 1
-    ) -> Self:
+    def from_stable_diffusion(cls, folder: Path, *, variant: Variant, max_context: int, **own: int) -> Self:
         """The start of training from a `StableDiffusionPipeline` folder: a pure function of the folder.
 
         For the empty set it predicts what the Stable Diffusion U-Net predicts for the empty prompt. After images not
         quite, as they take a share of each attention: on the embedded world's foundation the difference is 32 % to 37 %
         of the prediction (root mean squares) for "self", and 16 % after one image to 27 % after five for "dino". For
         "self" constants that are fitted to what the parent reads come no nearer.
+
+        Args:
+            own: `context_dim`, `context_pool`, as of the class.
         """
         parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
         align(parent)
-        empty = empty_prompt(folder)
         return cls.from_parent(
-            parent,
-            empty_prompt=empty,
-            variant=variant,
-            max_context=max_context,
-            context_dim=context_dim,
-            context_pool=context_pool,
+            parent, empty_prompt=empty_prompt(folder), variant=variant, max_context=max_context, **own
         )
 
     @classmethod
@@ -164,10 +161,14 @@ class ImageSetUNet(UNet2DConditionModel):
         "dino" keeps all of them, and its tokens start at the empty prompt's mean. "self" needs new keys and values:
         keys start as the queries' twins, so that like looks at like, and values at the mean of the empty prompt's.
         """
-        config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
-        own = {"max_context": max_context, "context_dim": context_dim, "context_pool": context_pool}
-        own["null_tokens"] = len(empty_prompt)
-        unet = cls._without_weights(parent.device, variant=variant, **own, **config)
+        unet = cls._without_weights(
+            parent,
+            variant=variant,
+            max_context=max_context,
+            null_tokens=len(empty_prompt),
+            context_dim=context_dim,
+            context_pool=context_pool,
+        )
         weights = dict(parent.state_dict())
         for name, attention in unet.attentions().items():
             weights[f"{name}.slot_embedding"] = torch.zeros_like(attention.slot_embedding)
@@ -190,9 +191,9 @@ class ImageSetUNet(UNet2DConditionModel):
 
         Only the last layers start at zero, so that gradients flow; the first ones are drawn from the seed.
         """
-        config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
-        config |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": pose_dim}
-        unet = cls._without_weights(parent.device, **config)
+        unet = cls._without_weights(
+            parent, class_embed_type="projection", projection_class_embeddings_input_dim=pose_dim
+        )
         weights = dict(parent.state_dict())
         draws = generator(seed, "pose embedding")
         for name, tensor in unet.state_dict().items():
@@ -203,11 +204,15 @@ class ImageSetUNet(UNet2DConditionModel):
         return unet
 
     @classmethod
-    def _without_weights(cls, device: torch.device, **config: Any) -> Self:
-        """A network whose weights are to be loaded: those of a large one take seconds to be drawn."""
+    def _without_weights(cls, parent: UNet2DConditionModel, **changes: Any) -> Self:
+        """A network of the parent's configuration, with changes, whose weights are to be loaded.
+
+        Those of a large one would take seconds to be drawn.
+        """
+        config = {key: value for key, value in parent.config.items() if not key.startswith("_")}
         with torch.device("meta"):
-            unet: Self = cls(**config)
-        return unet.to_empty(device=device)
+            unet: Self = cls(**{**config, **changes})
+        return unet.to_empty(device=parent.device)
 
     def attentions(self) -> dict[str, ImageSetAttention]:
         """The Image-Set Attention of each transformer block, by its name in the state."""
@@ -219,15 +224,12 @@ class ImageSetUNet(UNet2DConditionModel):
         The null rows are none of it: they are the parent's, in the use that they had.
         """
         read = ("to_k.", "to_v.", "slot_embedding", "query_rays.", "key_rays.")
-        attention = [
-            parameter
-            for module in self.attentions().values()
-            for name, parameter in module.named_parameters()
-            if name.startswith(read)
+        parts = ("context_proj", "context_level", "context_pose", "class_embedding")
+        projections = [module for part in parts if (module := getattr(self, part, None)) is not None]
+        return [
+            *(p for one in self.attentions().values() for name, p in one.named_parameters() if name.startswith(read)),
+            *(p for projection in projections for p in projection.parameters()),
         ]
-        names = ("context_proj", "context_level", "context_pose", "class_embedding")
-        projections = [module for name in names if (module := getattr(self, name, None)) is not None]
-        return attention + [parameter for projection in projections for parameter in projection.parameters()]
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compiles transformers and ResNet blocks, all with their norms, as `torch.compile` is told to.

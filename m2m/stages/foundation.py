@@ -12,10 +12,9 @@ from m2m.errors import UserError
 from m2m.evaluation import inception_v3, lpips
 from m2m.evaluation.inception_v3 import InceptionV3
 from m2m.evaluation.lpips import Lpips
-from m2m.files import write_digests
+from m2m.files import new_folder, write_digests
 from m2m.foundation import hub, quality, world
 from m2m.params import HubFile, HubFoundation, WorldFoundation
-from m2m.training.folders import new_folder
 
 
 def run(

@@ -8,7 +8,7 @@ from pathlib import Path
 from m2m.code import code_digest
 from m2m.data.folder_sets import plan_procedures
 from m2m.data.making import PlannedSet, TaskPlan, make_task_sets, world_sets
-from m2m.diffusion.latents import LatentEncoder, image_size
+from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest

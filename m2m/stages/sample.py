@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from m2m.contact_sheet import animation, contact_sheet
-from m2m.diffusion.solvers import make_scheduler
+from m2m.diffusion.sampler import make_scheduler
 from m2m.errors import UserError
 from m2m.files import file_digest, folder_digest, write_atomically, writing
 from m2m.params import SolverName

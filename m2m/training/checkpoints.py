@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from m2m.errors import UserError
-from m2m.files import file_digest, write_atomically
-from m2m.training.folders import new_folder
+from m2m.files import file_digest, new_folder, write_atomically
 from m2m.training.state import FILES, TrainState
 
 SEAL = "seal.json"

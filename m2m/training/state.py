@@ -1,21 +1,171 @@
-"""All that a training run is at one moment, and how it is written down: safetensors and JSON, never a pickle."""
+"""All that a training run is at one moment, and how it is written down: safetensors and JSON, never a pickle.
+
+The weights and their moving average, the optimizers' moments, the curve; and the clock, which is images seen.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m2m.training.curve import Curve, Point
-from m2m.training.ema import Ema
+from m2m.training.ranks import Ranks
 
 FILES = ("state.safetensors", "state.json")
 WEIGHTS, AVERAGES, OPTIMIZER = "weights/", "averages/", "optimizer/"
+
+
+def learning_rate(
+    images_seen: float,
+    *,
+    peak: float,
+    warmup_images: float,
+    images: float,
+    schedule: Literal["constant", "cosine"],
+    floor: float = 0.0,
+) -> float:
+    """Linear warm-up to the peak, then constant or half a cosine down to the share `floor` of it at ``images``.
+
+    A step is given the rate at its middle: neither the first step nor the last one then runs at zero.
+    """
+    if images_seen < warmup_images:
+        return peak * images_seen / warmup_images
+    if schedule == "constant":
+        return peak
+    left = images - warmup_images
+    progress = min(1.0, (images_seen - warmup_images) / (left if left > 0 else 1))
+    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def is_due(every: int, *, before: int, after: int) -> bool:
+    """Whether a multiple of ``every`` images lies in (before, after]: due once an interval, whatever the step size."""
+    return after // every > before // every
+
+
+class Ema:
+    """Averaged copies of a network's parameters: what previews show, and what a model folder holds.
+
+    After k updates the next one keeps the share min(decay, (1 + k) / (10 + k)), so that the first weights are soon
+    forgotten. The counter belongs to the state: resumed without it, the average would warm up again.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._live = dict(network.named_parameters())
+        self.tensors = {name: parameter.detach().clone() for name, parameter in self._live.items()}
+        """The averages under their parameters' names."""
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the averages towards the network's present weights."""
+        kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        live = [parameter.detach() for parameter in self._live.values()]
+        torch._foreach_lerp_(list(self.tensors.values()), live, 1 - kept)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Lets the network carry the averages: tensors change places, so nothing is copied and nothing rounded."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._live.items():
+            parameter.data, self.tensors[name] = self.tensors[name], parameter.data
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the curve; losses and norms are means over the steps since the point before."""
+
+    images_seen: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    held_out_loss: float
+
+    def metrics(self) -> dict[str, float]:
+        """What is tracked at the step `images_seen`."""
+        return {name: value for name, value in asdict(self).items() if name != "images_seen"}
+
+
+class NotFiniteError(Exception):
+    """A step's loss or gradient was NaN or infinite."""
+
+    def __init__(self, *, images_seen: int, positions: Sequence[int]) -> None:
+        super().__init__(f"not finite at {images_seen} images")
+        self.images_seen = images_seen
+        """The clock after the step."""
+        self.positions = tuple(positions)
+        """The places in the global batch of the sets to blame: of all of them if only the gradient was not finite."""
+
+
+@dataclass
+class Curve:
+    """The learning curve: points so far, and the steps since the last one.
+
+    A step only leaves tensors on the device: reading them there and then would stall it. `settle` reads all at once.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    since: list[tuple[float, float]] = field(default_factory=list)
+    """(loss, gradient norm) of each settled step after the last point."""
+
+    _unread: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    def record(self, *, images_seen: int, losses: Tensor, grad_norm: Tensor) -> None:
+        """Notes a step: this rank's losses (sets,), the gradient's norm () over all ranks, both on the device."""
+        self._unread.append((images_seen, losses, grad_norm))
+
+    def settle(self, ranks: Ranks) -> None:
+        """Reads the steps from the device; all ranks call it together.
+
+        Raises NotFiniteError for the first step that was not finite, so that no point and no checkpoint ever holds one.
+        """
+        if not self._unread:
+            return
+        steps, losses, norms = zip(*self._unread, strict=True)
+        self._unread = []
+        all_losses = ranks.gather(torch.stack(losses)).double().cpu()  # (steps, sets of all ranks)
+        all_norms = torch.stack(norms).double().cpu()  # (steps,)
+        for images_seen, step_losses, norm in zip(steps, all_losses, all_norms, strict=True):
+            if not step_losses.isfinite().all():
+                positions = (~step_losses.isfinite()).nonzero()[:, 0].tolist()
+                raise NotFiniteError(images_seen=images_seen, positions=positions)
+            if not norm.isfinite():
+                raise NotFiniteError(images_seen=images_seen, positions=range(len(step_losses)))
+            self.since.append((step_losses.mean().item(), norm.item()))
+
+    def close(self, *, images_seen: int, learning_rate: float, held_out_loss: float) -> Point:
+        """Makes a point of the settled steps since the last one."""
+        losses, norms = zip(*self.since, strict=True)
+        loss, grad_norm = (math.fsum(values) / len(values) for values in (losses, norms))
+        point = Point(images_seen, loss, grad_norm, learning_rate, held_out_loss)
+        self.points.append(point)
+        self.since = []
+        return point
+
+    def to_csv(self) -> str:
+        """A header and a line a point; every number reads back as the very same float."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [column.name for column in fields(Point)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in self.points)
+        return text.getvalue()
 
 
 @dataclass
@@ -23,20 +173,29 @@ class TrainState:
     """What must outlive a kill. It holds no random state: all draws are derived from the seed and `images_seen`."""
 
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    """No two of them move the same weight."""
     ema: Ema
     curve: Curve = field(default_factory=Curve)
     images_seen: int = 0
 
+    def step(self) -> None:
+        """Moves the weights by their gradients, which are then gone, and the averages after them."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.ema.update()
+
     def tensors(self) -> dict[str, Tensor]:
-        """Raw weights, averaged weights and the optimizer's moments, each under the parameter's name."""
+        """Raw weights, averaged weights and the optimizers' moments, each under the parameter's name."""
         return {
             **{WEIGHTS + name: tensor for name, tensor in self.network.state_dict().items()},
-            **{AVERAGES + name: tensor for name, tensor in self.ema.tensors().items()},
+            **{AVERAGES + name: tensor for name, tensor in self.ema.tensors.items()},
             **{
                 f"{OPTIMIZER}{slot}/{name}": tensor
                 for name, parameter in self.network.named_parameters()
-                for slot, tensor in self.optimizer.state.get(parameter, {}).items()
+                for optimizer in self.optimizers
+                for slot, tensor in optimizer.state.get(parameter, {}).items()
             },
         }
 
@@ -55,17 +214,24 @@ class TrainState:
         save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, tensors)
         counters.write_text(json.dumps(self.counters(), indent=1) + "\n")
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Becomes what `save` wrote, to the bit. The network must have the same parameters."""
         tensors = load_file(folder / "state.safetensors")
         counters = json.loads((folder / "state.json").read_text())
         self.network.load_state_dict(_under(WEIGHTS, tensors))
-        self.ema.load(_under(AVERAGES, tensors), updates=counters["ema_updates"])
+        for name, average in _under(AVERAGES, tensors).items():
+            self.ema.tensors[name].copy_(average)
+        moved_by = {
+            weight: each for each in self.optimizers for group in each.param_groups for weight in group["params"]
+        }
         parameters = dict(self.network.named_parameters())
         for key, tensor in _under(OPTIMIZER, tensors).items():
             slot, name = key.split("/", 1)
+            weight = parameters[name]
             # A copy: what is mapped from a file does not begin where torch would have it begin.
-            self.optimizer.state[parameters[name]][slot] = tensor.to(parameters[name].device, copy=True)
+            moved_by[weight].state[weight][slot] = tensor.to(weight.device, copy=True)
+        self.ema.updates = counters["ema_updates"]
         self.curve = Curve(
             points=[Point(**point) for point in counters["points"]],
             since=[(loss, norm) for loss, norm in counters["steps_since"]],

@@ -14,8 +14,8 @@ from transformers import CLIPModel
 from m2m.errors import UserError
 from m2m.evaluation.networks import Clip, Networks
 from m2m.evaluation.perceptual import perceptual_distance
-from m2m.foundation import contrast
-from m2m.foundation.words import learn_tokenizer
+from m2m.foundation import encoders
+from m2m.foundation.text_to_image import learn_tokenizer
 from m2m.models.classifier import WorldClassifier
 from m2m.params import TransformerFit
 
@@ -31,7 +31,7 @@ def foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fit = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=32, layers=2)
-        contrast.save(folder / "clip", contrast.build(fit, tokenizer), tokenizer)
+        encoders.save_clip(folder / "clip", encoders.build_clip(fit, tokenizer), tokenizer)
         WorldClassifier({"noun": ("star", "moon"), "colour": ("red", "blue"), "style": ("flat",)}).save_pretrained(
             folder / "inception"
         )

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from m2m.foundation.fit import Loss
-from m2m.foundation.words import learn_tokenizer
+from m2m.foundation.text_to_image import learn_tokenizer
 from m2m.foundation.world import Lessons
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.world.corpus import make_corpus

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m2m.foundation import fit as module
 from m2m.params import Fit
+from m2m.training.state import TrainState
 
 STEPS = 12
 
@@ -32,29 +33,29 @@ class Network(nn.Module):
 def train(work: Path, *, killed: str = "") -> Network:
     """The whole fit, or what comes before the kill; every step writes a checkpoint."""
     event, _, at = killed.partition(" ")
-    network, data, save = Network(), torch.linspace(-1, 1, 40).reshape(10, 4), module.save_file
-    checkpoint = work / "network.checkpoint.safetensors"
+    network, data, save = Network(), torch.linspace(-1, 1, 40).reshape(10, 4), TrainState.save
     module.SECONDS_BETWEEN_CHECKPOINTS = -1
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
-        done = int(module.load_file(checkpoint)["step"]) if checkpoint.exists() else 0
-        if event == "step" and done == int(at):
+        done = max((int(path.name) for path in work.glob("network/[0-9]*")), default=0)
+        if event == "step" and done == 4 * int(at):
             os.kill(os.getpid(), signal.SIGKILL)
         noisy = data[batch] + 0.1 * torch.randn(len(batch), 4, generator=draws)
         return (network.frozen(network.layers(noisy)) - data[batch]).square().mean()
 
-    def half_saved(tensors: dict[str, Tensor], path: Path) -> None:
-        save(tensors, path)
-        if event == "saving" and int(tensors.get("step", -1)) == int(at):
+    def half_saved(state: TrainState, folder: Path) -> None:
+        save(state, folder)
+        if event == "saving" and state.images_seen == 4 * int(at):
+            path = folder / "state.safetensors"
             path.write_bytes(path.read_bytes()[:100])
             os.kill(os.getpid(), signal.SIGKILL)
 
-    module.save_file = half_saved
+    TrainState.save = half_saved  # type: ignore[method-assign]
     try:
         sizes = Fit(images=4 * STEPS, batch_size=4, learning_rate=0.01)
         module.fit("network", network, loss, fit=sizes, pictures=10, seed=3, work=work, matrices=["layers.3.weight"])
     finally:
-        module.save_file, module.SECONDS_BETWEEN_CHECKPOINTS = save, 60
+        TrainState.save, module.SECONDS_BETWEEN_CHECKPOINTS = save, 60  # type: ignore[method-assign]
     return network
 
 

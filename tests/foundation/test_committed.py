@@ -12,17 +12,16 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from m2m.diffusion.latents import LatentEncoder, image_size
-from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion, image_size
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.files import DIGESTS, check_digests
-from m2m.foundation import classify, contrast, quality, text_to_image, vae
-from m2m.foundation.card import NETWORKS
-from m2m.foundation.words import learn_tokenizer
-from m2m.foundation.world import Lessons
+from m2m.foundation import encoders, quality, text_to_image
+from m2m.foundation.text_to_image import learn_tokenizer
+from m2m.foundation.world import NETWORKS, Lessons
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier, load_class_network
 from m2m.params_file import load_params
+from m2m.photos import as_signal
 from m2m.training.start import from_stable_diffusion
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import (
@@ -117,14 +116,14 @@ def test_the_autoencoder_restores_unseen_pictures(unseen: Lessons) -> None:
     from diffusers import AutoencoderKL
 
     network = AutoencoderKL.from_pretrained(FOLDER / "stable-diffusion", subfolder="vae")
-    means, _ = vae.encode(network, unseen.images)
+    means, _ = text_to_image.encoded(network, unseen.images)
     assert (means * network.config.scaling_factor).std().item() == pytest.approx(1, abs=0.15)
-    restored = torch.cat(list(vae.decode(network, means)))
-    assert vae.psnr(restored, unseen.images) >= 26
+    restored = torch.cat(list(text_to_image.decoded(network, means)))
+    assert text_to_image.psnr(restored, unseen.images) >= 26
 
 
 def test_the_class_network_reads_unseen_pictures(classifier: WorldClassifier, unseen: Lessons) -> None:
-    right = classify.right(classifier, unseen.images, unseen.labels)
+    right = encoders.right(classifier, unseen.images, unseen.labels)
     assert (right["noun"] & right["colour"]).float().mean() >= 0.97
     assert right["style"].float().mean() >= 0.97
     assert right["step"].float().mean() >= 0.97
@@ -151,7 +150,7 @@ def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_
         head: torch.tensor([names.index(getattr(caption, head)) for caption in captions])
         for head, names in WORDS.items()
     }
-    right = classify.right(classifier, images, labels)
+    right = encoders.right(classifier, images, labels)
     assert (right["noun"] & right["colour"]).float().mean() >= 0.87
     assert right["style"].float().mean() >= 0.95
     assert len(images.unique(dim=0)) == len(images)
@@ -191,7 +190,7 @@ def nearest(unseen: Lessons) -> Callable[[list[list[Caption]]], list[int]]:
     def call(of_each: list[list[Caption]]) -> list[int]:
         every = list(dict.fromkeys(caption for captions in of_each for caption in captions))
         tokens = text_to_image.tokenize(tokenizer, [caption.text() for caption in every])
-        pixels = contrast.pixels(unseen.images[unseen.placed])
+        pixels = as_signal(unseen.images[unseen.placed])
         logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image  # (pictures, captions)
         return [
             max(range(len(captions)), key=lambda place, row=row, captions=captions: row[every.index(captions[place])])

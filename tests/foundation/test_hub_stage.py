@@ -16,7 +16,7 @@ from m2m.evaluation.inception_v3 import InceptionV3
 from m2m.evaluation.lpips import Lpips
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest
-from m2m.foundation import contrast
+from m2m.foundation import encoders
 from m2m.params import HubFile, HubFoundation, TransformerFit
 from m2m.stages import foundation
 
@@ -48,7 +48,7 @@ def params(
     tmp_path: Path,
 ) -> HubFoundation:
     tiny = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
-    contrast.save(tmp_path / "clip", contrast.build(tiny, tokenizer), tokenizer)
+    encoders.save_clip(tmp_path / "clip", encoders.build_clip(tiny, tokenizer), tokenizer)
     for repo, folder in (
         ("sd/tiny", tiny_stable_diffusion),
         ("meta/dino", tiny_dino),

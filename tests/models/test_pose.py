@@ -12,9 +12,9 @@ from torch import Tensor
 from m2m.models.pose import (
     CLOSENESS,
     FIELD_OF_VIEW,
-    LOUDNESS,
     POSE_DIM,
     RAY_DIM,
+    RAY_SCALE,
     WAVELENGTHS,
     Viewpoints,
     rays,
@@ -67,7 +67,7 @@ def test_the_rays_of_the_tokens_that_show_a_point_meet_there(
 ) -> None:
     side = 64
     both = [first, other]
-    seen = rays(relative_poses(matrices(*both)), side) / LOUDNESS  # (2, 64 * 64, RAY_DIM)
+    seen = rays(relative_poses(matrices(*both)), side) / RAY_SCALE  # (2, 64 * 64, RAY_DIM)
     assert seen.shape == (2, side * side, RAY_DIM)
     there = matrices(first)[0]
     x = (there[:, :3] @ torch.tensor(point, dtype=torch.float64) + there[:, 3]) / first.distance

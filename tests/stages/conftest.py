@@ -142,8 +142,8 @@ def make_model(trainable: Path, train_common: Any, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="session")
 def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foundation to judge with: ``clip/`` and ``inception/``, of random weights."""
-    from m2m.foundation import contrast
-    from m2m.foundation.words import learn_tokenizer
+    from m2m.foundation import encoders
+    from m2m.foundation.text_to_image import learn_tokenizer
     from m2m.models.classifier import WorldClassifier
     from m2m.params import TransformerFit
 
@@ -152,7 +152,7 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fit = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
-        contrast.save(folder / "clip", contrast.build(fit, tokenizer), tokenizer)
+        encoders.save_clip(folder / "clip", encoders.build_clip(fit, tokenizer), tokenizer)
         classes = {"noun": ("star", "moon"), "step": tuple("0123456")}
         WorldClassifier(classes, widths=(8, 16, 16, 8)).save_pretrained(folder / "inception")
     return folder

@@ -26,8 +26,8 @@ from m2m.evaluation import lots, sampling
 from m2m.evaluation.measure import Batch
 from m2m.evaluation.table import Evaluation
 from m2m.files import folder_digest
-from m2m.foundation import contrast
-from m2m.foundation.words import learn_tokenizer
+from m2m.foundation import encoders
+from m2m.foundation.text_to_image import learn_tokenizer
 from m2m.manifest import Manifest, ShardEntry, Split
 from m2m.models.unet import ImageSetUNet
 from m2m.params import ComparedParams, EvaluateMis, GateParams, LongParams, ProbeParams, TransformerFit
@@ -107,7 +107,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_stable_diffusion: Path
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fit = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
-        contrast.save(foundation / "clip", contrast.build(fit, tokenizer), tokenizer)
+        encoders.save_clip(foundation / "clip", encoders.build_clip(fit, tokenizer), tokenizer)
         unet = ImageSetUNet.from_stable_diffusion(tiny_stable_diffusion, variant="self", max_context=5, context_dim=0)
         M2MPipeline(
             vae=AutoencoderKL.from_pretrained(tiny_stable_diffusion, subfolder="vae"),

@@ -23,14 +23,16 @@ from m2m.manifest import Manifest
 from m2m.models.image_set_attention import ImageSetAttention
 from m2m.params import FinetuneTask, LearningParams
 from m2m.pipeline import M2MPipeline, load_pipeline
+from m2m.runtime import Runtime
 from m2m.stages import finetune
 from m2m.tracking import NullTracker
 from m2m.tracking import Run as TrackedRun
-from m2m.training import held_out
+from m2m.training import run as training_run
 from m2m.training.start import from_stable_diffusion
+from m2m.training.state import Point
 from m2m.world.cameras import Camera
 
-Run = Callable[..., finetune.Trained]
+Run = Callable[..., Point]
 LEARNING = {
     "seed": 7,
     "min_snr_gamma": 5.0,
@@ -84,8 +86,7 @@ class StoppingRun:
 @pytest.fixture
 def run(views: Any, procedures: Any, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Run:
     """The stage with its outputs below a folder, with changes: two steps of two sets, previews of two steps."""
-    monkeypatch.setattr(held_out, "PREVIEW_STEPS", 2)
-    monkeypatch.setattr(finetune, "revision", lambda: "0123abc")
+    monkeypatch.setattr(training_run, "PREVIEW_STEPS", 2)
 
     def call(
         folder: Path,
@@ -95,8 +96,10 @@ def run(views: Any, procedures: Any, make_model: Callable[..., Path], monkeypatc
         steps: int = 2,
         rate: float = 1e-2,
         frozen: tuple[str, ...] = (),
+        store: Any = None,
+        tracker: Any = None,
         **changes: Any,
-    ) -> finetune.Trained:
+    ) -> Point:
         set_size = 3 if task == "nvs" else 6
         own = {
             "images": steps * 2 * set_size,
@@ -108,13 +111,10 @@ def run(views: Any, procedures: Any, make_model: Callable[..., Path], monkeypatc
         dataset = views if task == "nvs" else procedures
         arguments = {
             "manifest": dataset.manifest,
-            "store": dataset.store,
             "model": None if "model" in changes else make_model(variant),
             "out": folder / "model",
             "curve": folder / "curve.csv",
-            "work": folder / "work",
-            "tracker": NullTracker(),
-            "device": "cpu",
+            "runtime": Runtime(store=store or dataset.store, work=folder / "work", tracker=tracker or NullTracker()),
             **changes,
         }
         params = FinetuneTask.model_validate({"set_size": set_size, "self": own, "dino": own})
@@ -157,7 +157,7 @@ def test_a_model_learns_to_heed_poses(
 
     card, parent, manifest = (tmp_path / "model" / "README.md").read_text(), make_model(variant), views.manifest
     said = (
-        *("# M2M-", " for novel views", "novel-view-synthesis", "license: apache-2.0", "poses=cameras", "0123abc"),
+        *("# M2M-", " for novel views", "novel-view-synthesis", "license: apache-2.0", "poses=cameras"),
         *(f"`m2m-{variant}` | apache-2.0 | `{folder_digest(parent)}`", "(`nvs`), SHA-256", "noise; licence: CC0-1.0"),
         Manifest.read(manifest).digest,
     )

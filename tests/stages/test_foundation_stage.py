@@ -9,7 +9,7 @@ import torch
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest
-from m2m.foundation import contrast, quality, world
+from m2m.foundation import encoders, quality, world
 from m2m.models.classifier import WorldClassifier
 from m2m.params import Fit, TransformerFit, UnetFit, VaeFit, WorldFoundation
 from m2m.stages import foundation
@@ -86,7 +86,7 @@ def test_latents_are_scaled_to_unit_variance(made: Path) -> None:
 
     lessons = world.Lessons.of(world.make_corpus(pictures=12, views=2, steps=2, seed=0, split="train"))
     network = AutoencoderKL.from_pretrained(made / "foundation" / "stable-diffusion" / "vae")
-    latents = world.vae.encode(network, lessons.images)[0] * network.config.scaling_factor
+    latents = world.text_to_image.encoded(network, lessons.images)[0] * network.config.scaling_factor
     assert latents.std().item() == pytest.approx(1, abs=1e-3)
 
 
@@ -138,9 +138,9 @@ def test_the_corpus_and_the_looks_are_drawn_in_as_many_processes_as_asked(
 
     monkeypatch.setattr(world, "make_corpus", make_corpus)
     monkeypatch.setattr(world, "make_looks", make_looks)
-    monkeypatch.setattr(world.School, "teach", lambda *_, **__: None)
+    monkeypatch.setattr(world.Training, "fit", lambda *_, **__: None)
     params = TINY.model_copy(update={"views": 0})
-    world.School(params, tmp_path, device="cpu", processes=3).dino()
+    world.Training(params, tmp_path, device="cpu", processes=3).dino()
     assert asked == [("corpus", 3), ("looks", 3)]
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_ends_early_leaves_what_was_there_and_goes_on(
         raise UserError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(contrast, "save", stop)
+        patch.setattr(encoders, "save_clip", stop)
         with pytest.raises(UserError, match="stopped here"):
             foundation.run(TINY, out=out, work=work)
     assert [path.name for path in out.iterdir()] == ["old"]

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
-from m2m.diffusion.latents import LatentEncoder
+from m2m.diffusion.stable_diffusion import LatentEncoder
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderProcedures, WorldProcedures

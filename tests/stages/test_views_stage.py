@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
-from m2m.diffusion.latents import LatentEncoder, image_size
+from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderViews, WorldViews

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from m2m.params import TrainCommon, TrainVariant
+from m2m.runtime import Runtime
 from m2m.stages import train as stage
 from m2m.store import LocalStore
-from m2m.tracking import NullTracker
-from m2m.training import checkpoints, held_out, loop, session
+from m2m.training import checkpoints, loop, run
 
 
 def die() -> None:
@@ -52,7 +52,7 @@ def arrange(moment: str, counter: Path) -> None:
             die()
         remove(path, *arguments, **options)
 
-    session.train_steps = counted
+    run.train_steps = counted
     checkpoints.TrainState.save = half_saved
     checkpoints.shutil.rmtree = not_removed
 
@@ -73,10 +73,7 @@ def work(launch: dict[str, Any], rank: int, port: int) -> None:
         foundation=Path(launch["foundation"]),
         out=out / "model",
         curve=out / "curve.csv",
-        work=out / "work",
-        store=LocalStore(Path(launch["store"])),
-        tracker=NullTracker(),
-        device="cpu",
+        runtime=Runtime(store=LocalStore(Path(launch["store"])), work=out / "work"),
     )
 
 
@@ -115,6 +112,5 @@ def carry_out(launch: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    held_out.PREVIEW_STEPS = 2  # nobody looks at them here
-    stage.revision = lambda: "0123abc"  # the card names it, and someone may commit while tests run
+    run.PREVIEW_STEPS = 2  # nobody looks at them here
     print(json.dumps([carry_out(launch) for launch in json.load(sys.stdin)]))

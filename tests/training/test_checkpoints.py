@@ -11,25 +11,21 @@ from torch import nn
 from m2m.errors import UserError
 from m2m.training import checkpoints as module
 from m2m.training.checkpoints import Checkpoints
-from m2m.training.curve import Curve, Point
-from m2m.training.ema import Ema
-from m2m.training.state import TrainState
+from m2m.training.state import Curve, Ema, Point, TrainState
 
 
 def new_state(seed: int = 0) -> TrainState:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, fused=True)
-    return TrainState(network=network, optimizer=optimizer, ema=Ema(network, decay=0.9))
+    return TrainState(network=network, optimizers=(optimizer,), ema=Ema(network, decay=0.9))
 
 
 def advance(state: TrainState, steps: int) -> None:
     for _ in range(steps):
         inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(state.images_seen))
-        state.optimizer.zero_grad()
         (state.network(inputs) - inputs.roll(1, 1)).square().mean().backward()
-        state.optimizer.step()
-        state.ema.update()
+        state.step()
         state.images_seen += 16
 
 

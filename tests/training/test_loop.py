@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,16 @@ from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
 from m2m.tracking import NullTracker
 from m2m.training.checkpoints import Checkpoints
-from m2m.training.held_out import HeldOut
-from m2m.training.loop import Course, train_steps
-from m2m.training.objective import Objective
+from m2m.training.loop import STEPS_AHEAD, Batches, made_ahead, train_steps
+from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
-from m2m.training.session import start_or_resume, train
+from m2m.training.run import HeldOut, start_or_resume, train
 from m2m.training.start import from_stable_diffusion as start
 from m2m.training.state import TrainState
 from m2m.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
-Made = Callable[..., tuple[TrainState, Course]]
+Made = Callable[..., tuple[TrainState, Batches]]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def make(
     make_variant: Callable[..., TrainVariant],
     tmp_path: Path,
 ) -> Made:
-    """A state before the first step, and a course, with changes of the parameters and of the sets."""
+    """A state before the first step, and a batches, with changes of the parameters and of the sets."""
 
     def call(
         name: Any = "self",
@@ -47,23 +47,23 @@ def make(
         params: dict[str, Any] | None = None,
         device: torch.device = CPU,
         **changes: Any,
-    ) -> tuple[TrainState, Course]:
+    ) -> tuple[TrainState, Batches]:
         common = make_common(**changes)
         pipeline = start(foundation, name, common).to(device)
         manifest = Manifest.read(dataset.manifest)
-        course = Course(
+        batches = Batches(
             sets=ImageSets(dataset.store, manifest, "train") if sets is None else sets,
             images_per_set=manifest.images_per_set,
-            objective=Objective(pipeline, common, device=device),
+            loss=SetLoss(pipeline, common, device=device),
             variant=make_variant(**params or {}),
         )
-        return start_or_resume(pipeline.unet, common, course.variant, Checkpoints(tmp_path / "none")), course
+        return start_or_resume(pipeline.unet, batches, Checkpoints(tmp_path / "none")), batches
 
     return call
 
 
-def weights_after(state: TrainState, course: Course, workers: Workers = ALONE) -> dict[str, torch.Tensor]:
-    for _ in train_steps(state, course, Ranks(), workers):
+def weights_after(state: TrainState, batches: Batches, workers: Workers = ALONE) -> dict[str, torch.Tensor]:
+    for _ in train_steps(state, batches, Ranks(), workers):
         pass
     return {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
 
@@ -75,8 +75,8 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize("name", ["self", "dino"])
 def test_it_learns_a_set_by_heart(make: Made, name: str) -> None:
     params = {"images": 4 * 4 * 30, "sets_per_step": 4, "learning_rate": 5e-3}
-    state, course = make(name, sets=[ImageSets.__getitem__(make()[1].sets, 0)], params=params, guidance_dropout=0.0)
-    weights_after(state, course)
+    state, batches = make(name, sets=[ImageSets.__getitem__(make()[1].sets, 0)], params=params, guidance_dropout=0.0)
+    weights_after(state, batches)
     state.curve.settle(Ranks())
     losses = [loss for loss, _ in state.curve.since]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
@@ -91,10 +91,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make: Made) -> None:
 
 
 def test_a_step_keeps_as_many_given_images_on_every_rank_and_not_always_as_many(make: Made) -> None:
-    _, course = make(set_size=5, max_context=3)
-    kept = [course.examples(step, range(1)).given for step in range(12)]
+    _, batches = make(set_size=5, max_context=3)
+    kept = [batches.examples(step, range(1)).given for step in range(12)]
     assert set(kept) == {1, 2}
-    assert kept == [course.examples(step, range(2, 4)).given for step in range(12)]
+    assert kept == [batches.examples(step, range(2, 4)).given for step in range(12)]
 
 
 @pytest.mark.parametrize("name", ["self", "dino"])
@@ -110,42 +110,42 @@ def test_workers_change_no_bit(make: Made, name: str) -> None:
 @pytest.mark.parametrize("name", ["self", "dino"])
 def test_checkpointed_activations_change_nothing(make: Made, name: str) -> None:
     params = {"images": 32}
-    state, course = make(name, params=params)
+    state, batches = make(name, params=params)
     state.network.enable_gradient_checkpointing()
-    assert furthest(weights_after(state, course), weights_after(*make(name, params=params))) < 1e-6
+    assert furthest(weights_after(state, batches), weights_after(*make(name, params=params))) < 1e-6
 
 
 def test_frozen_parts_stay_as_they_are(make: Made) -> None:
-    state, course = make(params={"images": 32})
+    state, batches = make(params={"images": 32})
     state.network.conv_in.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-    after = weights_after(state, course)
+    after = weights_after(state, batches)
     frozen = {name for name in before if name.startswith("conv_in.")}
     assert all(torch.equal(after[name], before[name]) for name in frozen)
-    assert all(torch.equal(state.ema.tensors()[name], before[name]) for name in frozen)
+    assert all(torch.equal(state.ema.tensors[name], before[name]) for name in frozen)
     assert not torch.equal(after["conv_out.weight"], before["conv_out.weight"])
 
 
 def test_a_rank_gets_its_part_of_the_global_batch(make: Made) -> None:
-    _, course = make()
-    whole = course.examples(3, range(4))
-    parts = [course.examples(3, Ranks(rank=rank, count=2).share(4)) for rank in (0, 1)]
+    _, batches = make()
+    whole = batches.examples(3, range(4))
+    parts = [batches.examples(3, Ranks(rank=rank, count=2).share(4)) for rank in (0, 1)]
     assert whole.lengths == parts[0].lengths + parts[1].lengths
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, torch.cat([part.tensors()[name] for part in parts]))
-    assert not torch.equal(whole.noise[0], course.examples(4, range(4)).noise[0])
+    assert not torch.equal(whole.noise[0], batches.examples(4, range(4)).noise[0])
 
 
 def test_the_last_step_may_go_beyond_the_images_asked_for(make: Made) -> None:
-    state, course = make(params={"images": 33})
-    assert list(train_steps(state, course, Ranks())) == [0, 1, 2]
+    state, batches = make(params={"images": 33})
+    assert list(train_steps(state, batches, Ranks())) == [0, 1, 2]
     assert state.images_seen == 48
 
 
 def test_sets_that_cannot_be_divided_are_refused(make: Made) -> None:
-    state, course = make(params={"sets_per_step": 6}, gradient_accumulation=4)
+    state, batches = make(params={"sets_per_step": 6}, gradient_accumulation=4)
     with pytest.raises(UserError, match=r"sets_per_step is 6; .* \(1\) times gradient_accumulation \(4\)"):
-        next(train_steps(state, course, Ranks()))
+        next(train_steps(state, batches, Ranks()))
 
 
 @pytest.mark.parametrize("changes", [{"set_size": 6}, {"sets": []}])
@@ -172,14 +172,16 @@ class Sets:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(make: Made, tmp_path: Path) -> None:
-    state, course = make()
-    bad = course.order(4)[2][0]
-    first = next(step for step in range(12) if bad in [index for index, _ in course.order(step)])
+    state, batches = make()
+    bad = batches.order(4)[2][0]
+    first = next(step for step in range(12) if bad in [index for index, _ in batches.order(step)])
     # Without swaps no other set sees the bad one.
-    state, course = make(sets=Sets(course.sets, bad=bad), params={"images": 320}, checkpoint_every=16, context_swap=0.0)
+    state, batches = make(
+        sets=Sets(batches.sets, bad=bad), params={"images": 320}, checkpoint_every=16, context_swap=0.0
+    )
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with NullTracker().run("train-self", stage="train", tags={}) as record, pytest.raises(UserError) as caught:
-        train("train-self", state, course, ranks=Ranks(), held_out=None, checkpoints=checkpoints, record=record)
+        train("train-self", state, batches, Ranks(), None, checkpoints, record)
     assert f"(step {first + 1}), in the sets train-{bad:03};" in str(caught.value)
     kept = checkpoints.latest()
     assert (kept.name if kept else None) == (f"{16 * first:012}" if first else None)
@@ -188,11 +190,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(m
 def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draws(
     make: Made, dataset: Any, foundation: Path
 ) -> None:
-    state, course = make(params={"images": 48})
+    state, batches = make(params={"images": 48})
     manifest = Manifest.read(dataset.manifest)
-    pipeline = start(foundation, "self", course.objective.common)
+    pipeline = start(foundation, "self", batches.loss.common)
     pipeline.register_modules(unet=state.network)
-    held_out = HeldOut(pipeline, course.objective, ImageSets(dataset.store, manifest, "validation"), device=CPU)
+    held_out = HeldOut(pipeline, batches.loss, ImageSets(dataset.store, manifest, "validation"))
     before = held_out.loss(state.ema)
     assert before == held_out.loss(state.ema)
     with torch.no_grad():
@@ -205,11 +207,11 @@ def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draw
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
 def test_what_is_held_out_makes_no_graphs(make: Made, dataset: Any, foundation: Path) -> None:
-    state, course = make(params={"images": 48})
-    pipeline = start(foundation, "self", course.objective.common)
+    state, batches = make(params={"images": 48})
+    pipeline = start(foundation, "self", batches.loss.common)
     pipeline.register_modules(unet=state.network)
     sets = ImageSets(dataset.store, Manifest.read(dataset.manifest), "validation")
-    held_out = HeldOut(pipeline, course.objective, sets, device=CPU)
+    held_out = HeldOut(pipeline, batches.loss, sets)
     expected, compiled = held_out.loss(state.ema), []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -221,16 +223,16 @@ def test_what_is_held_out_makes_no_graphs(make: Made, dataset: Any, foundation: 
     held_out.previews(state.ema)
     assert not compiled
     with torch.no_grad():
-        course.objective(state.network, course.examples(0, range(1)))
+        batches.loss(state.network, batches.examples(0, range(1)))
     assert compiled  # it would have been
     torch.compiler.reset()
 
 
 def test_what_reads_the_context_learns_at_its_own_rate(make: Made) -> None:
     def moved(**rates: float) -> dict[str, float]:
-        state, course = make(params={"images": 16, **rates})
+        state, batches = make(params={"images": 16, **rates})
         before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-        after = weights_after(state, course)
+        after = weights_after(state, batches)
         return {name: (after[name] - before[name]).abs().max().item() for name in before}
 
     slow, fast = moved(context_learning_rate=1e-3), moved(context_learning_rate=1e-2)
@@ -244,8 +246,8 @@ def test_what_reads_the_context_learns_at_its_own_rate(make: Made) -> None:
 @pytest.mark.parametrize("name", ["self", "dino"])
 def test_a_step_waits_for_nothing_of_a_gpu(make: Made, name: str) -> None:
     device = torch.device("cuda")
-    state, course = make(name, device=device, precision="bfloat16")
-    steps = train_steps(state, course, Ranks(device=device))
+    state, batches = make(name, device=device, precision="bfloat16")
+    steps = train_steps(state, batches, Ranks(device=device))
     try:
         for _ in range(3):
             next(steps)
@@ -255,3 +257,39 @@ def test_a_step_waits_for_nothing_of_a_gpu(make: Made, name: str) -> None:
         steps.close()  # type: ignore[attr-defined]
     state.curve.settle(Ranks(device=device))
     assert len(state.curve.since) == 3
+
+
+def test_batches_come_in_order_and_not_too_far_ahead() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step * step
+
+    batches = made_ahead(make, range(3, 10))
+    assert next(batches) == 9
+    assert next(batches) == 16
+    assert len(made) <= 2 + STEPS_AHEAD
+    assert list(batches) == [step * step for step in range(5, 10)]
+    assert made == list(range(3, 10))
+    assert list(made_ahead(make, range(0))) == []
+
+
+def test_an_error_in_the_making_is_raised_where_the_batch_is_wanted() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise UserError("shard is damaged")
+        return step
+
+    batches = made_ahead(make, range(9))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(UserError, match="shard is damaged"):
+        next(batches)
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    before = threading.active_count()
+    batches = made_ahead(lambda step: step, range(100))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before

@@ -18,9 +18,8 @@ from m2m.data.shards import ImageSet
 from m2m.errors import UserError
 from m2m.models.pose import POSE_DIM, relative_poses
 from m2m.params import TrainCommon, TrainVariant
-from m2m.training.examples import Draws, Examples
-from m2m.training.loop import Course
-from m2m.training.objective import Objective
+from m2m.training.loop import Batches
+from m2m.training.loss import Draws, Examples, SetLoss
 from m2m.training.start import from_stable_diffusion, take_poses
 from m2m.world.cameras import Camera
 
@@ -51,10 +50,10 @@ def small(one: ImageSet) -> ImageSet:
 
 
 @pytest.fixture
-def make_objective(foundation: Path, make_common: Common) -> Callable[..., tuple[Objective, torch.nn.Module]]:
-    """The objective of a variant, and a network that heeds its context and the poses."""
+def make_loss(foundation: Path, make_common: Common) -> Callable[..., tuple[SetLoss, torch.nn.Module]]:
+    """The loss of a variant, and a network that heeds its context and the poses."""
 
-    def make(variant: Any, *, poses: bool = False, **changes: Any) -> tuple[Objective, torch.nn.Module]:
+    def make(variant: Any, *, poses: bool = False, **changes: Any) -> tuple[SetLoss, torch.nn.Module]:
         common = make_common(set_size=6, **changes)
         pipeline = from_stable_diffusion(foundation, variant, common)
         if poses:
@@ -63,14 +62,14 @@ def make_objective(foundation: Path, make_common: Common) -> Callable[..., tuple
         with torch.no_grad():
             for parameter in pipeline.unet.context_parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=draws)
-        return Objective(pipeline, common, device=CPU), pipeline.unet
+        return SetLoss(pipeline, common, device=CPU), pipeline.unet
 
     return make
 
 
-def examples_of(objective: Objective, lengths: Sequence[int]) -> list[Examples]:
+def examples_of(loss: SetLoss, lengths: Sequence[int]) -> list[Examples]:
     sets = [small(image_set(number, length)) for number, length in enumerate(lengths)]
-    return [objective.draws.example(one, range(len(one.images)), key=("example", one.id)) for one in sets]
+    return [loss.draws.example(one, range(len(one.images)), key=("example", one.id)) for one in sets]
 
 
 @pytest.mark.parametrize("variant", ["self", "dino"])
@@ -78,25 +77,25 @@ def examples_of(objective: Objective, lengths: Sequence[int]) -> list[Examples]:
 @pytest.mark.parametrize("predict_first", [True, False])
 @torch.no_grad()
 def test_the_loss_of_a_set_is_the_same_alone_and_among_longer_and_shorter_ones(
-    make_objective: Callable[..., tuple[Objective, torch.nn.Module]], variant: str, poses: bool, predict_first: bool
+    make_loss: Callable[..., tuple[SetLoss, torch.nn.Module]], variant: str, poses: bool, predict_first: bool
 ) -> None:
-    objective, network = make_objective(variant, poses=poses, predict_first=predict_first)
-    examples = examples_of(objective, LENGTHS)
-    together = objective(network, Examples.stack(examples))
-    alone = torch.cat([objective(network, one) for one in examples])
+    loss, network = make_loss(variant, poses=poses, predict_first=predict_first)
+    examples = examples_of(loss, LENGTHS)
+    together = loss(network, Examples.stack(examples))
+    alone = torch.cat([loss(network, one) for one in examples])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
     assert len(set(alone.tolist())) == len(LENGTHS)
 
 
 def test_dino_encodes_the_context_images_that_are_there_and_no_others(
-    make_objective: Callable[..., tuple[Objective, torch.nn.Module]],
+    make_loss: Callable[..., tuple[SetLoss, torch.nn.Module]],
 ) -> None:
-    objective, network = make_objective("dino")
-    assert objective.encoder is not None
+    loss, network = make_loss("dino")
+    assert loss.encoder is not None
     seen: list[int] = []
-    objective.encoder.model.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    loss.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     with torch.no_grad():
-        objective(network, Examples.stack(examples_of(objective, LENGTHS)))
+        loss(network, Examples.stack(examples_of(loss, LENGTHS)))
     assert seen == [sum(LENGTHS) - len(LENGTHS)]
 
 
@@ -123,18 +122,19 @@ def places(examples: Examples) -> list[list[int]]:
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_only_images_with_an_order_come_in_it(
-    make_objective: Callable[..., tuple[Objective, torch.nn.Module]],
+    make_loss: Callable[..., tuple[SetLoss, torch.nn.Module]],
     make_variant: Callable[..., TrainVariant],
     ordered: bool,
 ) -> None:
-    objective, _ = make_objective("self", context_swap=0.3)
-    objective.common = objective.common.model_copy(update={"set_size": 4})
+    loss, _ = make_loss("self", context_swap=0.3)
+    loss.common = loss.common.model_copy(update={"set_size": 4})
+    loss.draws = replace(loss.draws, common=loss.common)
     sets: Any = [image_set(number, length) for number, length in enumerate((6, 3, 5))]
-    course = Course(sets=sets, images_per_set=6, objective=objective, variant=make_variant(), ordered=ordered)
+    batches = Batches(sets=sets, images_per_set=6, loss=loss, variant=make_variant(), ordered=ordered)
     rows = []
     for step in range(12):
-        examples = course.examples(step, range(4))
-        assert examples.lengths == tuple(min(4, len(sets[index].images)) for index, _ in course.order(step))
+        examples = batches.examples(step, range(4))
+        assert examples.lengths == tuple(min(4, len(sets[index].images)) for index, _ in batches.order(step))
         rows += places(examples)
     runs = [row == list(range(row[0], row[0] + len(row))) for row in rows]
     assert all(runs) if ordered else sum(runs) < len(runs) / 3

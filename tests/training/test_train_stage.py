@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +23,15 @@ from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainDino, TrainVariant
 from m2m.pipeline import M2MPipeline, load_pipeline
+from m2m.runtime import Runtime
+from m2m.settings import revision
 from m2m.stages import train
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker
-from m2m.training import held_out
+from m2m.training import run as training_run
+from m2m.training.state import Point
 
-Run = Callable[..., train.Trained]
+Run = Callable[..., Point]
 
 
 @dataclass
@@ -93,21 +97,22 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
     """The stage with its outputs below a folder, 6 steps of 16 images, with changes; previews take 2 steps."""
-    monkeypatch.setattr(held_out, "PREVIEW_STEPS", 2)
-    monkeypatch.setattr(
-        train, "revision", lambda: "0123abc"
-    )  # the card names it, and someone may commit while tests run
+    monkeypatch.setattr(training_run, "PREVIEW_STEPS", 2)
 
-    def call(folder: Path, variant: Any = "self", *, common: dict[str, Any] | None = None, **changes: Any) -> Any:
+    def call(
+        folder: Path,
+        variant: Any = "self",
+        *,
+        common: dict[str, Any] | None = None,
+        tracker: Any = None,
+        **changes: Any,
+    ) -> Any:
         arguments = {
             "manifest": dataset.manifest,
             "foundation": foundation,
             "out": folder / "model",
             "curve": folder / "curve.csv",
-            "work": folder / "work",
-            "store": dataset.store,
-            "tracker": NullTracker(),
-            "device": "cpu",
+            "runtime": Runtime(store=dataset.store, work=folder / "work", tracker=tracker or NullTracker()),
             **changes,
         }
         params = make_variant(images=96)
@@ -138,7 +143,8 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
         rows = list(csv.DictReader(file))
     assert list(tracker.points) == [int(row.pop("images_seen")) for row in rows] == [48, 96]
     assert [dict(point) for point in tracker.points.values()] == [{k: float(v) for k, v in row.items()} for row in rows]
-    assert made == train.Trained(images_seen=96, held_out_loss=tracker.points[96]["held_out_loss"])
+    assert made.images_seen == 96
+    assert made.metrics() == tracker.points[96]
     assert set(tracker.pictures) == {(key, 96) for key in ("preview/00", "preview/01", "preview/all")}
     manifest = Manifest.read(dataset.manifest)
     assert tracker.datasets == [("mis", manifest.digest)]
@@ -149,7 +155,7 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     card = (model / "README.md").read_text()
     folders = ["stable-diffusion", "dino"] if variant == "dino" else ["stable-diffusion"]
     digests = [folder_digest(foundation / name) for name in folders]
-    assert all(text in card for text in ("It has seen 96 images, in sets of 4", "0123abc", manifest.digest, *digests))
+    assert all(text in card for text in ("It has seen 96 images, in sets of 4", manifest.digest, *digests))
     assert ("dino" in card.split("Parameters:")[0].split("SHA-256 of the folder")[1]) == (variant == "dino")
 
 
@@ -206,6 +212,24 @@ def test_the_same_run_elsewhere_gives_the_same_bytes(run: Run, foundation: Path,
     assert all(str(tmp_path) not in path.read_text() for path in (one / "model").rglob("*.json"))
 
 
+def test_the_same_weights_under_another_commit_are_the_same_model(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or all that rests on the model would be made again after a commit that changed none of its bytes."""
+    checkout, commits = tmp_path / "checkout", list[str]()
+    who = ("-c", "user.name=me", "-c", "user.email=me@example.org")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+    monkeypatch.chdir(checkout)
+    for commit in ("one", "other"):
+        subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", commit], check=True)
+        assert revision().commit not in {"unknown", *commits}
+        monkeypatch.setattr("m2m.training.run.code_digest", lambda module, commit=commit: f"{module} of {commit}")
+        run(tmp_path / commit)
+        commits.append(revision().commit)
+        assert not any(commits[-1] in path.read_text() for path in (tmp_path / commit / "model").rglob("*.md"))
+    assert folder_digest(tmp_path / "one" / "model") == folder_digest(tmp_path / "other" / "model")
+
+
 def test_v_prediction_and_checkpointed_activations_reach_the_model(run: Run, tmp_path: Path) -> None:
     run(tmp_path, common={"prediction_type": "v_prediction", "gradient_checkpointing": True})
     scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
@@ -243,7 +267,7 @@ def test_other_code_starts_afresh_and_says_so(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, tracker=Remembering(fails_at=96))
-    monkeypatch.setattr("m2m.training.job.code_digest", lambda module: f"of other code than {module}")
+    monkeypatch.setattr("m2m.training.run.code_digest", lambda module: f"of other code than {module}")
     tracker = Remembering()
     run(tmp_path, tracker=tracker)
     assert tracker.resumed == [None]

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, PNDMScheduler
 from diffusers.training_utils import compute_snr
 
-from m2m.diffusion.objective import (
+from m2m.diffusion.gaussian import (
     PredictionType,
     add_context_noise,
     add_noise,

@@ -1,9 +1,9 @@
-"""The solvers that turn noise into latents: how to walk along the noise schedule that a model was trained with."""
+"""How noise becomes latents: the solvers, classifier-free guidance, and the one loop that all samplers walk."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, assert_never, cast, get_args
 
 import torch
@@ -12,7 +12,8 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from m2m.diffusion.objective import alphas_cumprod
+from m2m.devices import Replayed
+from m2m.diffusion.gaussian import alphas_cumprod
 from m2m.errors import UserError
 from m2m.params import PredictionType, SolverName
 
@@ -93,3 +94,80 @@ def restarted(scheduler: Any, num_inference_steps: int) -> Tensor:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else each step searches for its index
     return timesteps
+
+
+def guides(scale: float) -> bool:
+    """Whether there is any guidance: above 1 only, as everywhere in diffusers. Else there is only the condition."""
+    return scale > 1
+
+
+def guided(predict: Callable[[Tensor], Tensor], sample: Tensor, scale: float) -> Tensor:
+    """u + scale·(c - u) of the predictions without the condition u and with it c, both in one batch.
+
+    The condition is made to count for more than the network gives it (Ho & Salimans, 2022).
+
+    Args:
+        predict: the network, (2·B, 4, h, w) -> (2·B, 4, h, w); the first half is without the condition. For a scale
+            that guides nowhere, all of (B, 4, h, w) is with it.
+        sample: (B, 4, h, w).
+
+    Returns:
+        (B, 4, h, w).
+    """
+    if not guides(scale):
+        return predict(sample)
+    without, with_condition = predict(torch.cat([sample, sample])).chunk(2)
+    return without + scale * (with_condition - without)
+
+
+def denoise(
+    noise: Tensor,
+    network: Callable[[Tensor, Tensor, bool], Tensor],
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    scale: Callable[[], float],
+    generators: Sequence[torch.Generator] = (),
+    use_cuda_graphs: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+    after_step: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Scaled latents from unit noise: (B, 4, h, w) -> (B, 4, h, w).
+
+    Args:
+        network: predicts from (rows, a timestep, whether guided); guided, the first half of (2·B, 4, h, w) is without
+            the condition. What else it reads stays in place: on a GPU a step is one CUDA graph from its second on.
+        scheduler: it is reset, as it may remember predictions for another image.
+        scale: of the guidance, asked before each step.
+        generators: one a row, for schedulers that add noise.
+        stopped: asked before each step; the latents are then given as they are.
+        after_step: is told step, timestep and latents, and gives the latents to go on from.
+
+    Raises:
+        UserError: the scheduler walks from a picture to noise.
+    """
+    timesteps = restarted(scheduler, num_inference_steps)  # on the CPU: schedulers look steps up by them
+    times = timesteps.to(noise.device)
+    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
+    drawn_from = {"generator": list(generators)} if generators and takes_generators else {}
+    predictors: dict[float, Callable[[Tensor, Tensor], Tensor]] = {}
+
+    def predictor(scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+        def predicted(sample: Tensor, time: Tensor) -> Tensor:
+            return guided(lambda rows: network(rows, time, guides(scale)), sample, scale)
+
+        return Replayed(predicted) if use_cuda_graphs else predicted
+
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    for step, timestep in enumerate(timesteps):
+        if stopped():
+            break
+        now = scale()
+        if now not in predictors:
+            predictors[now] = predictor(now)
+        sample = scheduler.scale_model_input(latents, timestep)  # (B, 4, h, w)
+        prediction = predictors[now](sample, times[step])  # (B, 4, h, w)
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **drawn_from)[0]
+        if after_step is not None:
+            latents = after_step(step, timestep, latents)
+    return latents

@@ -1,18 +1,28 @@
-"""What is drawn for a set: how often, from what it follows, and that it is there in time."""
+"""What a step trains on, and the loss against one computed image by image from the equations."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
 
+from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
-from m2m.params import TrainCommon
-from m2m.training.examples import STEPS_AHEAD, Draws, Examples, made_ahead
+from m2m.manifest import Manifest
+from m2m.models.context import dino_pixels
+from m2m.models.unet import ContextImages
+from m2m.params import TrainCommon, TrainVariant
+from m2m.training.loop import Batches
+from m2m.training.loss import Draws, Examples, SetLoss
+from m2m.training.start import from_stable_diffusion as start
 
 Common = Callable[..., TrainCommon]
 IMAGES = 400
@@ -69,12 +79,12 @@ def test_context_images_at_any_place_may_be_of_another_set(
     assert large_set.latents is not None
     other = ImageSet(id="other", caption="", images=255 - large_set.images, latents=large_set.latents + 100)
     drawing, order, place = draws(make_common(context_swap=0.3), encoder_size), range(IMAGES), range(IMAGES)[::-1]
-    drawn = drawing.example(large_set, order, key=(0,), stranger=(other, place))
+    drawn = drawing.example(large_set, order, key=(0,), other=(other, place))
     own = drawing.example(large_set, order, key=(0,))
     strange = drawing.example(other, place, key=(0,))
     swapped = (drawn.context_images != own.context_images).flatten(2).any(dim=2)[0]
     assert swapped.double().mean().item() == pytest.approx(0.3, abs=0.1)  # 399 draws: four standard deviations
-    first = [drawing.example(large_set, range(4), key=(n,), stranger=(other, range(4))) for n in range(200)]
+    first = [drawing.example(large_set, range(4), key=(n,), other=(other, range(4))) for n in range(200)]
     shares = torch.stack([(one.context_images[0, :, 0, 0, 0] != own.context_images[0, :3, 0, 0, 0]) for one in first])
     assert shares.double().mean(dim=0).tolist() == pytest.approx([0.3] * 3, abs=0.13)  # four standard deviations
     assert torch.equal(drawn.context_images[0, swapped], strange.context_images[0, swapped])
@@ -146,37 +156,118 @@ def test_a_set_for_another_network_is_named(make_common: Common, latents: np.nda
         draws(make_common()).example(wrong, range(4), key=(0,))
 
 
-def test_batches_come_in_order_and_not_too_far_ahead() -> None:
-    made: list[int] = []
-
-    def make(step: int) -> int:
-        made.append(step)
-        return step * step
-
-    batches = made_ahead(make, range(3, 10))
-    assert next(batches) == 9
-    assert next(batches) == 16
-    assert len(made) <= 2 + STEPS_AHEAD
-    assert list(batches) == [step * step for step in range(5, 10)]
-    assert made == list(range(3, 10))
-    assert list(made_ahead(make, range(0))) == []
+CPU = torch.device("cpu")
 
 
-def test_an_error_in_the_making_is_raised_where_the_batch_is_wanted() -> None:
-    def make(step: int) -> int:
-        if step == 2:
-            raise UserError("shard is damaged")
-        return step
+class Network(nn.Module):
+    """Predicts a multiple of what it is given, and remembers the rest."""
 
-    batches = made_ahead(make, range(9))
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(UserError, match="shard is damaged"):
-        next(batches)
+    def forward(self, noisy: Tensor, timesteps: Tensor, context: ContextImages, return_dict: bool) -> tuple[Tensor]:
+        assert not return_dict
+        self.context = context
+        return (noisy * 0.5 + timesteps[..., None, None, None] / 1000,)
 
 
-def test_leaving_early_ends_the_thread() -> None:
-    before = threading.active_count()
-    batches = made_ahead(lambda step: step, range(100))
-    next(batches)
-    batches.close()
-    assert threading.active_count() == before
+@pytest.fixture
+def make(
+    dataset: Any, foundation: Path, make_common: Common, make_variant: Callable[..., TrainVariant]
+) -> Callable[..., tuple[SetLoss, Examples]]:
+    """The loss of a variant and the examples of its first step."""
+
+    def call(name: Any, **changes: Any) -> tuple[SetLoss, Examples]:
+        common = make_common(**changes)
+        loss = SetLoss(start(foundation, name, common), common, device=CPU)
+        manifest = Manifest.read(dataset.manifest)
+        batches = Batches(
+            sets=ImageSets(dataset.store, manifest, "train"),
+            images_per_set=manifest.images_per_set,
+            loss=loss,
+            variant=make_variant(),
+        )
+        return loss, batches.examples(0, range(4))
+
+    return call
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+@pytest.mark.parametrize("predict_first", [True, False])
+def test_it_is_the_weighted_mean_square_of_every_image(
+    make: Callable[..., tuple[SetLoss, Examples]], prediction_type: str, gamma: float, predict_first: bool
+) -> None:
+    loss, examples = make("self", prediction_type=prediction_type, min_snr_gamma=gamma, predict_first=predict_first)
+    first = 0 if predict_first else 1
+    products = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod.double()
+    expected = []
+    for s in range(4):
+        losses = []
+        for n in range(first, 4):
+            x, noise = examples.latents[s, n].double(), examples.noise[s, n].double()
+            t = int(examples.timesteps[s, n])
+            alpha, sigma = products[t].sqrt(), (1 - products[t]).sqrt()
+            prediction = 0.5 * (alpha * x + sigma * noise) + t / 1000
+            snr = alpha**2 / sigma**2
+            if prediction_type == "epsilon":
+                wanted, weight = noise, min(snr, gamma) / snr if gamma else 1
+            else:
+                wanted, weight = alpha * noise - sigma * x, min(snr, gamma) / (snr + 1) if gamma else 1
+            losses.append(weight * (prediction - wanted).square().mean())
+        expected.append(float(sum(losses)) / (4 - first))
+    assert loss(Network(), examples).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_context_is_noised_once_and_where_it_is_clean_it_is_what_it_was(
+    make: Callable[..., tuple[SetLoss, Examples]],
+) -> None:
+    loss, examples = make("self")
+    network = Network()
+    loss(network, examples)
+    clean = examples.context_timesteps == 0
+    assert 0 < clean.sum() < clean.numel()
+    assert torch.equal(network.context.images[clean], examples.context_images[clean])
+    t, x = examples.context_timesteps[~clean], examples.context_images[~clean]
+    products = loss.products[t][:, None, None, None]
+    noised = products.sqrt() * x + (1 - products).sqrt() * examples.context_noise[~clean]
+    assert torch.allclose(network.context.images[~clean], noised, atol=1e-6)
+    assert torch.equal(network.context.timesteps, examples.context_timesteps)
+    assert network.context.dropped is not None
+    assert torch.equal(network.context.dropped, examples.dropped)
+    assert network.context.given == examples.given == 1  # no window slides
+    loss(network, replace(examples, given=2))
+    assert network.context.given == 2
+
+
+def test_dino_sees_each_context_image_once_a_step(make: Callable[..., tuple[SetLoss, Examples]]) -> None:
+    loss, examples = make("dino")
+    assert loss.encoder is not None
+    seen: list[Tensor] = []
+    model, network = loss.encoder, Network()
+    handle = model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    loss(network, examples)
+    handle.remove()
+    (pixels,) = seen
+    expected = dino_pixels(examples.context_images.flatten(0, 1), loss.processor)
+    clean = examples.context_timesteps.flatten() == 0
+    assert len(pixels) == 4 * 3
+    assert torch.equal(pixels[clean], expected[clean])
+    assert not torch.isclose(pixels[~clean], expected[~clean]).all(dim=(1, 2, 3)).any()
+    assert network.context.images.shape == (4, 3, 16, 32)
+    tokens = model(pixels).last_hidden_state[:, 1:].reshape(4, 3, 16, 32)
+    assert torch.equal(network.context.images, tokens)
+    assert not network.context.images.requires_grad
+
+
+@pytest.mark.parametrize("name", ["self", "dino"])
+def test_bfloat16_is_near_float32_and_keeps_the_weights_in_it(
+    make: Callable[..., tuple[SetLoss, Examples]], foundation: Path, make_common: Common, name: Any
+) -> None:
+    unet = start(foundation, name, make_common()).unet
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        loss, examples = make(name, precision=precision)
+        losses[precision] = loss(unet, examples)
+    assert losses["bfloat16"].dtype == torch.float32
+    assert not torch.equal(losses["float32"], losses["bfloat16"])
+    assert losses["bfloat16"].tolist() == pytest.approx(losses["float32"].tolist(), rel=0.05)
+    cast(Tensor, losses["bfloat16"].mean()).backward()
+    assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in unet.parameters())

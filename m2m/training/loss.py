@@ -1,26 +1,26 @@
-"""What a step trains on: image sets and all the chance that is in them, made ahead of need in a thread of its own."""
+"""What a step trains on, image sets and all the chance that is in them, and the loss that it minimises on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, fields
-from typing import Self, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from operator import itemgetter
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2m.data.shards import ImageSet
-from m2m.diffusion.objective import draw_context_timesteps, shift_timesteps
+from m2m.devices import sent
+from m2m.diffusion import gaussian
 from m2m.errors import UserError
+from m2m.models.context import dino_pixels, dino_tokens
 from m2m.models.pose import relative_poses
+from m2m.models.unet import ContextImages
 from m2m.params import TrainCommon
+from m2m.pipeline import M2MPipeline
 from m2m.seeds import generator, normal
-from m2m.workers import in_order, thread_pool
-
-STEPS_AHEAD = 2
-"""Batches that wait, made, for the network."""
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +48,11 @@ class Examples:
         """All that are."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("lengths", "given")}
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with other tensors: on a device, in page-locked memory …"""
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
+
     @classmethod
     def stack(cls, examples: Sequence[Examples], *, given: int = 1) -> Self:
         """One batch, in order, of batches of any lengths."""
@@ -61,28 +66,13 @@ class Examples:
 
     def split(self, parts: int) -> list[Self]:
         """Equal parts, in order."""
-        chunks = {name: tensor.chunk(parts) for name, tensor in self.tensors().items()}
         size = len(self) // parts
-        return [
-            type(self)(
-                lengths=self.lengths[part * size : (part + 1) * size],
-                given=self.given,
-                **{name: chunk[part] for name, chunk in chunks.items()},
-            )
-            for part in range(parts)
-        ]
-
-    def pinned(self) -> Self:
-        """In page-locked memory, from where a copy to the GPU waits for nothing."""
-        return self._changed(Tensor.pin_memory)
+        places = [slice(part * size, (part + 1) * size) for part in range(parts)]
+        return [replace(self.changed(itemgetter(part)), lengths=self.lengths[part]) for part in places]
 
     def to(self, device: torch.device) -> Self:
         """On a device."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
-        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
-        return type(self)(lengths=self.lengths, given=self.given, **changed)
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def _extended(tensor: Tensor, length: int) -> Tensor:
@@ -111,7 +101,7 @@ class Draws:
         images: Sequence[int],
         *,
         key: Sequence[str | int],
-        stranger: tuple[ImageSet, Sequence[int]] | None = None,
+        other: tuple[ImageSet, Sequence[int]] | None = None,
     ) -> Examples:
         """A batch of one set, with draws that are a pure function of the seed and `key`.
 
@@ -119,7 +109,7 @@ class Draws:
 
         Args:
             images: which ones, in this order.
-            stranger: another set and as many of its images, for the context images that are swapped.
+            other: another set and as many of its images, for the context images that are swapped.
 
         Raises:
             UserError: a set has no latents, or not of this network, or no poses though they are wanted.
@@ -127,10 +117,10 @@ class Draws:
         draws, common, count = generator(self.common.seed, *key), self.common, len(images)
         latents = self._latents(image_set, images)  # (N, 4, h, w)
         uniform = torch.randint(self.timesteps, (count,), generator=draws)
-        timesteps = shift_timesteps(uniform, common.timestep_shift, count=self.timesteps)
+        timesteps = gaussian.shift_timesteps(uniform, common.timestep_shift, count=self.timesteps)
         noise = normal(latents.shape, draws)[0]
         dropped = torch.rand(count, generator=draws, dtype=torch.float32) < common.guidance_dropout
-        context_timesteps = draw_context_timesteps(
+        context_timesteps = gaussian.draw_context_timesteps(
             (count - 1,),
             probability=common.context_noise.probability,
             max_timestep=common.context_noise.max_timestep,
@@ -138,9 +128,13 @@ class Draws:
         )
         swapped = torch.rand(count - 1, generator=draws, dtype=torch.float32) < common.context_swap
         context_images = self._context(image_set, images)
-        if stranger is not None:
-            context_images = torch.where(swapped[:, None, None, None], self._context(*stranger), context_images)
+        if other is not None:
+            context_images = torch.where(swapped[:, None, None, None], self._context(*other), context_images)
         shape = context_images.shape if self.encoder_size is None else (count - 1, 3, *self.encoder_size)
+        context_noise = normal(shape, draws)
+        poses = torch.empty(count, 0)
+        if self.with_poses:
+            poses = relative_poses(torch.from_numpy(image_set.cameras()[list(images)]))  # (N, 12)
         return Examples(
             lengths=(count,),
             latents=latents[None],
@@ -148,9 +142,9 @@ class Draws:
             timesteps=timesteps[None],
             dropped=dropped[None],
             context_images=context_images[None],
-            context_noise=normal(shape, draws),
+            context_noise=context_noise,
             context_timesteps=context_timesteps[None],
-            poses=self._poses(image_set, images)[None],
+            poses=poses[None],
         )
 
     def given(self, *, key: Sequence[str | int]) -> int:
@@ -170,12 +164,6 @@ class Draws:
             return self._latents(image_set, images)[:-1]
         return torch.from_numpy(image_set.images[list(images[:-1])]).permute(0, 3, 1, 2)
 
-    def _poses(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
-        """Relative to the first of the images: (N, 12), or (N, 0)."""
-        if not self.with_poses:
-            return torch.empty(len(images), 0)
-        return relative_poses(torch.from_numpy(image_set.cameras()[list(images)]))
-
     def _latents(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
         if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:
             found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
@@ -186,7 +174,73 @@ class Draws:
         return torch.from_numpy(image_set.latents[list(images)])
 
 
-def made_ahead(make: Callable[[int], Made], steps: range) -> Generator[Made]:
-    """What `make` gives for each step, made while the steps before are being worked on; its errors are raised here."""
-    with thread_pool(1, "examples") as maker:
-        yield from in_order(maker, make, steps, ahead=STEPS_AHEAD)
+class SetLoss:
+    """Denoising with teacher forcing: the loss of each set, all of its images in one pass of a network.
+
+    It holds what a pipeline has for it: the noise schedule, and M2M-DINO's encoder.
+    """
+
+    def __init__(self, pipeline: M2MPipeline, common: TrainCommon, *, device: torch.device) -> None:
+        self.common = common
+        self.products = gaussian.alphas_cumprod(pipeline.scheduler.config, common.prediction_type).to(device)  # (T,)
+        self.encoder, self.processor = pipeline.image_encoder, pipeline.feature_extractor
+        crop = None if self.encoder is None else self.processor.crop_size
+        self.draws = Draws(
+            common=common,
+            latent_shape=pipeline.latent_shape,
+            timesteps=len(self.products),
+            encoder_size=crop and (crop["height"], crop["width"]),
+            with_poses=pipeline.unet.pose_dim > 0,
+        )
+        """How examples for it are drawn."""
+
+    def __call__(self, network: nn.Module, examples: Examples) -> Tensor:
+        """For each set the mean loss of its N images, each predicted from those before it: (B,) (paper, section 3).
+
+        The first, which none comes before, is left out where a set always begins with given ones.
+
+        The network is called as an `ImageSetUNet` is, so that DDP's wrapper of one will do.
+        """
+        timesteps, products, common = examples.timesteps, self.products, self.common
+        noisy = gaussian.add_noise(examples.latents, examples.noise, timesteps, products)  # (B, N, 4, h, w)
+        with self._autocast(noisy.device):
+            context = ContextImages(
+                self._context(examples),
+                examples.context_timesteps,
+                dropped=examples.dropped,
+                lengths=examples.lengths,
+                poses=examples.poses if self.draws.with_poses else None,
+                predict_first=common.predict_first,
+                given=examples.given,
+            )
+            (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
+        kind, gamma = common.prediction_type, common.min_snr_gamma
+        wanted = gaussian.target(examples.latents, examples.noise, timesteps, products, kind)  # (B, N, 4, h, w)
+        weight = gaussian.min_snr_weight(timesteps, products, gamma=gamma, prediction_type=kind)
+        losses = gaussian.denoising_loss(prediction, wanted, weight)  # (B, N), 0 after the end of a set
+        first = 0 if common.predict_first else 1
+        predicted = sent([length - first for length in examples.lengths], losses.device, torch.long)
+        return losses[:, first:].sum(dim=1) / predicted
+
+    def _context(self, examples: Examples) -> Tensor:
+        """What the network reads of the context images: latents (B, N-1, 4, h, w) or patch tokens (B, N-1, L, D).
+
+        Each is noised, and encoded, once for all images that read it.
+        """
+        images, noise = examples.context_images, examples.context_noise
+        if self.encoder is None:
+            return gaussian.add_context_noise(images, noise, examples.context_timesteps, self.products)
+        # Only those that are there: a shorter set costs no more than it has.
+        real = [(place, n) for place, length in enumerate(examples.lengths) for n in range(length - 1)]
+        rows, positions = sent(real, images.device, torch.long).T
+        pixels = dino_pixels(images[rows, positions], self.processor)  # (real, 3, side, side)
+        levels = examples.context_timesteps[rows, positions]
+        pixels = gaussian.add_context_noise(pixels, noise[rows, positions], levels, self.products)
+        tokens = dino_tokens(self.encoder, pixels)  # (real, L, D)
+        context = tokens.new_zeros(*images.shape[:2], *tokens.shape[1:])
+        return context.index_put((rows, positions), tokens)  # (B, N-1, L, D)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """bfloat16 where the parameters ask for it and the device has it."""
+        has_it = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.common.precision == "bfloat16" and has_it)

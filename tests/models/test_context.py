@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from m2m.models.dino import dino_pixels, dino_tokens
+from m2m.models.context import dino_pixels, dino_tokens
 from m2m.models.pose import FIELD_OF_VIEW, rays
 
 PUBLISHED = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
