@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from m2m.evaluation.nvs import FRAMES
 from PIL import Image
 
 from m2m.errors import UserError
 from m2m.evaluation.continuations import Continuations
+from m2m.evaluation.nvs import FRAMES
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import EvaluateNvs, EvaluateVpg, GateParams
