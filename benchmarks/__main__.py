@@ -16,7 +16,7 @@ from benchmarks import counts, datasets, sampling, starting, teacher_forcing, tr
 from benchmarks.architectures import random_foundation, resized
 from benchmarks.rows import RESULTS, Row, read, renewed, table, write
 from benchmarks.setting import Setting
-from m2m.evaluation.timing import hardware
+from m2m.evaluation.efficiency import hardware
 from m2m.machine import Machine
 from m2m.params_file import load_params
 

@@ -1,6 +1,6 @@
 """Operations of our networks and of Stable Diffusion's, at the size of Stable Diffusion 2.1-base.
 
-`m2m.evaluation.operations` says what counts. Decoders are not counted: all sides have the same.
+`m2m.evaluation.efficiency` says what counts. Decoders are not counted: all sides have the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import Dinov2Config, Dinov2Model
 from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET
 from benchmarks.plain import read_in_full
 from benchmarks.rows import Row
-from m2m.evaluation.operations import META, Costs, image_set_costs, operations, text_pass
+from m2m.evaluation.efficiency import META, Costs, image_set_costs, operations, text_pass
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
 
 VARIANTS: tuple[Variant, ...] = ("dino", "self")

@@ -24,7 +24,7 @@ from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 from benchmarks.rows import RESULTS, Row, write  # noqa: E402
-from m2m.evaluation.timing import hardware  # noqa: E402
+from m2m.evaluation.efficiency import hardware  # noqa: E402
 from tests.flows.serving import Run, served, started_server  # noqa: E402
 
 CLOCK = """#!/bin/sh

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.rows import Kind, Row
 from m2m.diffusion.stable_diffusion import image_size
-from m2m.evaluation.timing import Clock, in_turn
+from m2m.evaluation.efficiency import Clock, in_turn
 from m2m.params import Precision, Variant
 from m2m.workers import ALONE, Workers
 

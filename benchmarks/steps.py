@@ -19,8 +19,7 @@ from benchmarks.sampling import text_pipeline
 from benchmarks.setting import Setting
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
-from m2m.evaluation.efficiency import context_shape
-from m2m.evaluation.operations import META
+from m2m.evaluation.efficiency import META, context_shape
 from m2m.manifest import Manifest, ShardEntry, shard_key
 from m2m.models.unet import ImageSetUNet, Variant
 from m2m.params import TrainCommon, TrainVariant

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from m2m.devices import ALIGNMENT, align
 from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion
-from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3
 from m2m.evaluation.networks import Clip
+from m2m.evaluation.published import INCEPTION_V3, InceptionV3
 from m2m.files import file_digest
 from m2m.foundation import fit as fit_module
 from m2m.models.unet import Variant
@@ -182,7 +182,7 @@ def test_inception_is_read_into_memory_of_its_own(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in InceptionV3().state_dict().items() if tensor.shape}
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": ARCHITECTURE}))
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": INCEPTION_V3}))
     shift(tmp_path / "model.safetensors", BY_HEADER)
     assert odd(InceptionV3.from_pretrained(tmp_path)) == []
 

@@ -101,6 +101,8 @@ def test_evaluate(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("evaluate", "--params", PARAMS, "--variant", "dino")
     assert "registered as m2m-dino version 3" in m2m(*command).stdout
     assert call.given["register"]
+    assert (call.given["task"], call.given["untuned"]) == ("mis", None)
+    assert call.given["manifest"] == Path("data/mis.json")
     assert call.given["metrics"] == Path("metrics/evaluate-dino.json")
     assert call.given["plots"] == Path("reports/evaluate-dino")
     m2m(*command, "--no-register")
@@ -123,7 +125,7 @@ def test_finetune(variant: str, task: str, m2m: Any, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("task", ["nvs", "vpg"])
 def test_evaluate_of_a_task(task: str, m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call("evaluate_task", monkeypatch, SimpleNamespace(numbers={"fid/mean": 1.0}, version="3"))
+    call = Call("evaluate", monkeypatch, SimpleNamespace(numbers={"fid/mean": 1.0}, version="3"))
     command = ("evaluate", "--params", PARAMS, "--variant", "dino", "--task", task)
     assert f"registered as m2m-dino-{task} version 3" in m2m(*command).stdout
     assert call.given["metrics"] == Path(f"metrics/evaluate-dino-{task}.json")
@@ -146,13 +148,14 @@ def test_sampling(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call("report", monkeypatch)
     assert m2m("report", "--params", PARAMS).stdout == "reports/index.html\n"
-    assert [item.variant for item in call.given["items"]] == ["self", "dino"]
-    assert call.given["items"][1].curve == Path("reports/train-dino.csv")
+    items = call.given["items"]
+    assert [(one.variant, one.task) for one in items] == [
+        (v, t) for t in ("mis", "nvs", "vpg") for v in ("self", "dino")
+    ]
+    assert items[1].curve == Path("reports/train-dino.csv")
     assert call.given["sampling"] == Path("metrics/sampling.json")
-    of_tasks = call.given["task_items"]
-    assert [(one.variant, one.task) for one in of_tasks] == [(v, t) for t in ("nvs", "vpg") for v in ("self", "dino")]
-    assert of_tasks[3].metrics == Path("reports/evaluate-dino-vpg/details.json")
-    assert of_tasks[0].from_scratch == Path("ablations/results/from-scratch-nvs-self-seed-0.json")
+    assert items[5].metrics == Path("reports/evaluate-dino-vpg/details.json")
+    assert items[2].from_scratch == Path("ablations/results/from-scratch-nvs-self-seed-0.json")
 
 
 def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:

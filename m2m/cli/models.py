@@ -20,7 +20,7 @@ from m2m.cli.options import (
 )
 from m2m.cli.program import app
 from m2m.machine import Machine
-from m2m.params import Task, Variant
+from m2m.params import EvaluatedTask, Task, Variant
 
 ABLATIONS = Path("ablations/results")
 SAMPLING = Path("metrics/sampling.json")
@@ -94,11 +94,9 @@ def finetune(
 @app.command()
 def evaluate(
     variant: VariantOption,
-    task: Annotated[Task | None, typer.Option(help=f"Of a fine-tuned model. {TASKS}")] = None,
+    task: Annotated[EvaluatedTask, typer.Option(help=f"Of the model; mis: image sets; {TASKS}")] = "mis",
     params: ParamsFile = PARAMS,
-    manifest: Annotated[
-        Path | None, typer.Option(help="Manifest of the dataset; data/mis.json, data/TASK.json.")
-    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest of the dataset; data/TASK.json.")] = None,
     foundation: FoundationFolder = FOUNDATION,
     model: Annotated[Path | None, typer.Option(help="Model folder; models/m2m-VARIANT[-TASK].")] = None,
     metrics: Annotated[Path | None, typer.Option(help="JSON to write; metrics/evaluate-VARIANT[-TASK].json.")] = None,
@@ -106,54 +104,27 @@ def evaluate(
     register: Annotated[bool, typer.Option(help="Register the model with its scores.")] = True,
 ) -> None:
     """Measures a model on the test sets, as the paper does, and registers it."""
-    item = f"{variant}-{task}" if task else variant
+    item = _item(variant, task)
     wanted = read_params(params).evaluate
     machine = Machine(f"evaluate@{item}")
-    model = model or Path(f"models/m2m-{item}")
+    from m2m.stages import evaluate
+
     metrics = metrics or Path(f"metrics/evaluate-{item}.json")
-    plots = plots or Path(f"reports/evaluate-{item}")
-    if task is None:
-        from m2m.stages import evaluate
-
-        trained = evaluate.run(
-            wanted.mis,
-            variant,
-            model=model,
-            foundation=foundation,
-            manifest=manifest or MANIFEST,
-            metrics=metrics,
-            plots=plots,
-            work=machine.settings.work,
-            store=machine.store(),
-            tracker=machine.tracker(),
-            device=machine.device(),
-            workers=machine.workers(),
-            register=register,
-        )
-        numbers, version = trained.numbers, trained.version
-    else:
-        from m2m.stages import evaluate_task
-
-        tuned = evaluate_task.run(
-            wanted.of(task),
-            task,
-            variant,
-            model=model,
-            untuned=Path(f"models/m2m-{variant}"),
-            foundation=foundation,
-            manifest=manifest or task_manifest(task),
-            metrics=metrics,
-            plots=plots,
-            work=machine.settings.work,
-            store=machine.store(),
-            tracker=machine.tracker(),
-            device=machine.device(),
-            workers=machine.workers(),
-            register=register,
-        )
-        numbers, version = tuned.numbers, tuned.version
-    registered = f"registered as m2m-{item} version {version}" if version else "not registered, or later"
-    typer.echo(f"{metrics}: {len(numbers)} numbers; {registered}")
+    made = evaluate.run(
+        wanted.of(task),
+        task,
+        variant,
+        model=model or Path(f"models/m2m-{item}"),
+        untuned=None if task == "mis" else Path(f"models/m2m-{variant}"),
+        foundation=foundation,
+        manifest=manifest or Path(f"data/{task}.json"),
+        metrics=metrics,
+        plots=plots or Path(f"reports/evaluate-{item}"),
+        runtime=machine.runtime(),
+        register=register,
+    )
+    registered = f"registered as m2m-{item} version {made.version}" if made.version else "not registered, or later"
+    typer.echo(f"{metrics}: {len(made.numbers)} numbers; {registered}")
 
 
 @app.command()
@@ -175,8 +146,7 @@ def sampling(
         stable_diffusion=foundation / "stable-diffusion",
         metrics=metrics,
         plots=plots,
-        tracker=machine.tracker(),
-        device=machine.device(),
+        runtime=machine.runtime(),
     )
     most = max(wanted.given)
     times = ", ".join(f"{numbers[f'ratio/{variant}/given={most}']:.2f} ({variant})" for variant in get_args(Variant))
@@ -196,23 +166,20 @@ def report(
 
     items = [
         report.Evaluated(
-            variant=variant,
-            metrics=Path(f"reports/evaluate-{variant}/details.json"),
-            plots=Path(f"reports/evaluate-{variant}"),
-            curve=Path(f"reports/train-{variant}.csv"),
-        )
-        for variant in get_args(Variant)
-    ]
-    task_items = [
-        report.TaskEvaluated(
             task=task,
             variant=variant,
-            metrics=Path(f"reports/evaluate-{variant}-{task}/details.json"),
-            plots=Path(f"reports/evaluate-{variant}-{task}"),
-            from_scratch=ABLATIONS / f"from-scratch-{task}-{variant}-seed-0.json",
+            metrics=Path(f"reports/evaluate-{_item(variant, task)}/details.json"),
+            plots=Path(f"reports/evaluate-{_item(variant, task)}"),
+            curve=Path(f"reports/train-{variant}.csv") if task == "mis" else None,
+            from_scratch=None if task == "mis" else ABLATIONS / f"from-scratch-{task}-{variant}-seed-0.json",
         )
-        for task in get_args(Task)
+        for task in get_args(EvaluatedTask)
         for variant in get_args(Variant)
     ]
-    report.run(wanted, items=items, task_items=task_items, sampling=SAMPLING, manifest=manifest, out=out)
+    report.run(wanted, items=items, sampling=SAMPLING, manifest=manifest, out=out)
     typer.echo(str(out))
+
+
+def _item(variant: Variant, task: EvaluatedTask) -> str:
+    """As its model, its numbers and its part of the graph are named."""
+    return variant if task == "mis" else f"{variant}-{task}"

@@ -2,24 +2,34 @@
 
 The time is that from noise to latents, in all denoising steps. What is read before, a caption or the given images, is
 read once however many images are drawn after it, and stands apart. So does decoding: all sides have the same network.
+All sides take turns, so that whatever else the machine does troubles all alike.
+
+Operations are counted on tensors without contents: exact, and the same on any machine. A multiplication and its
+addition are two, of matrix products, convolutions and attention; on tensors without contents torch takes attention
+apart into its two matrix products, so the counter sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from m2m import seeds
 from m2m.diffusion.sampler import make_scheduler
 from m2m.diffusion.stable_diffusion import StableDiffusion
-from m2m.evaluation.operations import META, image_set_costs, text_pass
-from m2m.evaluation.timing import Clock
+from m2m.models.context import PrecedingImages
 from m2m.models.unet import ImageSetUNet
 from m2m.params import SamplingParams
 from m2m.pipeline import M2MPipeline
@@ -104,3 +114,115 @@ def context_shape(pipeline: M2MPipeline) -> tuple[int, ...]:
         return pipeline.latent_shape
     crop, patch = pipeline.feature_extractor.crop_size, pipeline.image_encoder.config.patch_size
     return (crop["height"] // patch) * (crop["width"] // patch), pipeline.unet.config.context_dim
+
+
+META = torch.device("meta")
+
+
+def operations(work: Callable[[], object]) -> int:
+    """What `work` computes, without gradients."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return int(counter.get_total_flops())
+
+
+def text_pass(unet: UNet2DConditionModel, *, side: int, words: int) -> int:
+    """One pass of Stable Diffusion's U-Net, on META, for one image of latents (4, side, side) and a text."""
+    text = torch.empty(1, words, unet.config["cross_attention_dim"], device=META)
+    return operations(lambda: unet(_latents(unet, side), torch.empty(1, device=META), text))
+
+
+@dataclass
+class Costs:
+    """Operations for one image, by how many came before."""
+
+    reading: list[int] = field(default_factory=list)
+    """The n-th of a set's images joins the context: its own pass (M2M-Self), or its keys and values."""
+    guided: dict[int, int] = field(default_factory=dict)
+    """A denoising step with and without context."""
+    plain: dict[int, int] = field(default_factory=dict)
+    """A denoising step with context only."""
+
+
+def image_set_costs(
+    unet: ImageSetUNet,
+    context: Tensor,
+    *,
+    side: int,
+    guided: Collection[int],
+    plain: Collection[int] = (),
+    reading: int = 0,
+) -> Costs:
+    """Counted on the network as it draws, image after image.
+
+    Args:
+        unet: on META.
+        context: what it reads of an image, on META: latents (1, 4, side, side), or patch tokens (1, L, context_dim).
+        side: of the latents that it draws.
+        guided: numbers of images before, for which a guided step is counted.
+        plain: the same for a step without guidance.
+        reading: for how many images it is counted what it takes to read them.
+    """
+    found = Costs()
+    preceding = PrecedingImages(unet, sets=1, timestep=0, device=META, use_cache=True)
+    time = torch.empty((), device=META)
+    for given in range(max((*guided, *plain)) + 1):
+        if given in plain:
+            window = preceding.window(guided=False)
+            found.plain[given] = operations(partial(unet, _latents(unet, side), time, window))
+        if given in guided:
+            window = preceding.window(guided=True)
+            found.guided[given] = operations(partial(unet, _latents(unet, side, rows=2), time, window))
+        if given < reading:
+            found.reading.append(operations(partial(preceding.append, context)))
+        else:  # only to come to the next: counting takes longer
+            preceding.append(context)
+    return found
+
+
+def _latents(unet: UNet2DConditionModel, side: int, rows: int = 1) -> Tensor:
+    return torch.empty(rows, unet.config["in_channels"], side, side, device=META)
+
+
+Measured = TypeVar("Measured")
+PROCESSORS = Path("/proc/cpuinfo")
+
+
+class Clock:
+    """Tells the time when a device has done what it was given."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def taken(self, work: Callable[[], object]) -> float:
+        """Seconds until the device has done the work."""
+        started = self.now()
+        work()
+        return self.now() - started
+
+
+def in_turn(works: Sequence[Callable[[], Measured]], *, repeats: int) -> list[list[Measured]]:
+    """What each of the works gives, `repeats` times; they take turns, and a first turn, to warm up, does not count."""
+    found: list[list[Measured]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, measured in zip(works, found, strict=True):
+            result = work()
+            if turn:
+                measured.append(result)
+    return found
+
+
+def hardware(device: str) -> str:
+    """What computes, and with which torch."""
+    if device != "cpu":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    lines = PROCESSORS.read_text().splitlines() if PROCESSORS.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

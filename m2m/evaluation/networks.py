@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from m2m.devices import align
 from m2m.errors import UserError
-from m2m.evaluation import inception_v3, lpips
-from m2m.evaluation.inception_v3 import InceptionV3
-from m2m.evaluation.lpips import Lpips
-from m2m.evaluation.perceptual import perceptual_distance
+from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, distance
 from m2m.files import check_digests, folder_digest, reading_foundation
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier, load_class_network
@@ -26,7 +24,7 @@ from m2m.world.vocabulary import ATTRIBUTES
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
-    inception_v3.ARCHITECTURE: InceptionV3.from_pretrained,
+    INCEPTION_V3: InceptionV3.from_pretrained,
 }
 
 
@@ -65,7 +63,7 @@ class Networks:
             return f"{architecture}@{folder_digest(foundation / part)[:12]}"
 
         names = {"inception": named(architecture, "inception"), "clip": named("clip", "clip")}
-        names["perceptual"] = named(lpips.ARCHITECTURE, "perceptual") if likeness else names["inception"]
+        names["perceptual"] = named(LPIPS, "perceptual") if likeness else names["inception"]
         return cls(inception=inception.to(where), clip=clip, names=names, device=where, lpips=likeness)
 
     def perceptual(self, first: Tensor, second: Tensor) -> Tensor:
@@ -139,3 +137,26 @@ class Embedded(nn.Module):
         output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         features: Tensor = output.pooler_output
         return features
+
+
+def perceptual_distance(network: WorldClassifier | InceptionV3, first: Tensor, second: Tensor) -> Tensor:
+    """Of n pairs of pictures, uint8 (n, 3, H, W) each: (n,), 0 for equal ones (Zhang et al., 2018, eq. 1).
+
+    It is not called LPIPS: LPIPS weights the layers of an AlexNet or VGG by human judgement. Here all weights are 1,
+    and the network's name is recorded beside the numbers.
+    """
+    unweighted: Callable[[Tensor], Tensor] = lambda squares: squares.sum(dim=1, keepdim=True)  # noqa: E731
+    return distance(_features(network, torch.cat([first, second])), repeat(unweighted))
+
+
+def _features(network: WorldClassifier | InceptionV3, images: Tensor) -> list[Tensor]:
+    """What each of the network's layers gives, (n, C, h, w) each."""
+    found: list[Tensor] = []
+    keep: Callable[[nn.Module, object, Tensor], None] = lambda _module, _inputs, output: found.append(output)  # noqa: E731
+    hooks = [layer.register_forward_hook(keep) for layer in network.layers]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -5,7 +5,7 @@ attributes whether drawn pictures show the named value; **Free** of the others w
 and with each other, as seldom as held-out pictures do. Either is easy alone: copies keep all, random pictures vary all.
 The **pattern score** is the harmonic mean of both, so that only who tells one from the other scores.
 
-Misses (see `misses`) neither keep anything nor vary: a pair with one counts as the same.
+Misses (see `observations`) neither keep anything nor vary: a pair with one counts as the same.
 
 Still, who redraws one of n given pictures, shape, colour and style, agrees with them by a mere 1/n too often, and Free
 hardly sees it. **Fresh** does: it asks how often a free value is one that no given picture shows. The **strict score**
@@ -14,13 +14,14 @@ takes the worse of Free and Fresh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2m.evaluation.resampling import by_caption, divide
+from m2m.evaluation.figures import Statistic, by_caption, divide, estimated, interval, told
+from m2m.world.vocabulary import ATTRIBUTES
 
 
 @dataclass(frozen=True)
@@ -258,3 +259,40 @@ def _harmonic(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.floa
 def _mean(by_attribute: NDArray[np.float64]) -> NDArray[np.float64]:
     mean: NDArray[np.float64] = by_attribute.mean(axis=-1)
     return mean
+
+
+ASPECTS: Mapping[str, Callable[[Scores], NDArray[np.float64]]] = {
+    "kept": lambda scores: scores.kept,
+    "free": lambda scores: scores.free,
+    "fresh": lambda scores: scores.fresh,
+}
+
+
+def aspect(sums: Sums, name: str) -> Statistic:
+    """One of `ASPECTS`, the mean over attributes."""
+    return lambda weights: _mean(ASPECTS[name](sums.scores(weights)))
+
+
+def pairs(sums: Sums, *, held_out: bool = False) -> Statistic:
+    """Share of agreeing pairs of drawn pictures, or of held-out ones, the mean over attributes."""
+    return lambda weights: _mean(sums.held_out_pair_agreement(weights) if held_out else sums.pair_agreement(weights))
+
+
+def numbers_of(sums: Sums, weights: NDArray[np.float64], *, given: int, prefix: str = "") -> dict[str, float]:
+    """All numbers of a lot that follows `given` pictures; what does not tell is left out."""
+    at = f"given={given}"
+    numbers = {
+        **estimated(f"{prefix}pattern_score/{at}", interval(sums.strict_score, weights)),
+        **estimated(f"{prefix}pair_agreement/{at}", interval(pairs(sums), weights)),
+    }
+    alike = np.ones((1, sums.captions))
+    whole, places, agreeing = sums.scores(alike), sums.by_position(alike), sums.pair_agreement(alike)[0]
+    for name, values in ASPECTS.items():
+        numbers |= estimated(f"{prefix}{name}/{at}", interval(aspect(sums, name), weights))
+        for attribute, value in zip(ATTRIBUTES, values(whole)[0], strict=True):
+            numbers[f"{prefix}{name}/{attribute}/{at}"] = float(value)
+        for place, value in enumerate(_mean(values(places)[0]), start=1):
+            numbers[f"{prefix}{name}/position/{place:02}/{at}"] = float(value)
+    for attribute, value in zip(ATTRIBUTES, agreeing, strict=True):
+        numbers[f"{prefix}pair_agreement/{attribute}/{at}"] = float(value)
+    return told(numbers)

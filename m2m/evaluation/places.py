@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from m2m import seeds
 from m2m.data.shards import ImageSet
-from m2m.evaluation.ground import Ground
-from m2m.evaluation.ideal_reader import IdealReader
-from m2m.evaluation.pattern_numbers import estimated
-from m2m.evaluation.resampling import caption_weights, interval, share, spread
-from m2m.evaluation.sampling import Starts
+from m2m.evaluation.baselines import IdealReader
+from m2m.evaluation.claim import Ground
+from m2m.evaluation.continuations import Starts
+from m2m.evaluation.figures import caption_weights, estimated, interval, share, spread
 from m2m.params import EvaluateMis
 from m2m.world.vocabulary import ATTRIBUTES
 

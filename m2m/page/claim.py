@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from m2m.page.charts import Chart, at_positions, chart, points, variant_lines
-from m2m.page.line_chart import Line
+from m2m.page.charts import Chart, Line, at_positions, chart, points, variant_lines
 from m2m.page.tables import (
     ASPECTS,
     BASELINES,

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from m2m.page.charts import Chart
-from m2m.page.line_chart import Line, line_chart, svg_file
+from m2m.page.charts import Chart, Line, line_chart, svg_file
 from m2m.page.tables import MISSING, NAMES, Numbers, Row, Table
 from m2m.params import Variant
 

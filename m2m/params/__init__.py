@@ -26,6 +26,7 @@ from m2m.params.datasets import (
 from m2m.params.evaluation import (
     ComparedParams,
     DrawingParams,
+    EvaluatedTask,
     EvaluateMis,
     EvaluateNvs,
     EvaluateParams,
@@ -84,6 +85,7 @@ __all__ = [
     "EvaluateNvs",
     "EvaluateParams",
     "EvaluateVpg",
+    "EvaluatedTask",
     "FinetuneParams",
     "FinetuneTask",
     "FinetuneVariant",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from m2m.params.section import PositiveInt, Precision, Section, SolverName, Task
+from m2m.params.section import PositiveInt, Precision, Section, SolverName
 
 Count = Annotated[int, Field(ge=0)]
+EvaluatedTask = Literal["mis", "nvs", "vpg"]
+"""`Task`, or to continue image sets, for which models are trained first."""
 
 
 class LongParams(Section):
@@ -100,6 +103,8 @@ class EvaluateParams(Section):
     nvs: EvaluateNvs
     vpg: EvaluateVpg
 
-    def of(self, task: Task) -> EvaluateNvs | EvaluateVpg:
+    def of(self, task: EvaluatedTask) -> EvaluateMis | EvaluateNvs | EvaluateVpg:
         """The parameters of one task."""
-        return self.nvs if task == "nvs" else self.vpg
+        of: Mapping[EvaluatedTask, EvaluateMis | EvaluateNvs | EvaluateVpg]
+        of = {"mis": self.mis, "nvs": self.nvs, "vpg": self.vpg}
+        return of[task]

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from m2m.code import code_digest
 from m2m.errors import UserError
-from m2m.evaluation import inception_v3, lpips
-from m2m.evaluation.inception_v3 import InceptionV3
-from m2m.evaluation.lpips import Lpips
+from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, with_heads
 from m2m.files import new_folder, write_digests
 from m2m.foundation import hub, quality, world
 from m2m.params import HubFile, HubFoundation, WorldFoundation
@@ -43,8 +41,8 @@ def run(
                 params,
                 out=draft,
                 work=work / "hub",
-                inception=hub.Judge(inception_v3.ARCHITECTURE),
-                perceptual=hub.Judge(lpips.ARCHITECTURE, lpips.with_heads),
+                inception=hub.Judge(INCEPTION_V3),
+                perceptual=hub.Judge(LPIPS, with_heads),
             )
             _expect("inception", params.inception, InceptionV3.from_pretrained, draft)
             _expect("perceptual", params.perceptual, Lpips.from_pretrained, draft)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
@@ -17,10 +16,9 @@ from m2m.manifest import Manifest
 from m2m.page import efficiency, tables
 from m2m.page.charts import position_charts, training_charts
 from m2m.page.claim import BESIDE, claim_part
-from m2m.page.galleries import consistency, galleries
 from m2m.page.tables import BASELINES, NAMES, Fact, Numbers
-from m2m.page.tasks import TaskNumbers, TaskPart, task_part
-from m2m.params import ReportParams, Task, Variant
+from m2m.page.tasks import TABLES, TaskNumbers, TaskPart, consistency, galleries, task_part
+from m2m.params import EvaluatedTask, ReportParams, Task, Variant
 
 TASK_KEYS = ("sets", "images", "seed", "manifest", "network/inception", "network/clip")
 KEYS = (*TASK_KEYS, "fid/mean", "given")
@@ -29,34 +27,24 @@ KEYS = (*TASK_KEYS, "fid/mean", "given")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What training and evaluation left of one variant."""
+    """What training and evaluation left of one variant, to continue image sets or fine-tuned to a task."""
 
+    task: EvaluatedTask
     variant: Variant
     metrics: Path
     """all numbers of the evaluation (JSON)"""
     plots: Path
     """folder with galleries"""
-    curve: Path
-    """of training (CSV)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskEvaluated:
-    """What the evaluation of one fine-tuned variant left."""
-
-    task: Task
-    variant: Variant
-    metrics: Path
-    plots: Path
-    from_scratch: Path
-    """numbers of what started from Stable Diffusion instead; the file need not be there"""
+    curve: Path | None = None
+    """of training (CSV); of image sets alone"""
+    from_scratch: Path | None = None
+    """of tasks, numbers of what started from Stable Diffusion instead; the file need not be there"""
 
 
 def run(
     params: ReportParams,
     *,
     items: Sequence[Evaluated],
-    task_items: Sequence[TaskEvaluated] = (),
     sampling: Path,
     manifest: Path,
     out: Path,
@@ -64,21 +52,21 @@ def run(
     """Writes the page `out`, one file that needs no other; the same inputs give the same bytes.
 
     Args:
-        items: at least one variant. Baselines are taken from the first: they are the same for all.
-        task_items: of fine-tuned models.
+        items: of image sets at least one variant. Baselines are taken from the first: they are the same for all.
         sampling: numbers of the sampling stage (JSON).
         manifest: of the MIS dataset.
 
     Raises:
         UserError: an input is missing or not what its stage writes, or the disk refuses.
     """
-    for folder in (*(item.plots for item in items), *(item.plots for item in task_items)):
-        check_digests(folder)
+    for item in items:
+        check_digests(item.plots)
     data = Manifest.read(manifest)
-    numbers = {item.variant: _numbers(item.metrics) for item in items}
-    shared = numbers[items[0].variant]
-    training = training_charts({item.variant: item.curve for item in items})
-    shown = [gallery for item in items for gallery in galleries(item.variant, item.plots)]
+    trained = [item for item in items if item.task == "mis"]
+    numbers = {item.variant: _numbers(item.metrics) for item in trained}
+    shared = numbers[trained[0].variant]
+    training = training_charts({item.variant: item.curve for item in trained if item.curve})
+    shown = [gallery for item in trained for gallery in galleries(item.variant, item.plots)]
     environment = Environment(
         loader=PackageLoader("m2m.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -88,7 +76,7 @@ def run(
         shared=shared,
         glance={variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
         galleries=sorted(shown, key=lambda gallery: gallery.given),
-        consistency=[gallery for item in items for gallery in consistency(item.variant, item.plots)],
+        consistency=[gallery for item in trained for gallery in consistency(item.variant, item.plots)],
         claim=claim_part(numbers),
         beside={style: BASELINES[baseline] for baseline, style in BESIDE.items()},
         quality=tables.quality(numbers),
@@ -96,19 +84,19 @@ def run(
         positions=position_charts(numbers),
         training=training,
         efficiency=efficiency.efficiency_part(_numbers(sampling, efficiency.KEYS, stage="sampling")),
-        tasks=[_task(task, task_items) for task in get_args(Task) if any(one.task == task for one in task_items)],
+        tasks=[_task(task, items) for task in TABLES if any(one.task == task for one in items)],
         papers_networks=str(shared["network/inception"]).startswith("inception-v3"),
         origin=_origin(data, shared),
     )
     write_atomically(out, page.encode())
 
 
-def _task(task: Task, items: Sequence[TaskEvaluated]) -> TaskPart:
+def _task(task: Task, items: Sequence[Evaluated]) -> TaskPart:
     own = [item for item in items if item.task == task]
     numbers = {
         item.variant: TaskNumbers(
             _numbers(item.metrics, TASK_KEYS),
-            _numbers(item.from_scratch, TASK_KEYS) if item.from_scratch.exists() else None,
+            _numbers(item.from_scratch, TASK_KEYS) if item.from_scratch and item.from_scratch.exists() else None,
         )
         for item in own
     }

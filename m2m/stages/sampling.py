@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,15 +9,22 @@ from pathlib import Path
 
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
-from m2m.evaluation import table
-from m2m.evaluation.efficiency import step_after_caption, steps_after_images, time_after_caption, time_after_images
-from m2m.evaluation.timing import Clock, hardware, in_turn
+from m2m.evaluation.efficiency import (
+    Clock,
+    hardware,
+    in_turn,
+    step_after_caption,
+    steps_after_images,
+    time_after_caption,
+    time_after_images,
+)
+from m2m.evaluation.figures import to_csv, to_json
 from m2m.files import folder_digest, write_atomically
 from m2m.page.efficiency import BASE, figure
 from m2m.params import SamplingParams, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.progress import Advance, progress
-from m2m.tracking import Tracker
+from m2m.runtime import Runtime
 
 GIGA = 1e9
 COLUMNS = ("seconds", "gflop")
@@ -32,8 +37,7 @@ def run(
     stable_diffusion: Path,
     metrics: Path,
     plots: Path,
-    tracker: Tracker,
-    device: str,
+    runtime: Runtime,
 ) -> Mapping[str, float | int | str]:
     """Writes `metrics` (flat JSON), and into `plots` a CSV for each model and the figure; returns the numbers.
 
@@ -51,22 +55,23 @@ def run(
         solver=params.solver,
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
-        device=device,
+        device=runtime.device,
         precision=params.precision,
     )
     pipelines = {
-        variant: load_pipeline(folder, device=device, precision=params.precision) for variant, folder in models.items()
+        variant: load_pipeline(folder, device=runtime.device, precision=params.precision)
+        for variant, folder in models.items()
     }
     for pipeline in pipelines.values():
         _require(params, timesteps=pipeline.scheduler.config.num_train_timesteps)
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
 
     tags = {f"model.{variant}": folder_digest(folder) for variant, folder in models.items()}
-    with tracker.run("sampling", stage="sampling", tags=tags) as record:
+    with runtime.tracker.run("sampling", stage="sampling", tags=tags) as record:
         record.params(params.model_dump(mode="json"))
         given = sorted(set(params.given))
         measured = {
-            **_timed(params, given, base, pipelines, Clock(device)),
+            **_timed(params, given, base, pipelines, Clock(runtime.device)),
             **_counted(given, base, stable_diffusion, pipelines),
         }
         numbers: dict[str, float | int | str] = {
@@ -79,12 +84,15 @@ def run(
             "guidance_scale": params.guidance_scale,
             "pixels": base.image_size,
             "seed": params.seed,
-            "device": hardware(device),
+            "device": hardware(runtime.device),
         }
         for name in (BASE, *pipelines):
-            write_atomically(plots / f"{name}.csv", _to_csv(measured, name, given))
+            # Stable Diffusion's are all the same.
+            cases = [(count, name if name == BASE else f"{name}/given={count}") for count in given]
+            rows = [[count, *(measured[f"{column}/{case}"] for column in COLUMNS)] for count, case in cases]
+            write_atomically(plots / f"{name}.csv", to_csv(["given", *COLUMNS], rows))
         write_atomically(plots / "seconds.svg", figure(numbers))
-        write_atomically(metrics, table.to_json(numbers))
+        write_atomically(metrics, to_json(numbers))
         record.metrics({name: value for name, value in numbers.items() if isinstance(value, float)})
         record.artifact(plots, "sampling")
         record.artifact(metrics, "sampling")
@@ -146,17 +154,6 @@ def _ratios(measured: Mapping[str, float]) -> dict[str, float]:
             if kind == part and case != BASE:
                 found[f"{ratio}/{case}"] = value / measured[f"{part}/{BASE}"]
     return found
-
-
-def _to_csv(measured: Mapping[str, float], name: str, given: Sequence[int]) -> bytes:
-    """A header, then a line for each number of given images, for DVC's plots; Stable Diffusion's are all the same."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["given", *COLUMNS])
-    for count in given:
-        case = name if name == BASE else f"{name}/given={count}"
-        writer.writerow([count, *(f"{measured[f'{column}/{case}']:.6g}" for column in COLUMNS)])
-    return text.getvalue().encode()
 
 
 def _require(params: SamplingParams, *, timesteps: int) -> None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from m2m.evaluation.lpips import ARCHITECTURE, with_heads
 from m2m.evaluation.networks import Networks
+from m2m.evaluation.published import LPIPS, with_heads
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +46,5 @@ def lpips_folder(alexnet: nn.Sequential, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("perceptual")
     file: dict[str, Tensor] = {f"features.{name}": value for name, value in alexnet.state_dict().items()}
     save_file(with_heads(file | {"classifier.6.weight": torch.zeros(3)}), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"architecture": ARCHITECTURE}))
+    (folder / "config.json").write_text(json.dumps({"architecture": LPIPS}))
     return folder

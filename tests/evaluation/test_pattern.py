@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from m2m.evaluation.ideal_reader import HYPOTHESES, IdealReader
-from m2m.evaluation.misses import Thresholds, nearest_earlier, nearest_other, read_values
+from m2m.evaluation.baselines import HYPOTHESES, IdealReader
+from m2m.evaluation.figures import caption_weights, difference, interval
+from m2m.evaluation.observations import Thresholds, nearest_earlier, nearest_other, read_values
 from m2m.evaluation.pattern import Lot, Pattern, Sums, frequencies
-from m2m.evaluation.resampling import caption_weights, difference, interval
 
 Values = NDArray[np.int64]
 Pixels = NDArray[np.uint8]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from m2m.data.shards import ImageSet
-from m2m.evaluation.ground import Ground
-from m2m.evaluation.misses import Thresholds
+from m2m.evaluation.claim import Ground
+from m2m.evaluation.observations import Thresholds
 from m2m.evaluation.places import MIXED, Probe, kept_beside_outlier, place_numbers, probes, repeated
 from m2m.params import EvaluateMis
 from m2m.params_file import load_params

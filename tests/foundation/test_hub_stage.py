@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from m2m.errors import UserError
-from m2m.evaluation.inception_v3 import InceptionV3
-from m2m.evaluation.lpips import Lpips
 from m2m.evaluation.networks import Networks
+from m2m.evaluation.published import InceptionV3, Lpips
 from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.params import HubFile, HubFoundation, TransformerFit

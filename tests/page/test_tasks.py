@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2m.contact_sheet import animation
+from m2m.contact_sheet import animation, draw_gallery, to_png
 from m2m.errors import UserError
-from m2m.evaluation.gallery import draw_gallery, to_png
 from m2m.page.tables import MISSING
 from m2m.page.tasks import TaskNumbers, task_part
 from m2m.params import Variant

@@ -22,9 +22,8 @@ from PIL import Image
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
-from m2m.evaluation import lots, sampling
-from m2m.evaluation.measure import Batch
-from m2m.evaluation.table import Evaluation
+from m2m.evaluation import continuations
+from m2m.evaluation.continuations import Continuations
 from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.foundation.text_to_image import learn_tokenizer
@@ -32,6 +31,8 @@ from m2m.manifest import Manifest, ShardEntry, Split
 from m2m.models.unet import ImageSetUNet
 from m2m.params import ComparedParams, EvaluateMis, GateParams, LongParams, ProbeParams, TransformerFit
 from m2m.pipeline import M2MPipeline, load_pipeline
+from m2m.progress import progress
+from m2m.runtime import Runtime
 from m2m.stages import evaluate
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker, open_tracker
@@ -88,9 +89,11 @@ class Workplace:
     def plots(self) -> Path:
         return self.root / "reports" / "evaluate-self"
 
-    def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> Evaluation:
-        outputs = {"metrics": self.metrics, "plots": self.plots, "work": self.root / "work", "tracker": NullTracker()}
-        return evaluate.run(params, "self", **{**self.inputs, **outputs, "device": "cpu", **changed})
+    def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> evaluate.Evaluation:
+        inputs = {**self.inputs, "untuned": None, "metrics": self.metrics, "plots": self.plots, **changed}
+        tracker = inputs.pop("tracker", NullTracker())
+        runtime = Runtime(store=inputs.pop("store"), work=self.root / "work", tracker=tracker)
+        return evaluate.run(params, "mis", "self", runtime=runtime, **inputs)
 
 
 def _picture(caption: Caption, random: np.random.Generator) -> np.ndarray:
@@ -362,14 +365,14 @@ def test_pictures_of_older_code_are_not_used(
 ) -> None:
     drawn: list[str] = []
 
-    def killed(self: sampling.Continuations, members: Any) -> Any:
+    def killed(self: Continuations, members: Any, images: int) -> Any:
         drawn.append(self.name)
         if len(drawn) in (2, 4):
             raise KeyboardInterrupt
-        return draw(self, members)
+        return draw(self, members, images)
 
-    draw, notes = sampling.Continuations._draw, Notes()
-    monkeypatch.setattr(sampling.Continuations, "_draw", killed)
+    draw, notes = Continuations._draw, Notes()
+    monkeypatch.setattr(Continuations, "_draw", killed)
     with pytest.raises(KeyboardInterrupt):
         workplace.evaluate(tracker=notes)
     monkeypatch.setattr(evaluate, "code_digest", lambda *_: "of other code")
@@ -384,17 +387,17 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    alive, draw = 3, sampling.Continuations._draw
+    alive, draw = 3, Continuations._draw
 
-    def draw_until_killed(self: sampling.Continuations, members: Any) -> Any:
+    def draw_until_killed(self: Continuations, members: Any, images: int) -> Any:
         if len(drawn) == alive:
             raise KeyboardInterrupt
         drawn.append(self.name)
-        return draw(self, members)
+        return draw(self, members, images)
 
     notes = Notes()
     with monkeypatch.context() as patch:
-        patch.setattr(sampling.Continuations, "_draw", draw_until_killed)
+        patch.setattr(Continuations, "_draw", draw_until_killed)
         with pytest.raises(KeyboardInterrupt):
             workplace.evaluate(tracker=notes)
         assert not workplace.metrics.exists()
@@ -428,7 +431,7 @@ def test_who_copies_given_pictures_cannot_be_champion(
         chosen = [place % (given if place < given else there) for place in (places * images)[:images]]
         return np.stack([member.images[chosen] for member in members])
 
-    monkeypatch.setattr(sampling, "_draw", drawn)
+    monkeypatch.setattr(continuations, "continue_sets", drawn)
     require = {"validation/diversity_of_ceiling": 0.5, "validation/pattern_score": 0.01}
     params = PARAMS.model_copy(
         update={"gate": GateParams(metric="validation/pattern_score", better="higher", require=require)}
@@ -447,7 +450,7 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
     def drawn(sets_per_batch: int, *, independent: bool = False) -> np.ndarray:
         params = PARAMS.model_copy(update={"sets_per_batch": sets_per_batch})
         folder = tmp_path / f"{sets_per_batch}-{independent}"
-        draws = sampling.Continuations(
+        draws = Continuations(
             name="lot",
             pipeline=pipeline,
             starts=sets,
@@ -458,7 +461,9 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
             folder=folder,
             independent=independent,
         )
-        return draws.first(SETS)
+        with progress(draws.pictures, "lot", unit="images") as advance:
+            draws.draw(advance)
+        return np.stack(list(draws.by_set()))
 
     four, three = drawn(4), drawn(3)
     assert four.shape == (SETS, 2, 64, 64, 3)
@@ -471,8 +476,8 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sets": 7}, r"evaluate\.mis\.sets is 7, but there are 6 test sets"),
-        ({"validation_sets": 3}, r"evaluate\.mis\.validation_sets is 3, but there are 2 validation sets"),
+        ({"sets": 7}, r"evaluate\.mis\.sets is 7, but the dataset has 6 test sets; lower it, or raise captions\.test"),
+        ({"validation_sets": 3}, r"evaluate\.mis\.validation_sets is 3, but the dataset has 2 validation sets"),
         ({"generated": 5}, r"evaluate\.mis\.given \+ evaluate\.mis\.generated is up to 9, more than the 8 images"),
         ({"generated": 1}, r"evaluate\.mis\.generated or long\.generated is 1"),
         ({"compared": ComparedParams(sets=7)}, r"evaluate\.mis\.compared\.sets is 7"),
@@ -490,12 +495,3 @@ def test_asking_for_more_than_there_is_is_one_clear_line(
 def test_a_missing_folder_is_one_clear_line(workplace: Workplace, folder: str) -> None:
     with pytest.raises(UserError, match=str(workplace.root / "nothing")):
         workplace.evaluate(**{folder: workplace.root / "nothing"})
-
-
-def test_shuffled_colours_keep_every_pixel_of_a_channel_together() -> None:
-    images = np.random.default_rng(0).integers(0, 256, size=(3, 2, 8, 8, 3), dtype=np.uint8)
-    [batch] = lots.colours_shuffled([Batch(["a"] * 3, images[:, :0], images)], seed=0)
-    assert batch.captions == ["a"] * 3
-    for before, after in zip(images.reshape(-1, 8, 8, 3), batch.images.reshape(-1, 8, 8, 3), strict=True):
-        assert not np.array_equal(before, after)
-        assert {before[..., c].tobytes() for c in range(3)} == {after[..., c].tobytes() for c in range(3)}

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from m2m.errors import UserError
-from m2m.evaluation import task_sampling
-from m2m.evaluation.table import Evaluation
-from m2m.evaluation.views import FRAMES
+from m2m.evaluation.continuations import Continuations
+from m2m.evaluation.nvs import FRAMES
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import EvaluateNvs, EvaluateVpg, GateParams
-from m2m.stages import evaluate_task
+from m2m.runtime import Runtime
+from m2m.stages import evaluate
 from m2m.tracking import NullTracker
 
 DRAWING: dict[str, Any] = {
@@ -56,10 +56,11 @@ class Workplace:
     root: Path
     inputs: Callable[[str], dict[str, Any]]
 
-    def evaluate(self, task: Any, **changed: Any) -> Evaluation:
-        outputs = {"metrics": self.metrics(task), "plots": self.plots(task), "work": self.root / "work"}
-        options = {**self.inputs(task), **outputs, "tracker": NullTracker(), "device": "cpu", **changed}
-        return evaluate_task.run(options.pop("params", PARAMS[task]), task, "self", **options)
+    def evaluate(self, task: Any, **changed: Any) -> evaluate.Evaluation:
+        options = {**self.inputs(task), "metrics": self.metrics(task), "plots": self.plots(task), **changed}
+        params, tracker = options.pop("params", PARAMS[task]), options.pop("tracker", NullTracker())
+        runtime = Runtime(store=options.pop("store"), work=self.root / "work", tracker=tracker)
+        return evaluate.run(params, task, "self", runtime=runtime, **options)
 
     def metrics(self, task: str) -> Path:
         return self.root / f"{task}.json"
@@ -217,17 +218,17 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, dict[str, Notes]], workplace: Workplace, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    alive, draw = 3, task_sampling.TaskDraws._draw
+    alive, draw = 3, Continuations._draw
 
-    def draw_until_killed(self: Any, model: Any, given: int, members: Any) -> Any:
+    def draw_until_killed(self: Any, members: Any, images: int) -> Any:
         if len(drawn) == alive:
             raise KeyboardInterrupt
-        pictures = draw(self, model, given, members)
+        pictures = draw(self, members, images)
         drawn.append(pictures.shape[0] * pictures.shape[1])
         return pictures
 
     notes = Notes()
-    monkeypatch.setattr(task_sampling.TaskDraws, "_draw", draw_until_killed)
+    monkeypatch.setattr(Continuations, "_draw", draw_until_killed)
     with pytest.raises(KeyboardInterrupt):
         workplace.evaluate(task, tracker=notes)
     assert not workplace.metrics(task).exists()

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2m.contact_sheet import animation
+from m2m.contact_sheet import animation, draw_gallery, to_png
 from m2m.errors import UserError
-from m2m.evaluation.gallery import draw_gallery, to_png
 from m2m.manifest import Manifest, ShardEntry
 from m2m.params import ReportParams, Task, Variant
 from m2m.stages import report
@@ -108,7 +107,7 @@ def make_item(tmp_path: Path) -> Callable[..., report.Evaluated]:
             figure = to_png(draw_gallery(rows), ["content consistency"] * 3 + ["style consistency"] * 3)
             (folder / "consistency.png").write_bytes(figure)
         return report.Evaluated(
-            variant=variant, metrics=folder / "numbers.json", plots=folder, curve=folder / "curve.csv"
+            task="mis", variant=variant, metrics=folder / "numbers.json", plots=folder, curve=folder / "curve.csv"
         )
 
     return make
@@ -238,8 +237,8 @@ def test_what_sampling_left_must_be_whole(
 
 
 @pytest.fixture
-def make_task_item(tmp_path: Path) -> Callable[..., report.TaskEvaluated]:
-    def make(task: Task, variant: Variant, *, scratch: bool = False) -> report.TaskEvaluated:
+def make_task_item(tmp_path: Path) -> Callable[..., report.Evaluated]:
+    def make(task: Task, variant: Variant, *, scratch: bool = False) -> report.Evaluated:
         folder = tmp_path / f"{variant}-{task}"
         folder.mkdir()
         about = {"sets": 32, "images": 99, "seed": 0, "manifest": "cd" * 32}
@@ -255,7 +254,7 @@ def make_task_item(tmp_path: Path) -> Callable[..., report.TaskEvaluated]:
         (folder / "given-1.png").write_bytes(to_png(gallery, [f"{task} one", f"{task} two"]))
         if task == "nvs":
             (folder / "turntable.gif").write_bytes(animation([Image.fromarray(one) for one in pictures[0]]))
-        return report.TaskEvaluated(
+        return report.Evaluated(
             task=task,
             variant=variant,
             metrics=folder / "numbers.json",
@@ -268,7 +267,7 @@ def make_task_item(tmp_path: Path) -> Callable[..., report.TaskEvaluated]:
 
 def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
     make_item: Callable[..., report.Evaluated],
-    make_task_item: Callable[..., report.TaskEvaluated],
+    make_task_item: Callable[..., report.Evaluated],
     sampling: Path,
     manifest: Path,
     tmp_path: Path,
@@ -279,9 +278,7 @@ def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
         make_task_item("vpg", "self"),
     ]
     items = [make_item("self"), make_item("dino")]
-    report.run(
-        PARAMS, items=items, task_items=task_items, sampling=sampling, manifest=manifest, out=tmp_path / "index.html"
-    )
+    report.run(PARAMS, items=[*items, *task_items], sampling=sampling, manifest=manifest, out=tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
     balance = Balance()
     balance.feed(page)
@@ -304,7 +301,7 @@ def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
 
 def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
     make_item: Callable[..., report.Evaluated],
-    make_task_item: Callable[..., report.TaskEvaluated],
+    make_task_item: Callable[..., report.Evaluated],
     sampling: Path,
     manifest: Path,
     tmp_path: Path,
@@ -313,10 +310,10 @@ def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
     item = make_task_item("vpg", "self")
     item.metrics.write_text("{}")
     with pytest.raises(UserError, match=r"numbers\.json: not what the evaluate stage writes"):
-        report.run(PARAMS, items=items, task_items=[item], sampling=sampling, manifest=manifest, out=out)
+        report.run(PARAMS, items=[*items, item], sampling=sampling, manifest=manifest, out=out)
     item.metrics.unlink()
     with pytest.raises(UserError, match="the evaluate stage must run first"):
-        report.run(PARAMS, items=items, task_items=[item], sampling=sampling, manifest=manifest, out=out)
+        report.run(PARAMS, items=[*items, item], sampling=sampling, manifest=manifest, out=out)
     assert not out.exists()
 
 

@@ -17,7 +17,9 @@ from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.page.efficiency import KEYS, efficiency_part
 from m2m.params import SamplingParams, Variant
+from m2m.runtime import Runtime
 from m2m.stages import sampling
+from m2m.store import LocalStore
 from m2m.tracking import NullTracker
 
 WINDOW = 3
@@ -67,9 +69,11 @@ class Workplace:
     notes: Notes
 
     def run(self, params: SamplingParams = PARAMS, **changed: Any) -> Mapping[str, float | int | str]:
-        places = {"metrics": self.root / "sampling.json", "plots": self.root / "plots", "device": "cpu"}
-        inputs = {"models": self.models, "stable_diffusion": self.stable_diffusion, "tracker": self.notes}
-        return sampling.run(params, **{**places, **inputs, **changed})
+        places = {"metrics": self.root / "sampling.json", "plots": self.root / "plots"}
+        options = {"models": self.models, "stable_diffusion": self.stable_diffusion, **places, **changed}
+        tracker = options.pop("tracker", self.notes)
+        runtime = Runtime(store=LocalStore(self.root / "store"), work=self.root / "work", tracker=tracker)
+        return sampling.run(params, runtime=runtime, **options)
 
 
 @pytest.fixture(scope="module")

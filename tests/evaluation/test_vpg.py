@@ -8,7 +8,7 @@ import torch
 
 from m2m.data.shards import ImageSet
 from m2m.evaluation.networks import Networks
-from m2m.evaluation.steps import STEP, look, measure, numbers_of
+from m2m.evaluation.vpg import STEP, beside_baselines, embed_first, look, numbers_of
 from m2m.world.corpus import draw_procedure
 from m2m.world.grammar import procedure_captions
 
@@ -29,7 +29,7 @@ def numbers(committed: Networks, members: list[ImageSet]) -> dict[str, float]:
     """Of true steps, as if a model had drawn them, and of nothing but the first, as if another had."""
     tuned = [one.images[1:] for one in members]
     untuned = [one.images[:1].repeat(len(one.images) - 1, axis=0) for one in members]
-    return measure(members, tuned, untuned, committed)
+    return beside_baselines(members, len(members), tuned, untuned, committed)
 
 
 def test_true_steps_score_as_the_class_network_reads_them(
@@ -57,8 +57,8 @@ def test_a_picture_that_is_repeated_shows_no_next_step(numbers: dict[str, float]
 def test_steps_in_a_wrong_order_score_less(
     committed: Networks, members: list[ImageSet], numbers: dict[str, float]
 ) -> None:
-    given, real = [one.images[:1] for one in members], [one.images[1:] for one in members]
-    true, backwards = look(real, given, committed), look([one[::-1] for one in real], given, committed)
+    first, real = embed_first(members, len(members), committed), [one.images[1:] for one in members]
+    true, backwards = look(real, first, committed), look([one[::-1] for one in real], first, committed)
     found = numbers_of(backwards, true)
     assert found["step_order/mean"] < 0.5 * numbers["step_order/mean"]
     assert found["fid/mean"] == pytest.approx(0, abs=1e-4), "the pictures are the same"
@@ -67,7 +67,7 @@ def test_steps_in_a_wrong_order_score_less(
 def test_each_position_is_the_mean_over_the_sets_that_reach_it(
     committed: Networks, members: list[ImageSet], numbers: dict[str, float]
 ) -> None:
-    seen = look([one.images[1:] for one in members], [one.images[:1] for one in members], committed)
+    seen = look([one.images[1:] for one in members], embed_first(members, len(members), committed), committed)
     lengths = [len(one.images) - 1 for one in members]
     assert seen.place.tolist() == [place for length in lengths for place in range(1, length + 1)]
     by_set = seen.closeness.split(lengths)
@@ -82,6 +82,6 @@ def test_a_class_network_that_reads_no_steps_gives_no_order(committed: Networks,
     from m2m.models.classifier import WorldClassifier
 
     blind = replace(committed, inception=WorldClassifier({"noun": ("house", "boat")}, widths=(8, 8, 8, 8)).eval())
-    found = measure(members[:2], *[[one.images[1:] for one in members[:2]]] * 2, blind)
+    found = beside_baselines(members, 2, *[[one.images[1:] for one in members[:2]]] * 2, blind)
     assert not any("step_order" in key for key in found)
     assert "baseline/true/fid/mean" in found

@@ -1,22 +1,36 @@
-"""Intervals by resampling captions: sets of one caption are no independent witnesses (bootstrap; Efron, 1979).
+"""Flat numbers, with intervals, and the files that hold them: the same bytes for the same numbers.
 
-A statistic is a function of the captions' weights. It is computed anew from weighted sums in each resample, ratios and
+Intervals are by resampling captions: sets of one caption are no independent witnesses (bootstrap; Efron, 1979). A
+statistic is a function of the captions' weights. It is computed anew from weighted sums in each resample, ratios and
 all; equal weights make differences paired.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from m2m.errors import UserError
+from m2m.params import GateParams
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Weights (resamples, captions) to values (resamples, …); NaN where a resample does not tell."""
 
 LEVEL = 0.95
+Number = float | int | str
+N = TypeVar("N", float, Number)
+DETAILS = "details.json"
+"""All numbers, beside the plots; the numbers file holds the headlines alone."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +109,74 @@ def _quantiles(values: NDArray[np.float64], at: Sequence[float]) -> list[NDArray
 
 def _like(tries: NDArray[np.float64], hits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.broadcast_to(tries.reshape(*tries.shape, *[1] * (hits.ndim - tries.ndim)), hits.shape)
+
+
+def paired_interval(first: Tensor, second: Tensor, *, resamples: int, seed: int) -> Estimate:
+    """Mean of second − first over the same sets, with a percentile bootstrap over sets (Efron, 1979).
+
+    Args:
+        first, second: (sets, positions) at the same positions.
+        resamples: bootstrap samples.
+        seed: of their drawing.
+    """
+    differences = (second.double().mean(dim=1) - first.double().mean(dim=1)).cpu().numpy()
+    chosen = np.random.default_rng(seed).integers(len(differences), size=(resamples, len(differences)))
+    low, high = np.quantile(differences[chosen].mean(axis=1), (0.025, 0.975))
+    return Estimate(differences.mean(), low, high)
+
+
+def estimated(key: str, estimate: Estimate, *, mean: str = "") -> dict[str, float]:
+    """``key`` and its interval, ``key/low`` and ``key/high``; nothing where it does not tell.
+
+    Args:
+        mean: what ends the key of the value itself.
+    """
+    parts = {f"{key}{mean}": estimate.value, f"{key}/low": estimate.low, f"{key}/high": estimate.high}
+    return told({name: float(value) for name, value in parts.items()})
+
+
+def told(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those that say something: in a handful of sets it may be that no caption names, or leaves open, an attribute."""
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+
+def by_position(name: str, values: Sequence[float]) -> dict[str, float]:
+    """One metric's mean and (population) standard deviation over positions, and each position's value."""
+    positions = {f"{name}/position/{position:02}": value for position, value in enumerate(values, start=1)}
+    return {f"{name}/mean": float(np.mean(values)), f"{name}/std": float(np.std(values)), **positions}
+
+
+def require_gate(gate: GateParams, measured: Mapping[str, float], *, task: str) -> None:
+    """Raises unless the figures that decide on the champion are among the measured ones, and not of the test.
+
+    Raises:
+        UserError: it is not; names the parameter, and what could stand there.
+    """
+    known = sorted(name for name in measured if name.startswith("validation/"))
+    for part, metric in (("metric", gate.metric), *(("require", name) for name in gate.require)):
+        if metric in known:
+            continue
+        raise UserError(
+            f"evaluate.{task}.gate.{part} is {metric}, which is not measured on validation sets; take one of "
+            f"{', '.join(known)}"
+        )
+
+
+def headline(numbers: Mapping[str, N], keys: Sequence[str]) -> dict[str, N]:
+    """The scores by which a run is known, as many as there are, in place of all."""
+    return {key: numbers[key] for key in keys if key in numbers}
+
+
+def to_json(numbers: Mapping[str, Number]) -> bytes:
+    """Sorted JSON; measured numbers to six digits, more than they are worth."""
+    rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
+    return (json.dumps(rounded, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table for DVC's plots; fractions to six digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return text.getvalue().encode()

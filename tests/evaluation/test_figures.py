@@ -1,9 +1,12 @@
-"""Intervals over captions."""
+"""Intervals over captions and over sets."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from m2m.evaluation.resampling import by_caption, caption_weights, difference, interval, share, spread
+from m2m.evaluation.figures import by_caption, caption_weights, difference, interval, paired_interval, share, spread
 
 
 def test_weights_are_a_function_of_their_seed_and_draw_as_many_captions_as_there_are() -> None:
@@ -72,3 +75,21 @@ def test_the_spread_of_places_that_differ_is_found() -> None:
     estimate = spread(places, caption_weights(200, resamples=500, seed=0))
     assert 0.15 < estimate.low < estimate.high < 0.4
     assert estimate.value == pytest.approx((estimate.low + estimate.high) / 2)
+
+
+def test_paired_interval_is_that_of_the_mean_difference_over_sets() -> None:
+    random = np.random.default_rng(0)
+    first = torch.from_numpy(random.random((400, 5)))
+    second = first + 0.1 + torch.from_numpy(random.normal(scale=0.2, size=(400, 1)))
+    interval = paired_interval(first, second, resamples=4000, seed=1)
+    differences = (second - first).mean(1).numpy()
+    half = 1.96 * differences.std() / 20
+    assert interval.value == pytest.approx(differences.mean())
+    assert interval.low == pytest.approx(differences.mean() - half, abs=0.15 * half)
+    assert interval.high == pytest.approx(differences.mean() + half, abs=0.15 * half)
+
+
+def test_paired_interval_is_a_function_of_its_seed() -> None:
+    first, second = torch.rand(30, 2), torch.rand(30, 2)
+    assert paired_interval(first, second, resamples=50, seed=1) == paired_interval(first, second, resamples=50, seed=1)
+    assert paired_interval(first, second, resamples=50, seed=1) != paired_interval(first, second, resamples=50, seed=2)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from m2m.page.line_chart import HEIGHT, WIDTH, Line, line_chart, svg_file, ticks
+from m2m.page.charts import HEIGHT, WIDTH, Line, line_chart, svg_file, ticks
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the ideal reader makes of given pictures, beside what Bayes' rule gives by hand."""
+"""The ideal reader beside Bayes' rule by hand; who reads given pictures into words; other colours."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
-from m2m.evaluation.ideal_reader import EQUAL, HYPOTHESES, IdealReader
+from m2m.data.shards import ImageSet
+from m2m.evaluation.baselines import EQUAL, HYPOTHESES, IdealReader, PaintedSets, agreed_captions, colours_shuffled
+from m2m.evaluation.observations import Batch, Observations
+from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS
 
 NOUN, HUE, STYLE = np.indices((8, 8, 6))
 SEEN = ~np.isin((HUE + 3 * NOUN + STYLE) % 8, (0, 1, 2))
@@ -132,3 +136,43 @@ def test_a_reader_that_never_or_always_errs_is_refused(epsilon: float) -> None:
 def test_a_prior_without_hypotheses_is_refused() -> None:
     with pytest.raises(ValueError, match="prior"):
         IdealReader(SEEN, epsilon=0.01, prior={(False, False, False): 1})
+
+
+def test_a_caption_names_what_all_given_pictures_show() -> None:
+    star, red, blue, neon, cube = NOUNS.index("star"), 0, COLOUR_NAMES.index("blue"), 2, NOUNS.index("cube")
+    given = np.array(
+        [
+            [[star, red, neon], [star, blue, neon]],
+            [[star, red, neon], [0, blue, 0]],
+            [[cube, blue, 0], [cube, blue, 1]],
+        ]
+    )
+    assert agreed_captions(given, WORDS) == ["a star, neon", "", "something blue"], "no set shares a solid"
+
+
+def test_pictures_are_painted_anew_and_the_same_each_time() -> None:
+    logits = {head: torch.zeros(1, 2, len(names)) for head, names in WORDS.items()}
+    logits["style"][:, :, ALL_STYLES.index("rendered")] = 9.0  # nothing that a picture shows
+    seen = Observations(
+        features=torch.zeros(1, 2, 4),
+        logits=logits,
+        geometry=torch.zeros(1, 2, 0),
+        nearest=np.zeros((1, 2)),
+        embeddings=torch.zeros(1, 2, 0),
+        text_image=torch.zeros(2),
+    )
+    sets = (ImageSet(id="one", caption="a star", images=np.zeros((5, 64, 64, 3), np.uint8)),)
+    painted = PaintedSets(sets, seen, 2, WORDS, seed=0)
+    first = painted[0]
+    assert first.images.shape == (2, 64, 64, 3)
+    assert not np.array_equal(first.images[0], first.images[1]), "each has its own place"
+    np.testing.assert_array_equal(first.images, painted[0].images)
+
+
+def test_shuffled_colours_keep_every_pixel_of_a_channel_together() -> None:
+    images = np.random.default_rng(0).integers(0, 256, size=(3, 2, 8, 8, 3), dtype=np.uint8)
+    [batch] = colours_shuffled([Batch(["a"] * 3, images[:, :0], images)], seed=0)
+    assert batch.captions == ["a"] * 3
+    for before, after in zip(images.reshape(-1, 8, 8, 3), batch.images.reshape(-1, 8, 8, 3), strict=True):
+        assert not np.array_equal(before, after)
+        assert {before[..., c].tobytes() for c in range(3)} == {after[..., c].tobytes() for c in range(3)}

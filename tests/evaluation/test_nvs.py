@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from hypothesis import strategies as st
 from m2m.data.shards import ImageSet
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
-from m2m.evaluation.views import (
+from m2m.evaluation.nvs import (
     ANGLES,
     FRAMES,
     METRICS,
     MOST_PSNR,
     Nearest,
+    beside_baselines,
     compare_views,
-    measure,
     more_given,
     nearest_given,
     numbers_of,
@@ -159,7 +161,8 @@ def test_true_views_score_best_and_copies_as_the_nearest_given_ones(
     committed: Networks, members: list[ImageSet]
 ) -> None:
     true = {count: [one.images[count:] for one in members] for count in (1, 2)}
-    numbers = measure(PARAMS, members, true, [one.images[:1].repeat(4, axis=0) for one in members], committed)
+    untuned = [one.images[:1].repeat(4, axis=0) for one in members]
+    numbers = beside_baselines(PARAMS, members, true, untuned, committed)
     assert numbers["psnr/given=1/mean"] == numbers["psnr/given=2/mean"] == MOST_PSNR
     assert numbers["perceptual/given=1/mean"] == pytest.approx(0, abs=1e-6)
     assert numbers["paired/psnr/given=2-minus-1/mean"] == 0
@@ -169,9 +172,13 @@ def test_true_views_score_best_and_copies_as_the_nearest_given_ones(
 
 
 def test_sets_of_other_lengths_or_without_cameras_are_refused(members: list[ImageSet]) -> None:
-    require(PARAMS, members)
+    def of(sets: list[ImageSet]) -> Any:
+        params = PARAMS.model_copy(update={"sets": len(sets)})
+        return SimpleNamespace(params=params, sets={"test": sets, "validation": members})
+
+    require(of(members))
     short = replace(members[0], images=members[0].images[:4], extras={"poses": members[0].extras["poses"][:4]})
     with pytest.raises(UserError, match=r"of sets that all have as many views"):
-        require(PARAMS, [*members, short])
+        require(of([*members, short]))
     with pytest.raises(UserError, match=r"set object-0 has no poses"):
-        require(PARAMS, [replace(members[0], extras={})])
+        require(of([replace(members[0], extras={})]))

@@ -1,4 +1,6 @@
-"""Inception-v3: what can be held against independent computations without its published weights."""
+"""Inception-v3 and LPIPS, against independent computations."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -6,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional.image.lpips as reference
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from m2m.evaluation.inception_v3 import ARCHITECTURE, InceptionV3, resize_like_tensorflow
+from m2m.errors import UserError
+from m2m.evaluation import published
+from m2m.evaluation.published import HEADS_SHA256, INCEPTION_V3, InceptionV3, Lpips, resize_like_tensorflow, with_heads
 
 
 def test_resizing_reads_without_half_pixel_centres() -> None:
@@ -42,7 +48,7 @@ def test_it_loads_from_a_folder_and_reads_pictures_of_any_size(tmp_path: Path) -
     random = torch.Generator().manual_seed(0)
     weights = {name: torch.rand(value.shape, generator=random) / 1000 for name, value in names.items() if value.shape}
     save_file(weights, tmp_path / "model.safetensors")  # as published: without the counters of batch normalisation
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": ARCHITECTURE}))
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": INCEPTION_V3}))
     model = InceptionV3.from_pretrained(tmp_path)
     with torch.no_grad():
         found = model(torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8))
@@ -57,3 +63,44 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "world-classifier"}))
     with pytest.raises(ValueError, match="expected 'inception-v3-compat'"):
         InceptionV3.from_pretrained(tmp_path)
+
+
+def pairs(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Noise beside noise, noise beside something like it, and one grey beside another."""
+    noise = torch.randint(256, (3, 3, height, width), generator=torch.Generator().manual_seed(height))
+    first, second = noise.clone(), noise.flip(2)
+    second[1] = (first[1] + 9).clamp(max=255)
+    first[2], second[2] = 40, 200
+    return first.to(torch.uint8), second.to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (77, 93)])
+def test_it_is_what_torchmetrics_computes(
+    size: tuple[int, int], alexnet: nn.Sequential, lpips_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "_get_tv_model_features", lambda *_: alexnet)  # torchvision is not installed
+    first, second = pairs(*size)
+    expected = reference.learned_perceptual_image_patch_similarity(
+        first / 127.5 - 1, second / 127.5 - 1, net_type="alex", reduction="none"
+    )
+    found = Lpips.from_pretrained(lpips_folder)(first, second)
+    assert (expected > 1e-3).all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_pictures_are_not_apart_and_the_order_is_no_matter(lpips_folder: Path) -> None:
+    network, (first, second) = Lpips.from_pretrained(lpips_folder), pairs(64, 64)
+    assert network(first, first).tolist() == [0, 0, 0]
+    torch.testing.assert_close(network(first, second), network(second, first), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("content", [None, b"rotten"])
+def test_other_weights_of_channels_are_refused(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "HEADS", str(tmp_path / "alex.pth"))
+    if content:
+        (tmp_path / "alex.pth").write_bytes(content)
+    with pytest.raises(UserError, match=rf"alex\.pth: its SHA-256 is .*, expected {HEADS_SHA256}") as caught:
+        with_heads({})
+    assert "\n" not in str(caught.value)

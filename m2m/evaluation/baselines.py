@@ -1,0 +1,326 @@
+"""What a model is compared with: who reads the given pictures, and lots of pictures that it did not draw.
+
+**The ideal reader** knows all that can be known of a set from the pictures given of it: the bound for all who are not
+told the caption. A set was made by an **explanation**: which attributes its caption names, and the values that it
+names. All pictures show these; the rest is drawn for each anew, from the combinations that training shows. By Bayes'
+rule, given pictures v_1 … v_n that each show a wrong value with a probability of ε leave each explanation (A, m) the
+odds
+
+    P(A, m | v) ∝ P(A) · P(m | A) · ∏_i [ 1 / completions(m) · ∏_{a in A} P(v_ia | m_a) ],
+
+where P(m | A) is the same for all named values that training shows. What is named is not what is repeated: two pictures
+may show one colour by chance, but hardly eight.
+
+Beside it stand held-out sets, in other colours too, the training set that is most like the given pictures, what Stable
+Diffusion draws of nothing, or of what they agree on, and given pictures painted anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import permutations
+from types import MappingProxyType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from m2m import seeds
+from m2m.code import code_digest
+from m2m.data.sets import ImageSets
+from m2m.data.shards import ImageSet
+from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_draw
+from m2m.evaluation.networks import Clip
+from m2m.evaluation.observations import PICTURES_AT_ONCE, Batch, Observations
+from m2m.files import folder_digest
+from m2m.params import EvaluateMis, SolverName
+from m2m.workers import once
+from m2m.world.grammar import Caption
+from m2m.world.pictures import Variation, paint
+from m2m.world.vocabulary import ATTRIBUTES, PICTURE_WORDS
+
+Hypothesis = tuple[bool, bool, bool]
+"""Whether the caption names noun, colour, style."""
+
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    (True, False, False),
+    (False, True, False),
+    (False, False, True),
+    (True, True, False),
+    (True, False, True),
+    (False, True, True),
+    (True, True, True),
+)
+"""That nothing is shared is none of them: no caption names nothing."""
+
+EQUAL: Mapping[Hypothesis, float] = MappingProxyType({one: 1 / len(HYPOTHESES) for one in HYPOTHESES})
+
+
+class IdealReader:
+    """Reads given pictures by Bayes' rule, and draws what may come next.
+
+    Args:
+        seen: (nouns, colours, styles), the combinations that training shows. One that it never shows counts like its
+            neighbours, since the reader does not know what was left out.
+        epsilon: how often the class network takes a value for another, each other one alike. Without it one misread
+            picture would rule out all explanations.
+        prior: odds of each hypothesis before a picture is seen; they need not sum to 1.
+
+    Raises:
+        ValueError: epsilon is not between 0 and 1, or the prior has no odds for any hypothesis.
+    """
+
+    def __init__(self, seen: NDArray[np.bool_], *, epsilon: float, prior: Mapping[Hypothesis, float] = EQUAL) -> None:
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon is {epsilon}, expected more than 0 and less than 1")
+        if sum(prior.get(one, 0) for one in HYPOTHESES) <= 0:
+            raise ValueError("prior: expected odds above 0 for some set of named attributes")
+        self._epsilon = epsilon
+        self._classes = seen.shape
+        # Of all E explanations, row by row:
+        named, values, log_prior, completions, shown = [], [], [], [], []
+        triples = np.indices(seen.shape).reshape(3, -1).T  # (T, 3)
+        with np.errstate(divide="ignore"):
+            for hypothesis in HYPOTHESES:
+                free = tuple(axis for axis in range(3) if not hypothesis[axis])
+                counts = seen.sum(axis=free, keepdims=True)
+                told = np.indices(counts.shape).reshape(3, -1).T  # (M, 3), 0 where free
+                within = ((triples == told[:, None]) | ~np.array(hypothesis)).all(axis=2)  # (M, T)
+                known = counts.reshape(-1) if free else np.ones(len(told), np.int64)
+                odds = (known > 0) * prior.get(hypothesis, 0.0) / np.count_nonzero(counts)
+                named.append(np.tile(hypothesis, (len(told), 1)))
+                values.append(told)
+                log_prior.append(np.log(odds))
+                completions.append(np.maximum(known, 1))
+                shown.append(within & seen.reshape(-1) if free else within)
+        self._named = np.concatenate(named)  # (E, 3)
+        self._values = np.concatenate(values)  # (E, 3)
+        self._log_prior = np.concatenate(log_prior)  # (E,)
+        self._completions = np.concatenate(completions)  # (E,)
+        self._triples = triples
+        self._shown = np.concatenate(shown) / self._completions[:, None]  # (E, T): what the next picture shows
+
+    def posterior(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Probability of each hypothesis, in the order of `HYPOTHESES`: (sets, n, 3) to (sets, 7)."""
+        of_hypothesis = (self._named[:, None] == np.array(HYPOTHESES)).all(axis=2)  # (E, 7)
+        odds: NDArray[np.float64] = self._explanations(given) @ of_hypothesis
+        return odds
+
+    def shared(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Probability that each attribute is shared: (sets, n, 3) to (sets, 3)."""
+        odds: NDArray[np.float64] = self._explanations(given) @ self._named
+        return odds
+
+    def keeps(self, given: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Probability that each attribute is shared, and with this value: (sets, n, 3) and (sets, 3) to (sets, 3)."""
+        agrees = self._named & (self._values == values[:, None])  # (sets, E, 3)
+        odds: NDArray[np.float64] = np.einsum("se,sea->sa", self._explanations(given), agrees)
+        return odds
+
+    def shows(self, given: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Probability that the next picture shows this value, shared or not: (sets, n, 3), (sets, 3) to (sets, 3)."""
+        following = self._explanations(given) @ self._shown  # (sets, T)
+        agrees = self._triples == values[:, None]  # (sets, T, 3)
+        odds: NDArray[np.float64] = np.einsum("st,sta->sa", following, agrees)
+        return odds
+
+    def draw(
+        self, given: NDArray[np.int64], positions: int, random: np.random.Generator, repeats: int = 1
+    ) -> NDArray[np.int64]:
+        """What follows, (repeats, sets, positions, 3): for each set an explanation by its odds, then pictures by that.
+
+        Args:
+            given: (sets, n, 3).
+        """
+        odds = self._explanations(given).cumsum(axis=1)  # (sets, E)
+        chosen = _sample(np.broadcast_to(odds, (repeats, *odds.shape)), random)  # (repeats, sets)
+        following = self._shown.cumsum(axis=1)  # (E, T)
+        # A repeat at a time: the odds of all triples are held for each set.
+        drawn = [
+            np.stack([_sample(following[of_sets], random) for _ in range(positions)], axis=1) for of_sets in chosen
+        ]
+        return self._triples[np.stack(drawn)]
+
+    def _explanations(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(sets, E), each row summing to 1."""
+        logs = self._log_prior - given.shape[1] * np.log(self._completions)  # (E,)
+        logs = np.tile(logs, (len(given), 1))  # (sets, E)
+        for axis, classes in enumerate(self._classes):
+            right = (given[:, :, axis, None] == np.arange(classes)).sum(axis=1)  # (sets, classes)
+            of_values = right * np.log(1 - self._epsilon)
+            of_values += (given.shape[1] - right) * np.log(self._epsilon / (classes - 1))
+            logs += np.where(self._named[:, axis], of_values[:, self._values[:, axis]], 0)
+        odds = np.exp(logs - logs.max(axis=1, keepdims=True))
+        normalised: NDArray[np.float64] = odds / odds.sum(axis=1, keepdims=True)
+        return normalised
+
+
+def _sample(cumulated: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
+    """An index by each row of cumulated odds (…, n): (…)."""
+    drawn = random.random(cumulated.shape[:-1]) * cumulated[..., -1]
+    return np.asarray((cumulated <= drawn[..., None]).sum(axis=-1), np.int64)
+
+
+def agreed_captions(given: NDArray[np.int64], classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Of each set, (sets, n, 3), the caption that names what all given pictures show; empty if nothing."""
+    captions = []
+    for values in given:
+        told: list[str | None] = []
+        for column, attribute in zip(values.T, ATTRIBUTES, strict=True):
+            word = classes[attribute][column[0]]
+            told.append(word if (column == column[0]).all() and word in PICTURE_WORDS[attribute] else None)
+        noun, colour, style = told
+        captions.append(Caption(noun, colour, style).text() if any(told) else "")
+    return captions
+
+
+class PaintedSets:
+    """Sets whose first pictures are painted anew: what the class network reads in each, in another place and size.
+
+    Args:
+        seen: in the sets' pictures.
+    """
+
+    def __init__(
+        self, sets: Starts, seen: Observations, given: int, classes: Mapping[str, Sequence[str]], *, seed: int
+    ) -> None:
+        self._sets, self._given, self._seed = sets, given, seed
+        self._words: list[NDArray[np.str_]] = []  # of each attribute, (sets, given)
+        for attribute in ATTRIBUTES:
+            words = PICTURE_WORDS[attribute]
+            numbers = [list(classes[attribute]).index(word) for word in words]
+            likeliest = seen.logits[attribute][:, :given, numbers].argmax(dim=2).cpu().numpy()
+            self._words.append(np.array(words)[likeliest])
+
+    def __getitem__(self, index: int, /) -> ImageSet:
+        """One set; it is the same each time."""
+        member, images = self._sets[index], []
+        for place in range(self._given):
+            noun, colour, style = (str(words[index, place]) for words in self._words)
+            random = np.random.default_rng(seeds.derive(self._seed, "paint anew", member.id, place))
+            images.append(paint(Caption(noun, colour, style), Variation.draw(random)))
+        return replace(member, images=np.stack(images), latents=None, extras={})
+
+
+@torch.no_grad()
+def mean_embeddings(sets: ImageSets, clip: Clip, device: torch.device) -> Tensor:
+    """Of each set the direction of its pictures' mean embedding, (sets, D); a set at a time is in memory."""
+    return torch.stack([_mean(clip, torch.from_numpy(sets[index].images).to(device)) for index in range(len(sets))])
+
+
+def nearest(given: Tensor, training: Tensor) -> list[int]:
+    """Of embedded given pictures (sets, n, D) and training sets (M, D): the number of the nearest one of each set."""
+    return (F.normalize(given.mean(dim=1), dim=1) @ training.T).argmax(dim=1).tolist()
+
+
+def pictures_of(training: ImageSets, numbers: list[int], positions: int, *, batch: int) -> Iterator[NDArray[np.uint8]]:
+    """The first pictures of these sets, (sets, positions, H, W, 3), batch by batch; from the first again if few."""
+    for start in range(0, len(numbers), batch):
+        chosen = numbers[start : start + batch]
+        # In the order of the shards, so that each is decoded once a batch.
+        found = {number: training[number].images for number in sorted(set(chosen))}
+        yield np.stack([found[number][np.arange(positions) % len(found[number])] for number in chosen])
+
+
+def _mean(clip: Clip, images: Tensor) -> Tensor:
+    pixels = images.permute(0, 3, 1, 2).contiguous()
+    embedded = torch.cat([clip.embed(part) for part in pixels.split(PICTURES_AT_ONCE)])  # type: ignore[no-untyped-call]
+    return F.normalize(embedded.mean(dim=0), dim=0).cpu()
+
+
+_SHUFFLES = np.array([order for order in permutations(range(3)) if order != (0, 1, 2)])
+
+
+def held_out(sets: ImageSets, *, count: int, batch: int) -> Iterator[Batch]:
+    """All pictures of the first `count` sets, none of them given."""
+    for start in range(0, count, batch):
+        members = [sets[index] for index in range(start, min(start + batch, count))]
+        images = np.stack([member.images for member in members])
+        yield Batch([member.caption for member in members], images[:, :0], images)
+
+
+def following(batches: Iterable[Batch], drawn: Iterable[NDArray[np.uint8]], *, given: int) -> Iterator[Batch]:
+    """What was drawn for held-out sets, batch by batch, as if it followed their first `given` pictures."""
+    for batch, images in zip(batches, drawn, strict=True):
+        yield Batch(batch.captions, batch.images[:, :given], images)
+
+
+def colours_shuffled(batches: Iterable[Batch], *, seed: int) -> Iterator[Batch]:
+    """The same pictures, red, green and blue exchanged at random in each: all stays but the colours."""
+    random = np.random.default_rng(seeds.derive(seed, "shuffle colours"))
+    for batch in batches:
+        orders = _SHUFFLES[random.integers(len(_SHUFFLES), size=batch.images.shape[:2])]  # (sets, positions, 3)
+        shuffled = np.take_along_axis(batch.images, orders[:, :, None, None, :], axis=4)
+        yield Batch(batch.captions, batch.given, shuffled)
+
+
+class Painter:
+    """Stable Diffusion, loaded when the first picture is missing; what it drew is kept for the next model.
+
+    Args:
+        name: of the folder in which pictures are kept, which are the same for every model.
+
+    Raises:
+        UserError: the folder is no Stable Diffusion pipeline.
+    """
+
+    def __init__(
+        self,
+        subject: Subject[EvaluateMis],
+        name: str,
+        *,
+        solver: SolverName,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> None:
+        params, runtime, folder = subject.params, subject.runtime, subject.stable_diffusion
+        self._made_from = {
+            **{"solver": solver, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale},
+            **params.model_dump(mode="json", include={"seed", "sets_per_batch", "precision"}),
+            "weights": folder_digest(folder),
+            "device": runtime.device_type,
+            "code": code_digest(__name__),
+        }
+        self._load = once(
+            lambda: StableDiffusion(
+                folder,
+                solver=solver,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                device=runtime.device,
+                precision=params.precision,
+            )
+        )
+        self._params, self._work, self._workers = params, runtime.work / name, runtime.workers
+
+    def draw(self, captions: Sequence[str], positions: int, *, noise: str) -> Iterator[NDArray[np.uint8]]:
+        """Pictures (sets, positions, H, W, 3) of a caption a set, batch by batch.
+
+        Args:
+            noise: the name of their noise: other lots of another name start from other noise.
+        """
+        folder = folder_of(
+            self._work, {**self._made_from, "captions": list(captions), "positions": positions, "noise": noise}
+        )
+
+        def batch(start: int) -> NDArray[np.uint8]:
+            words = captions[start : start + self._params.sets_per_batch]
+            numbers = range(start * positions, (start + len(words)) * positions)
+            draw = partial(self._draw, words, numbers, seeds.derive(self._params.seed, noise))
+            pictures, _ = read_or_draw(folder / f"from-{start:06}.npy", draw)
+            return pictures.reshape(len(words), positions, *pictures.shape[1:])
+
+        yield from self._workers.map(batch, range(0, len(captions), self._params.sets_per_batch))
+
+    def _draw(self, captions: Sequence[str], numbers: Sequence[int], seed: int) -> NDArray[np.uint8]:
+        """Pictures (n, H, W, 3) by number, each from its own noise; equally many a caption."""
+        base = self._load()
+        noise = seeds.normal(base.latent_shape, *(seeds.generator(seed, number) for number in numbers))
+        embeddings = base.embed(captions).repeat_interleave(len(numbers) // len(captions), dim=0)
+        pictures: NDArray[np.uint8] = base.decode(base.denoise(noise, embeddings)).cpu().numpy()
+        return pictures

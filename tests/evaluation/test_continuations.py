@@ -1,0 +1,241 @@
+"""Sets continued: each to its own end, in order, once, never all in memory; kept pictures are the drawn ones."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from m2m.data.shards import ImageSet
+from m2m.evaluation import continuations, nvs, observations, vpg
+from m2m.evaluation.continuations import Continuations, continue_sets, folder_of, note_run, read_or_draw, run_before
+from m2m.evaluation.networks import Networks
+from m2m.evaluation.observations import observe
+from m2m.models.classifier import Readings as ClassifierReadings
+from m2m.params import EvaluateVpg, GateParams, TrainCommon
+from m2m.params_file import load_params
+from m2m.pipeline import M2MPipeline
+from m2m.training.start import from_stable_diffusion
+from m2m.workers import Workers
+from m2m.world.cameras import Camera
+
+LENGTHS = (4, 3, 5, 3, 4)
+PARAMS = EvaluateVpg(
+    seed=0,
+    sets=5,
+    validation_sets=1,
+    solver="ddim",
+    num_inference_steps=1,
+    guidance_scale=1.0,
+    context_timestep=0,
+    sets_per_batch=2,
+    precision="float32",
+    gallery_sets=1,
+    gate=GateParams(metric="validation/fid/mean", better="lower", require={}),
+)
+
+
+@pytest.fixture(scope="module")
+def members() -> list[ImageSet]:
+    rng = np.random.default_rng(0)
+    sets = [rng.integers(0, 256, size=(length, 64, 64, 3), dtype=np.uint8) for length in LENGTHS]
+    return [ImageSet(id=f"set-{number}", caption="", images=images) for number, images in enumerate(sets)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> M2MPipeline:
+    common: TrainCommon = load_params(Path(__file__).parents[2] / "profiles" / "smoke.yaml").train.common
+    folder = tmp_path_factory.mktemp("foundation")
+    (folder / "stable-diffusion").symlink_to(tiny_stable_diffusion)
+    return from_stable_diffusion(folder, "self", common)
+
+
+def draws(pipeline: M2MPipeline, members: list[ImageSet], folder: Path, **changes: Any) -> Continuations:
+    options: dict[str, Any] = {"name": "lot", "given": 1, **changes}
+    return Continuations(pipeline=pipeline, starts=members, count=len(members), params=PARAMS, folder=folder, **options)
+
+
+def nothing(count: int = 1, *, skipped: bool = False) -> None:
+    """Advances nothing."""
+
+
+def test_each_set_is_continued_to_its_own_end_and_in_its_place(
+    pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path
+) -> None:
+    draw = draws(pipeline, members, tmp_path)
+    draw.draw(nothing)
+    drawn = list(draw.by_set())
+    assert [len(one) for one in drawn] == [length - 1 for length in LENGTHS]
+    for one, pictures in zip(members, drawn, strict=True):
+        (alone,) = continue_sets(pipeline, [one], given=1, images=len(one.images) - 1, params=PARAMS)
+        assert np.abs(pictures.astype(int) - alone).max() <= 2  # another batch may round otherwise
+    for (caption, given, pictures), one, other in zip(draw.rows(3), members, drawn, strict=False):
+        assert caption == one.caption
+        assert np.array_equal(given, one.images[:1])
+        assert np.array_equal(pictures, other)
+    assert [len(draw.rows(count)) for count in (3, 9)] == [3, 5]
+
+
+def test_what_was_drawn_is_kept(pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path) -> None:
+    heard: list[tuple[int, bool]] = []
+
+    def advance(count: int = 1, *, skipped: bool = False) -> None:
+        heard.append((count, skipped))
+
+    first, again, shared = (
+        draws(pipeline, members, tmp_path, given=2),
+        draws(pipeline, members, tmp_path, given=2),
+        draws(pipeline, members, tmp_path / "shared", given=2, workers=Workers(2)),
+    )
+    first.draw(advance)
+    assert first.stopwatch.pictures == first.pictures == sum(LENGTHS) - 2 * len(LENGTHS)
+    assert heard == [(2, False), (4, False), (3, False)], "two sets of each length but the longest, one of that"
+    (tmp_path / "from-nowhere.npy").write_bytes(b"")
+    again.draw(advance)
+    assert again.stopwatch.pictures == 0
+    assert heard[3:] == [(2, True), (4, True), (3, True)]
+    shared.draw(nothing)
+    for one, other, another in zip(first.by_set(), again.by_set(), shared.by_set(), strict=True):
+        assert np.array_equal(one, other)
+        assert np.array_equal(one, another)
+
+
+def test_models_and_numbers_of_given_pictures_are_kept_apart(
+    pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path
+) -> None:
+    made = [
+        draws(pipeline, members[:2], tmp_path, name=f"{model}-given-{given}", given=given)
+        for model, given in (("tuned", 1), ("untuned", 1), ("tuned", 2))
+    ]
+    for one in made:
+        one.draw(nothing)
+        assert one.stopwatch.pictures == one.pictures
+
+
+class Reading:
+    """Sets that are read anew each time, as those of a dataset that does not fit into memory."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths, self.read = lengths, 0
+
+    def __getitem__(self, index: int, /) -> ImageSet:
+        self.read += 1
+        images = np.full((self.lengths[index], 64, 64, 3), index, np.uint8)
+        poses = [Camera(30.0 * place + index, 20.0).matrix().tolist() for place in range(len(images))]
+        return ImageSet(id=str(index), caption="a star", images=images, extras={"poses": poses})
+
+
+def follow(_: object, members: Any, *, given: int, images: int, params: object, place: int = 0) -> np.ndarray:
+    """As if a model drew: what it gives has the numbers of the set."""
+    return np.stack([np.repeat(member.images[:1], images, axis=0) for member in members])
+
+
+COUNT = 96
+
+
+@pytest.mark.parametrize("task", ["mis", "nvs", "vpg"])
+def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuations, "continue_sets", follow)
+    monkeypatch.setattr(observations, "PICTURES_AT_ONCE", 16)
+    inception = type("Mean", (), {"classes": {"step": ("1", "2")}, "__call__": staticmethod(_mean)})()
+    clip = SimpleNamespace(embed=lambda images: torch.nn.functional.normalize(_flat(images), dim=1), score=_Score)
+    networks = Networks(inception=cast(Any, inception), clip=cast(Any, clip), names={}, device=torch.device("cpu"))
+    monkeypatch.setattr(Networks, "perceptual", lambda _, first, second: _flat(first)[:, 0] - _flat(second)[:, 0])
+    sets = Reading([4 + (task == "vpg" and place % 3) for place in range(COUNT)])
+
+    def evaluate(count: int, folder: Path) -> None:
+        def lot(name: str, given: int, generated: int | None = None) -> Continuations:
+            options: dict[str, Any] = {"name": name, "given": given, "generated": generated, "pipeline": None}
+            return Continuations(starts=sets, count=count, params=PARAMS, folder=folder, **options)
+
+        if task == "mis":
+            seen = observe(lot("given-1", 1, 3).batches(nothing), networks)
+            assert torch.equal(seen.features[:, 2, 0], torch.arange(count).float())
+            return
+        ours, theirs, two = lot("tuned", 1), lot("untuned", 1), lot("more", 2)
+        for draw in (ours, theirs, two):
+            draw.draw(nothing)
+        assert [int(pictures[0, 0, 0, 0]) for pictures in ours.by_set()] == list(range(count))
+        if task == "nvs":
+            params: Any = SimpleNamespace(given=(1, 2), sets=count, bootstrap=5, seed=0)
+            drawn = {1: ours.by_set(), 2: two.by_set()}
+            numbers = nvs.beside_baselines(params, sets, drawn, theirs.by_set(), networks)
+            assert numbers["psnr/given=1/mean"] == nvs.MOST_PSNR
+        else:
+            numbers = vpg.beside_baselines(sets, count, ours.by_set(), theirs.by_set(), networks)
+            assert numbers["fid/mean"] == pytest.approx(0, abs=1e-3)
+
+    evaluate(6, tmp_path / "few")  # what is imported meanwhile is no picture
+    tracemalloc.start()
+    try:
+        evaluate(COUNT, tmp_path / "all")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    whole = 64 * 64 * 3 * sum(sets.lengths)
+    assert peak < whole / 2, f"{peak / whole:.2f} of the sets' pictures were in memory at once"
+
+
+def _flat(images: torch.Tensor) -> torch.Tensor:
+    return images.float().mean(dim=(2, 3))
+
+
+def _mean(images: torch.Tensor) -> ClassifierReadings:
+    features = _flat(images)
+    return ClassifierReadings(features, {"step": features[:, :2]}, features.new_empty(len(features), 0))
+
+
+class _Score:
+    def to(self, _: torch.device) -> _Score:
+        return self
+
+    def update(self, embeddings: torch.Tensor, captions: list[str]) -> None:
+        assert len(embeddings) == len(captions)
+
+    def compute(self) -> torch.Tensor:
+        return torch.zeros(())
+
+
+def test_pictures_are_drawn_once_and_again_when_they_are_damaged(tmp_path: Path) -> None:
+    pictures, drawn = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3), 0
+
+    def draw() -> NDArray[np.uint8]:
+        nonlocal drawn
+        drawn += 1
+        return pictures
+
+    path = tmp_path / "new" / "from-000000.npy"
+    for kept in (False, True, True):
+        found, was_kept = read_or_draw(path, draw)
+        assert np.array_equal(found, pictures)
+        assert was_kept == kept
+    good = path.read_bytes()
+    for place in range(0, len(good), 37):
+        content = bytearray(good)
+        content[place] ^= 4
+        path.write_bytes(content)
+        found, was_kept = read_or_draw(path, draw)
+        assert np.array_equal(found, pictures)
+        assert not was_kept
+    path.with_name("from-000000.npy.sha256").unlink()
+    assert not read_or_draw(path, draw)[1]
+
+
+def test_pictures_of_other_things_are_not_taken_and_it_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = folder_of(tmp_path, {"model": "a", "code": "1"})
+    assert run_before(first) is None
+    note_run(first, "run-1")
+    assert run_before(first) == "run-1"
+    assert not caplog.text
+    assert run_before(folder_of(tmp_path, {"model": "a", "code": "2"})) is None
+    assert "starts afresh" in caplog.text
