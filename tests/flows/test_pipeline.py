@@ -23,7 +23,7 @@ from prefect.states import Cancelling
 from flows.graph import Stage
 from flows.pipeline import await_limit, held_slots
 from m2m.params_file import load_params
-from m2m.tracking import open_records
+from m2m.tracking import open_history
 from tests.flows.serving import LIMIT, Run, events, experiments, plan, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many runs in one test, on a machine that may be busy
@@ -61,11 +61,11 @@ def test_from_the_form_to_the_experiment(
         assert kinds.count("progress") == 1
         (summary,) = [artifact for artifact in first.artifacts() if artifact.key == "summary"]
         assert summary.type == "markdown"
-        parent, child = open_records(database).of_flow_run(str(first.id))
+        parent, child = open_history(database).of_flow_run(str(first.id))
         assert (parent.stage, parent.name, parent.status) == ("pipeline", first.read().name, "FINISHED")
         assert (child.stage, child.status, child.origin.stage) == ("generate", "FINISHED", "generate")
         assert child.origin.flow_run_url == parent.origin.flow_run_url != ""
-        assert open_records(database).trace(parent.id).run == child, "it is the parent of its stages' runs"
+        assert open_history(database).trace(parent.id).run == child, "it is the parent of its stages' runs"
         assert "`make ui` opens MLflow" in summary.data
         assert f"run `{parent.id}`" in summary.data
         assert f"- `generate`: generate, run `{child.id}`" in summary.data
@@ -102,7 +102,7 @@ def test_from_the_form_to_the_experiment(
         tasks = third.tasks()
         assert (tasks["generate"], tasks["train@dino"], tasks["train@self"]) == ("Completed", "Completed", "Failed")
         assert tasks["report"] == "NotReady"
-        (parent,) = open_records(database).of_flow_run(str(third.id))
+        (parent,) = open_history(database).of_flow_run(str(third.id))
         assert (parent.status, parent.origin.experiment) == ("FAILED", "ten")
         assert (checkout.parent / "tries-generate").read_text() == "2"
         assert (checkout.parent / "tries-train@self").read_text() == "1"
@@ -206,7 +206,7 @@ def test_a_cancelled_run_ends_its_processes_and_gives_its_slot_back(
             time.sleep(0.1)
         assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 0
         assert experiments(checkout) == []
-        assert [one.status for one in open_records(database).of_flow_run(str(run.id))] == ["KILLED"]
+        assert [one.status for one in open_history(database).of_flow_run(str(run.id))] == ["KILLED"]
 
         plan(checkout)
         again = Run(client, checkout, experiment="cancelled")

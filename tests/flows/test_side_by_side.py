@@ -18,13 +18,13 @@ from flows.graph import Stage, with_descendants
 from flows.side_by_side import side_by_side
 from flows.stage import StageError, Verdict
 from m2m.errors import UserError
-from tests.flows.serving import LIMIT, events, plan
+from tests.flows.serving import LIMIT, events, plan, python_path
 
 COMMAND = [sys.executable, "-m", "flows.side_by_side"]
 
 
 def started(checkout: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "M2M_DEVICE": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": python_path(checkout), "M2M_DEVICE": "cpu"}
     return subprocess.Popen(
         [*COMMAND, *options],
         cwd=checkout,
