@@ -13,8 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET
-from benchmarks.plain import read_in_full
+from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET, read_in_full
 from benchmarks.rows import Row
 from m2m.evaluation.operations import META, Costs, image_set_costs, operations, text_pass
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant

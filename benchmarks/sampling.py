@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from benchmarks.plain import read_in_full
+from benchmarks.architectures import read_in_full
 from benchmarks.rows import Row
 from benchmarks.setting import Setting
 from m2m.diffusion.solvers import make_scheduler

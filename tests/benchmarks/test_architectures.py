@@ -11,7 +11,7 @@ from benchmarks.architectures import random_foundation, resized
 from benchmarks.datasets import rows
 from benchmarks.sampling import draw, image_set_pipeline
 from benchmarks.setting import Setting
-from benchmarks.steps import operations_of_step
+from benchmarks.training import operations_of_step
 from m2m.models.unet import Variant
 from m2m.params_file import load_params
 
