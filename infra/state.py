@@ -169,15 +169,10 @@ def _is_free(port: int) -> bool:
 
 def read_or_make_keys(home: Path) -> tuple[str, str]:
     """Access key and secret key of the S3 server: random, made once, in a file that only its owner can read."""
-    file = home / "data" / "s3.keys"
-    if not file.exists():
-        write_private(file, f"m2m{secrets.token_hex(8)}\n{secrets.token_hex(20)}\n")
-    keys = file.read_text().split()
-    if len(keys) != 2:
-        raise UserError(
-            f"{file}: expected two lines, an access key and a secret key; delete it, and make up makes new ones"
-        )
-    return keys[0], keys[1]
+    expected = "two lines, an access key and a secret key; delete it, and make up makes new ones"
+    new = f"m2m{secrets.token_hex(8)}\n{secrets.token_hex(20)}"
+    access, secret = _read_or_make(home / "data" / "s3.keys", new, r"\S+\s+\S+", expected).split()
+    return access, secret
 
 
 def prefect_key_file(home: Path) -> Path:
@@ -186,13 +181,17 @@ def prefect_key_file(home: Path) -> Path:
 
 def read_or_make_prefect_key(home: Path) -> str:
     """What Prefect's server asks for, ``user:password``: random, made once, in a file that only its owner can read."""
-    file = prefect_key_file(home)
+    expected = "one line, user:password; delete it, and make up makes a new one"
+    return _read_or_make(prefect_key_file(home), f"m2m:{secrets.token_hex(20)}", r"[!-9;-~]+:[!-~]+", expected)
+
+
+def _read_or_make(file: Path, new: str, form: str, expected: str) -> str:
     if not file.exists():
-        write_private(file, f"m2m:{secrets.token_hex(20)}\n")
-    key = file.read_text().strip()
-    if not re.fullmatch(r"[!-9;-~]+:[!-~]+", key):
-        raise UserError(f"{file}: expected one line, user:password; delete it, and make up makes a new one")
-    return key
+        write_private(file, f"{new}\n")
+    text = file.read_text().strip()
+    if not re.fullmatch(form, text):
+        raise UserError(f"{file}: expected {expected}")
+    return text
 
 
 def make_bucket(home: Path) -> None:

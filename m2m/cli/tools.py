@@ -53,15 +53,15 @@ def sample(
     from m2m.settings import revision
 
     device = machine.device()
-    viewpoints = None
+    angles = None
     if task == "nvs":
-        viewpoints = sample.Viewpoints(
+        angles = sample.ViewAngles(
             azimuth=tuple(azimuth or ()),
             elevation=elevation,
             given_azimuth=tuple(given_azimuth or ()),
             given_elevation=given_elevation,
         )
-    made = sample.run(
+    *pictures, sheet = sample.run(
         sample.Drawing(
             num_images=len(azimuth) if task == "nvs" and azimuth else num_images,
             solver=solver,
@@ -70,7 +70,7 @@ def sample(
             context_timestep=context_timestep,
             seed=seed,
         ),
-        viewpoints=viewpoints,
+        angles=angles,
         model=model or Path(f"models/m2m-dino-{task}" if task else "models/m2m-dino"),
         # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
         images=[*(images or ()), *(more or ())],
@@ -79,7 +79,7 @@ def sample(
         threads=machine.threads(),
         device=device,
     )
-    typer.echo(f"{made.sheet}: {len(made.images)} pictures, {made.images[0].name} to {made.images[-1].name} beside it")
+    typer.echo(f"{sheet}: {len(pictures)} pictures, {pictures[0].name} to {pictures[-1].name} beside it")
 
 
 @app.command()

@@ -20,8 +20,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalC
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from flows.graph import Stage
-from flows.pipeline import await_limit, held_slots
+from flows.graph import Stage, stages_at_once
+from flows.pipeline import await_limit, held_slots, room
 from m2m.params_file import load_params
 from m2m.tracking import open_history
 from tests.flows.serving import LIMIT, Run, events, experiments, plan, served
@@ -140,6 +140,7 @@ def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient, caplog: pyt
     log = logging.getLogger("test")
     one = Stage(name="train", description="", parents=(), slot="held", alone=False)
     assert await_limit(one, log) == 0  # nobody made such a limit
+    assert room("held") == stages_at_once()
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="held", limit=0))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(copy_context().run, await_limit, one, log)
@@ -147,7 +148,7 @@ def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient, caplog: pyt
             waiting.result(timeout=3)
         client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=3))
         assert waiting.result(timeout=60) == 1
-    assert await_limit(replace(one, alone=True), log) == 3
+    assert await_limit(replace(one, alone=True), log) == room("held") == 3
 
     # Lowered while a stage waits for a slot, which would else fail.
     begun = threading.Event()
