@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
@@ -32,7 +32,8 @@ GIGA = 1e9
 @cache
 def text_unet() -> UNet2DConditionModel:
     with META:
-        return UNet2DConditionModel(**SD_21_UNET)
+        unet: UNet2DConditionModel = UNet2DConditionModel(**SD_21_UNET)
+    return unet
 
 
 @cache

@@ -80,7 +80,7 @@ class Row:
     @classmethod
     def of(cls, name: str, ours: float, other: float, *, unit: str, kind: Kind) -> Self:
         """Four digits are kept: no clock is better."""
-        return cls(name, *(float(f"{number:.4g}") for number in (ours, other)), unit, round(ours / other, 4), kind)
+        return cls(name, float(f"{ours:.4g}"), float(f"{other:.4g}"), unit, round(ours / other, 4), kind)
 
 
 def write(rows: Sequence[Row], path: Path) -> None:

@@ -6,14 +6,14 @@ And teacher forcing: all positions of a set in one pass, against a pass for each
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from itertools import islice
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -163,7 +163,8 @@ def our_steps(
             variant=learning,
         )
         state = start_or_resume(pipeline.unet, common, learning, Checkpoints(folder / "checkpoints" / "of-this-run"))
-        with closing(train_steps(state, course, ranks, workers)) as steps:
+        steps = cast(Generator[int], train_steps(state, course, ranks, workers))
+        with closing(steps):
             yield steps, pipeline, objective
 
 
@@ -237,7 +238,7 @@ def text_to_image(setting: Setting, common: TrainCommon, *, batch: int) -> Calla
             noise = torch.randn_like(latents)
             timesteps = torch.randint(noise_schedule.config.num_train_timesteps, (batch,), device=device)
             prediction = unet(noise_schedule.add_noise(latents, noise, timesteps), timesteps, text).sample
-        F.mse_loss(prediction.float(), noise.float()).backward()
+        F.mse_loss(prediction.float(), noise.float()).backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(unet.parameters(), common.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -276,7 +277,7 @@ def long_set(setting: Setting, variant: Variant, common: TrainCommon) -> Row:
         for position in range(LONG_SET):
             with precision(setting, common):
                 prediction = _alone(plain, noisy[:, position], times[:, position], images[:, :position])
-            prediction.square().mean().backward()
+            prediction.square().mean().backward()  # type: ignore[no-untyped-call]
         plain.zero_grad()
 
     if setting.on_gpu:

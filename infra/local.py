@@ -63,17 +63,7 @@ def up(home: Path) -> None:
             # The flows need the others.
             for wanted in (NAMES[:-1], NAMES[-1:]):
                 chosen = [server for server in servers(stack) if server.name in wanted]
-                started = {}
-                for server in chosen:
-                    if server.name in missing:
-                        since, process = time.time(), state.start(server, stack)
-                        started[server.name] = process
-                        records[server.name] = {
-                            "pid": process.pid,
-                            "port": stack.ports.get(server.name),
-                            "started": since,
-                        }
-                        state.write_records(home, records)
+                started = {s.name: state.start(s, stack, records) for s in chosen if s.name in missing}
                 wait(chosen, started, records, stack)
         except BaseException:
             end(missing, home, records)

@@ -292,6 +292,7 @@ def _dataset(run: Run) -> Dataset | None:
     manifest = run.data.tags.get("manifest")
     if manifest is None:
         return None
-    used = [one.dataset for one in run.inputs.dataset_inputs if manifest.startswith(one.dataset.digest)]
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    used = [one.dataset for one in inputs if manifest.startswith(one.dataset.digest)]
     name, profile = (used[0].name, used[0].profile) if used else ("", None)
     return Dataset(name=name, manifest=manifest, sets=json.loads(profile or "{}"))
