@@ -7,12 +7,14 @@ PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-export DO_NOT_TRACK := 1
+export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export GIT_PYTHON_REFRESH := quiet
 export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup repro profile test slow fuzz lint ablations bench report ui serve up down clean
@@ -68,7 +70,7 @@ ui: $(READY) ## Open MLflow on this machine: http://127.0.0.1:5000
 	python -m infra.ui $(PORT)
 
 serve: $(READY) ## Offer the flows on the Prefect server that PREFECT_API_URL names
-	PREFECT_SERVER_ANALYTICS_ENABLED=false python -m flows.deploy serve
+	python -m flows.deploy serve
 
 up: $(READY) ## Start Prefect, MLflow, S3 and the flows on this machine, and wait until they are healthy
 	@python -m infra.local up

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import diffusers.utils.logging
 
-from benchmarks import counts, datasets, sampling, starting, teacher_forcing, training
+from benchmarks import counts, datasets, sampling, starting, training
 from benchmarks.architectures import random_foundation, resized
 from benchmarks.rows import RESULTS, Row, read, renewed, table, write
 from benchmarks.setting import Setting
@@ -89,7 +89,7 @@ def measure(part: str, settings: Iterator[Setting], scale: str, *, compiled: boo
             case "datasets":
                 yield from datasets.rows(replace(setting, steps=drawing))
             case "teacher-forcing":
-                yield from teacher_forcing.rows(setting, common)
+                yield from training.teacher_forcing(setting, common)
         setting.free()
 
 

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from functools import cache
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET
-from benchmarks.plain import read_in_full
+from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET, read_in_full
 from benchmarks.rows import Row
 from m2m.evaluation.efficiency import META, Costs, image_set_costs, operations, text_pass
 from m2m.models.unet import ContextImages, ImageSetUNet, Variant
@@ -33,7 +32,8 @@ GIGA = 1e9
 @cache
 def text_unet() -> UNet2DConditionModel:
     with META:
-        return UNet2DConditionModel(**SD_21_UNET)
+        unet: UNet2DConditionModel = UNet2DConditionModel(**SD_21_UNET)
+    return unet
 
 
 @cache

@@ -1,6 +1,6 @@
 """What orchestration costs on top of the stages: the smoke profile as Prefect flows, and by `dvc repro` alone.
 
-``python benchmarks/orchestration.py`` works in clones of the last commit and writes ``results/orchestration.json``. The
+``python -m benchmarks.orchestration`` works in clones of the last commit and writes ``results/orchestration.json``. The
 time of the stages' own commands is taken by a program named python that stands before the real one on the PATH; what is
 left of a run's time, when no command runs, is the orchestration's.
 """
@@ -13,20 +13,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from benchmarks.rows import RESULTS, Row, write
+from infra import local, state
+from infra.servers import PORTS, Stack, servers
+from m2m.evaluation.efficiency import hardware
+from m2m.settings import TELEMETRY_OFF
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
-
-from benchmarks.rows import RESULTS, Row, write  # noqa: E402
-from m2m.evaluation.efficiency import hardware  # noqa: E402
-from tests.flows.serving import Run, served, started_server  # noqa: E402
-
+KEY = "m2m:bench"
+LIMIT = 1800.0
+"""Seconds for a run of the flow."""
 CLOCK = """#!/bin/sh
 begin=$(date +%s.%N)
 "{python}" "$@"
@@ -54,19 +59,12 @@ def measure(folder: Path) -> list[Row]:
     for name in ("M2M_STORE", "MLFLOW_TRACKING_URI", "M2M_DEVICE"):
         os.environ.pop(name, None)
     os.environ["PATH"] = os.pathsep.join([str(clock.parent), str(bins), os.environ["PATH"]])
-    os.environ["DVC_NO_ANALYTICS"] = "1"
+    os.environ.update(TELEMETRY_OFF)
 
     alone, flows = clone(folder / "dvc" / "m2m"), clone(folder / "flows" / "m2m")
     stages = len(call(alone, "dvc", "stage", "list", "--name-only").splitlines())
-    home = folder / "prefect"
-    home.mkdir()
     repro = [timed_repro(alone, times), timed_repro(alone, times)]
-    with (
-        started_server(home) as api,
-        temporary_settings({PREFECT_API_URL: api}),
-        get_client(sync_client=True) as client,
-        served(flows, api),
-    ):
+    with served(flows) as client:
         runs = [timed_flow(client, flows, times, **given) for given in ({}, {}, {"experiment": "unchanged"})]
     (made, own), (nothing, _), (experiment, _) = runs
     return [
@@ -98,10 +96,43 @@ def timed_repro(folder: Path, times: Path) -> tuple[float, float]:
     return time.monotonic() - began, busy(times)
 
 
-def timed_flow(client: Any, folder: Path, times: Path, **parameters: Any) -> tuple[float, float]:
+@contextmanager
+def served(checkout: Path) -> Iterator[SyncPrefectClient]:
+    """Prefect's server and the checkout's flows as `make up` starts both, beside the store and database of a checkout.
+
+    The usual port must be free.
+    """
+    stack = Stack(
+        home=checkout, ports={name: port for name, (_, port) in PORTS.items()}, keys=("", ""), prefect_key=KEY
+    )
+    stack.pages.mkdir(parents=True)
+    api = f"{stack.address('prefect')}/api"
+    own = {"PREFECT_API_URL": api, "PREFECT_API_AUTH_STRING": KEY, "PREFECT_HOME": str(stack.state / "prefect")}
+    records: dict[str, state.Started] = {}
+    try:
+        for server in servers(stack):
+            if server.name == "flows":
+                server = replace(server, environment={**os.environ, **own, "PYTHONPATH": str(checkout)})
+            if server.name in ("prefect", "flows"):
+                started = {server.name: state.start(server, stack, records)}
+                local.wait([server], started, records, stack)
+        settings = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: KEY}
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            yield client
+    finally:
+        local.end(records, checkout, records)
+
+
+def timed_flow(client: SyncPrefectClient, folder: Path, times: Path, **parameters: Any) -> tuple[float, float]:
     """The same of a flow run, from when its process begins with it."""
     times.unlink(missing_ok=True)
-    run = Run(client, folder, **parameters).wait(limit=1800)
+    deployment = client.read_deployment_by_name("pipeline/full")
+    run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    deadline = time.monotonic() + LIMIT
+    while run.state is None or not run.state.is_final():
+        assert time.monotonic() < deadline, folder
+        time.sleep(0.2)
+        run = client.read_flow_run(run.id)
     assert run.state_name == "Completed", run.state
     assert run.start_time is not None
     assert run.end_time is not None

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
-from benchmarks.plain import read_in_full
+from benchmarks.architectures import read_in_full
 from benchmarks.rows import Row
 from benchmarks.setting import Setting
 from m2m.diffusion.sampler import make_scheduler
@@ -35,8 +35,8 @@ def rows(setting: Setting, common: TrainCommon) -> Iterator[Row]:
     }
     captions = ["a picture"] * setting.sets
     base, *ours = setting.seconds(partial(text_pipeline(setting), captions, **arguments(setting)), *cases.values())
-    for name, seconds in zip(cases, ours, strict=True):
-        yield _row(setting, f"sampling/{setting.pixels}px/{name}", [seconds, base])
+    for name, one in zip(cases, ours, strict=True):
+        yield _row(setting, f"sampling/{setting.pixels}px/{name}", [one, base])
     if setting.on_gpu:
         for variant, pipeline in pipelines.items():
             next_images = partial(draw, setting, pipeline, 4)
@@ -52,9 +52,9 @@ def rows(setting: Setting, common: TrainCommon) -> Iterator[Row]:
         yield _row(setting, f"cache/{setting.pixels}px/self/{name}", seconds)
 
 
-def text_pipeline(setting: Setting, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
+def text_pipeline(setting: Setting, dtype: torch.dtype | None = None) -> Any:
     """Diffusers' own, with the same solver."""
-    pipeline = StableDiffusionPipeline.from_pretrained(
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(
         setting.stable_diffusion, dtype=dtype or setting.dtype, local_files_only=True, safety_checker=None
     ).to(setting.device)
     pipeline.scheduler = make_scheduler("dpmsolver++", pipeline.scheduler.config)
@@ -68,7 +68,7 @@ def image_set_pipeline(setting: Setting, variant: Variant, common: TrainCommon) 
     if common.compile_blocks:
         pipeline.unet.compile_repeated_blocks(dynamic=True)  # one graph, however many images a set has
     pipeline.scheduler = make_scheduler("dpmsolver++", pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return pipeline
 
 
@@ -76,7 +76,7 @@ def arguments(setting: Setting, scale: float = GUIDANCE_SCALE) -> dict[str, Any]
     return {"num_inference_steps": setting.steps, "guidance_scale": scale}
 
 
-def draw(setting: Setting, pipeline: M2MPipeline, given: int, scale: float = GUIDANCE_SCALE, **options: bool) -> None:
+def draw(setting: Setting, pipeline: M2MPipeline, given: int, scale: float = GUIDANCE_SCALE, **options: Any) -> None:
     """The next image of each set; `options` as the pipeline takes them."""
     draws = np.random.default_rng(0)
     shape = (setting.sets, given, setting.pixels, setting.pixels, 3)

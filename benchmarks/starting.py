@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.rows import Row
 from benchmarks.setting import Setting
+from m2m.settings import TELEMETRY_OFF
 
 BIN = Path(sys.executable).parent
 
@@ -31,4 +32,4 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def _call(*command: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **TELEMETRY_OFF})

@@ -1,19 +1,28 @@
-"""The graph of stages, read from DVC: nothing of it is written a second time."""
+"""The graph of stages, read from DVC, and what of it may run beside what: nothing of both is written a second time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from graphlib import TopologicalSorter
+from os import cpu_count
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeVar
 
 from dvc.repo import Repo
 
 from m2m.errors import UserError
+from m2m.settings import Settings
 
 GROUP = "@"
 """Parts a stage's name from its item's: ``train@self``."""
+ON_A_CPU = 2
+"""Stages at a time. A GPU has room for one."""
+ROOM_ASKED_EVERY = 2.0
+"""Seconds between two looks at how much room there is, while a stage waits for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +124,97 @@ def select(stages: Sequence[Stage], targets: Collection[str], *, items: Collecti
         if stage.name in wanted:
             wanted.update(stage.parents)
     return [stage for stage in stages if stage.name in wanted]
+
+
+class Begun(Protocol):
+    """What becomes of a stage that was begun: a future of Python's or of Prefect's."""
+
+    def add_done_callback(self, fn: Callable[[Any], None], /) -> None:
+        """Calls it, in any thread, when the stage has ended."""
+
+
+Future = TypeVar("Future", bound=Begun)
+
+
+def in_turn(
+    stages: Sequence[Stage],
+    stale: Collection[str],
+    *,
+    room: Callable[[str], int],
+    begin: Callable[[Stage], Future],
+    stops: Callable[[Future], bool] = lambda _: False,
+) -> Iterator[tuple[Stage, Future]]:
+    """Begins the stale ones of the stages, each when those that it depends on have ended; gives each as it ends.
+
+    Of those that could begin the one with the longest way to the end comes first. A stage that needs the machine for
+    itself (`meta: {alone: true}`) waits until no other one can begin.
+
+    Args:
+        room: how many stages that need a slot of this limit may run at a time (`meta: {slot: gpu}`); one always may.
+        begin: called in this thread, one stage after the other.
+        stops: whether no other stage is to begin after one that ended so.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    order = TopologicalSorter({stage.name: stage.parents for stage in stages})
+    order.prepare()
+    steps_left = _steps_left(stages)
+    ended: SimpleQueue[tuple[Stage, Future]] = SimpleQueue()
+    could_begin: list[Stage] = []
+    running: list[Stage] = []
+    stopped = False
+    while order.is_active():
+        for name in order.get_ready():
+            if name in stale:
+                could_begin.append(by_name[name])
+            else:
+                order.done(name)
+        could_begin.sort(key=lambda stage: (stage.alone, -steps_left[stage.name], stage.name))
+        for stage in () if stopped else tuple(could_begin):
+            if _has_room(stage, running, room):
+                could_begin.remove(stage)
+                running.append(stage)
+                begin(stage).add_done_callback(partial(_put, ended, stage))
+        if not running:
+            if stopped:
+                return
+            continue
+        try:
+            stage, future = ended.get(timeout=ROOM_ASKED_EVERY if could_begin and not stopped else None)
+        except Empty:
+            continue
+        running.remove(stage)
+        order.done(stage.name)
+        stopped = stopped or stops(future)
+        yield stage, future
+
+
+def _put(ended: SimpleQueue[tuple[Stage, Future]], stage: Stage, future: Future) -> None:
+    ended.put((stage, future))
+
+
+def stages_at_once() -> int:
+    """How many stages that compute suit this machine."""
+    import torch
+
+    device = Settings.from_environment().device
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return min(ON_A_CPU, cpu_count() or 1) if on_cpu else 1
+
+
+def _has_room(stage: Stage, running: Sequence[Stage], room: Callable[[str], int]) -> bool:
+    if stage.alone or any(other.alone for other in running):
+        return not running
+    computing = sum(other.slot == stage.slot for other in running)
+    return stage.slot is None or not computing or computing < room(stage.slot)
+
+
+def _steps_left(stages: Sequence[Stage]) -> dict[str, int]:
+    """Of each stage how many come after it, one after another."""
+    left = {stage.name: 0 for stage in stages}
+    for stage in reversed(stages):
+        for parent in stage.parents:
+            left[parent] = max(left[parent], left[stage.name] + 1)
+    return left
 
 
 def _upstream_first(graph: Any) -> Iterator[Any]:

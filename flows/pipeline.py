@@ -1,4 +1,4 @@
-"""The pipeline as one Prefect flow: a task a DVC stage, started when those that it depends on are done.
+"""The pipeline as one Prefect flow: a task a DVC stage, begun in its turn when those that it depends on are done.
 
 DVC decides what is stale, Prefect runs it, MLflow remembers it. A run that changes parameters works in a worktree of
 its own and becomes a named DVC experiment; one that changes nothing works on the checkout itself.
@@ -27,13 +27,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
+from flows.artifacts import Live, publish, read_metrics
 from flows.form import Form, make_form, profiles
-from flows.graph import Stage, read_graph, select
-from flows.live import Live
-from flows.processes import Children
+from flows.graph import ROOM_ASKED_EVERY, Stage, in_turn, read_graph, select, stages_at_once
 from flows.record import Log, recorded
-from flows.stage import StageError, UnansweredError, Verdict, run_stage
-from flows.summary import publish, read_metrics
+from flows.stage import Children, StageError, UnansweredError, Verdict, run_stage
 from flows.workplace import Workplace, parameter_file, workplace
 from m2m.errors import UserError
 from m2m.params import Variant
@@ -43,8 +41,6 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 RETRIES = 3
 BACK_OFF = 10
 """Seconds before the first retry; each further one waits twice as long."""
-LIMIT_ASKED_EVERY = 2.0
-"""Seconds between two looks at a concurrency limit of 0; who waits in one ends soon when the flow is cancelled."""
 MORE_THAN_THERE_ARE = 422
 """How Prefect answers who asks for more slots than a limit has."""
 CONFLICT = 409
@@ -125,18 +121,29 @@ def await_limit(stage: Stage, log: Log) -> int:
     """
     told = False
     while stage.slot is not None and not children.cancelled:
-        with get_client(sync_client=True) as client:
-            # To ask for a limit that nobody made would be a warning in every log.
-            limits = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=200)}
-        if stage.slot not in limits or not limits[stage.slot].active:
-            break
-        if limit := limits[stage.slot].limit:
+        if limit := read_limit(stage.slot):
             return limit if stage.alone else 1
+        if limit is None:
+            break
         if not told:
             log.info("the concurrency limit %s is 0; this stage begins when it is raised", stage.slot)
             told = True
-        time.sleep(LIMIT_ASKED_EVERY)
+        time.sleep(ROOM_ASKED_EVERY)  # who waits here ends soon when the flow is cancelled
     return 0
+
+
+def read_limit(name: str) -> int | None:
+    """How many slots a global concurrency limit has; None: nobody made it, or it is off."""
+    with get_client(sync_client=True) as client:
+        # To ask for a limit that nobody made would be a warning in every log.
+        limits = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=200)}
+    return limits[name].limit if name in limits and limits[name].active else None
+
+
+def room(slot: str) -> int:
+    """How many stages of this run may hold a slot at a time: of its limit, which counts other runs too, if any."""
+    limit = read_limit(slot)
+    return stages_at_once() if limit is None else limit
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -194,16 +201,20 @@ def _run_all(
     before = read_metrics(place.main)
     futures: dict[str, PrefectFuture[Any]] = {}
     with recorded(str(runtime.flow_run.name), called, checkout=place.folder, env=env, log=get_run_logger()) as record:
+
+        def begin(stage: Stage) -> PrefectFuture[Any]:
+            name, parents = stage.name, [futures[parent] for parent in stage.parents]
+            work: Any = run if name in stale else skip
+            given = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, name in forced) if name in stale else ()
+            named = work.with_options(name=name, task_run_name=name, description=stage.description)
+            futures[name] = named.submit(*given, return_state=False, wait_for=parents)
+            return futures[name]
+
         for stage in stages:
-            name = stage.name
-            parents = [futures[parent] for parent in stage.parents]
-            if name in stale:
-                named = run.with_options(name=name, task_run_name=name, description=stage.description)
-                submitted = (stage, place, {**env, "M2M_PARENT_RUN": record.id}, name in forced)
-                futures[name] = named.submit(*submitted, return_state=False, wait_for=parents)
-            else:
-                unchanged = skip.with_options(name=name, task_run_name=name, description=stage.description)
-                futures[name] = unchanged.submit(return_state=False, wait_for=parents)
+            if stage.name not in stale:
+                begin(stage)
+        # After a failure, too: what depends on it, Prefect refuses at once.
+        list(in_turn(stages, stale, room=room, begin=begin))
         for future in futures.values():
             future.wait()
         states = {name: future.state for name, future in futures.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2m.errors import UserError
 from m2m.settings import Settings, revision, without_password
-from m2m.tracking import RecordedRun, Run, open_records, open_tracker, origin_tags
+from m2m.tracking import PastRun, Run, open_history, open_tracker, origin_tags
 
 EXPERIMENT = "pipeline"
 """The MLflow experiment of these runs. The stages' runs stay in the experiments that bear their names, where they
@@ -21,8 +21,8 @@ PATIENCE = 60.0
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
-class Record:
-    """The MLflow run of a flow run."""
+class ParentRun:
+    """The MLflow run of a flow run, under which those of its stages stand."""
 
     def __init__(self, run: Run, settings: Settings, log: Log) -> None:
         self._run, self._settings = run, settings
@@ -42,7 +42,7 @@ class Record:
         uri = self._settings.tracking_uri
         lines = [f"- `{stage}`: reused" for stage in reused]
         try:
-            runs = open_records(uri).of_flow_run(self._settings.caller.flow_run)
+            runs = open_history(uri).of_flow_run(self._settings.caller.flow_run)
         except UserError as error:
             return [f"- {error}", *lines]
         children = [run for run in runs if run.origin.stage]
@@ -56,7 +56,7 @@ class Record:
 @contextmanager
 def recorded(
     name: str, params: Mapping[str, object], *, checkout: Path, env: Mapping[str, str], log: Log
-) -> Iterator[Record]:
+) -> Iterator[ParentRun]:
     """Opens the run; it closes as FINISHED, as FAILED if an error leaves the block, as KILLED if a cancellation does.
 
     Args:
@@ -69,12 +69,12 @@ def recorded(
     tracker = open_tracker(settings.tracking_uri, spool=settings.work / "spool", tags=tags)
     with tracker.run(name, stage=EXPERIMENT, tags={}) as run:
         run.params(params)
-        yield Record(run, settings, log)
+        yield ParentRun(run, settings, log)
 
 
-def _link(run: RecordedRun, server: str) -> str:
+def _link(run: PastRun, server: str) -> str:
     return f"- {_stage(run)}[{run.name}]({server}{run.page})"
 
 
-def _stage(run: RecordedRun) -> str:
+def _stage(run: PastRun) -> str:
     return f"`{run.origin.stage}`: " if run.origin.stage else ""

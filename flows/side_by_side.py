@@ -12,22 +12,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from graphlib import TopologicalSorter
-from os import cpu_count, environ
+from os import environ
 from pathlib import Path
 
-from flows.graph import Stage, read_graph
-from flows.processes import Children
-from flows.stage import StageError, Verdict, run_stage
+from flows.graph import Stage, in_turn, read_graph, stages_at_once
+from flows.stage import Children, StageError, Verdict, run_stage
 from flows.workplace import Workplace
 from m2m.errors import UserError
 from m2m.progress import clock
-from m2m.settings import Settings
 
-ON_A_CPU = 2
-"""Stages at a time. A GPU has room for one."""
 SAID = {Verdict.RAN: "made", Verdict.CACHED: "restored from DVC's cache", Verdict.SKIPPED: "unchanged"}
 
 
@@ -65,74 +60,30 @@ def bring_up_to_date(checkout: Path, at_once: int | None, say: Callable[[str], N
             say(f"[{stage.name}] {SAID[verdict]}, {ended} of {len(stale)} after {clock(time.monotonic() - began)}")
 
 
-def stages_at_once() -> int:
-    """How many stages that compute suit this machine."""
-    import torch
-
-    device = Settings.from_environment().device
-    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    return min(ON_A_CPU, cpu_count() or 1) if on_cpu else 1
-
-
 def side_by_side(
     stages: Sequence[Stage], stale: Collection[str], at_once: int, run: Callable[[Stage], Verdict]
 ) -> Iterator[tuple[Stage, Verdict]]:
-    """Runs the stale ones of the stages in threads; gives each as it ends.
-
-    Of those that could begin the one with the longest way to the end comes first. A stage that needs the machine for
-    itself (`meta: {alone: true}`) waits until no other one can begin.
+    """Runs the stale ones of the stages in threads, as `in_turn` lets them begin; gives each as it ends.
 
     Raises:
         UserError: a stage failed; raised when those that run have ended.
     """
-    by_name = {stage.name: stage for stage in stages}
-    order = TopologicalSorter({stage.name: stage.parents for stage in stages})
-    order.prepare()
-    steps_left = _steps_left(stages)
-    could_begin: list[Stage] = []
-    running: dict[Future[Verdict], Stage] = {}
-    failures: list[StageError] = []
+
+    def failed(future: Future[Verdict]) -> bool:
+        return isinstance(future.exception(), StageError)
+
+    failures: list[BaseException | None] = []
     with ThreadPoolExecutor(len(stages)) as pool:
-        while order.is_active():
-            for name in order.get_ready():
-                if name in stale:
-                    could_begin.append(by_name[name])
-                else:
-                    order.done(name)
-            could_begin.sort(key=lambda stage: (stage.alone, -steps_left[stage.name], stage.name))
-            for stage in tuple(could_begin):
-                if not failures and _has_room(stage, running.values(), at_once):
-                    could_begin.remove(stage)
-                    running[pool.submit(run, stage)] = stage
-            if failures and not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                stage = running.pop(future)
-                try:
-                    verdict = future.result()
-                except StageError as error:
-                    failures.append(error)
-                else:
-                    order.done(stage.name)
-                    yield stage, verdict
+        ended = in_turn(
+            stages, stale, room=lambda _: at_once, begin=lambda stage: pool.submit(run, stage), stops=failed
+        )
+        for stage, future in ended:
+            if failed(future):
+                failures.append(future.exception())
+            else:
+                yield stage, future.result()
     if failures:
         raise UserError("; ".join(map(str, failures)))
-
-
-def _has_room(stage: Stage, running: Collection[Stage], at_once: int) -> bool:
-    computing = [other for other in running if other.slot]
-    if stage.alone or any(other.alone for other in running):
-        return not running
-    return not stage.slot or len(computing) < at_once
-
-
-def _steps_left(stages: Sequence[Stage]) -> dict[str, int]:
-    """Of each stage how many come after it, one after another."""
-    left = {stage.name: 0 for stage in stages}
-    for stage in reversed(stages):
-        for parent in stage.parents:
-            left[parent] = max(left[parent], left[stage.name] + 1)
-    return left
 
 
 @contextmanager

@@ -20,9 +20,9 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from infra import processes, state
+from infra import state
 from infra.servers import PORTS, Server, Stack, servers
-from infra.state import Record
+from infra.state import Started
 from m2m.errors import UserError
 from m2m.settings import main_checkout
 from m2m.tracking import bring_artifacts_along
@@ -53,7 +53,7 @@ def up(home: Path) -> None:
             prefect_key=state.read_or_make_prefect_key(home),
         )
         for name in missing:
-            processes.end(name, home, leader=None, patience=STOP_PATIENCE)  # what outlived it may hold its port
+            state.end(name, home, leader=None, patience=STOP_PATIENCE)  # what outlived it may hold its port
         state.check_ports({name: port for name, port in stack.ports.items() if name in missing})
         state.make_bucket(home)
         bring_artifacts_along(home / "mlflow.db")
@@ -63,8 +63,8 @@ def up(home: Path) -> None:
             # The flows need the others.
             for wanted in (NAMES[:-1], NAMES[-1:]):
                 chosen = [server for server in servers(stack) if server.name in wanted]
-                started = {s.name: start(s, stack, records) for s in chosen if s.name in missing}
-                wait(chosen, started, records)
+                started = {s.name: state.start(s, stack, records) for s in chosen if s.name in missing}
+                wait(chosen, started, records, stack)
         except BaseException:
             end(missing, home, records)
             raise
@@ -92,29 +92,17 @@ def status(home: Path) -> bool:
     return all(leaders.values())
 
 
-def leader(name: str, home: Path, records: Mapping[str, Record]) -> int | None:
+def leader(name: str, home: Path, records: Mapping[str, Started]) -> int | None:
     """The process that was started as this server, if it still runs."""
     pid = records[name]["pid"] if name in records else None
-    return pid if pid in processes.find(name, home) else None
-
-
-def start(server: Server, stack: Stack, records: dict[str, Record]) -> subprocess.Popen[bytes]:
-    since = time.time()
-    process = processes.start(
-        server.name,
-        server.command,
-        home=stack.home,
-        at=server.at,
-        environment=server.environment,
-        log=server.log,
-    )
-    records[server.name] = {"pid": process.pid, "port": stack.ports.get(server.name), "started": since}
-    state.write_records(stack.home, records)
-    return process
+    return pid if pid in state.find(name, home) else None
 
 
 def wait(
-    chosen: Iterable[Server], started: Mapping[str, subprocess.Popen[bytes]], records: Mapping[str, Record]
+    chosen: Iterable[Server],
+    started: Mapping[str, subprocess.Popen[bytes]],
+    records: Mapping[str, Started],
+    stack: Stack,
 ) -> None:
     """Prints each server's address when it is healthy.
 
@@ -125,28 +113,28 @@ def wait(
     deadline = time.monotonic() + START_PATIENCE
     while waiting:
         for server in list(waiting):
-            process = started.get(server.name)
+            process, log = started.get(server.name), stack.log(server.name)
             if process and process.poll() is not None:
-                raise UserError(f"{server.title} did not come up: {_last_line(server.log)}; its log: {server.log}")
+                raise UserError(f"{server.title} did not come up: {_last_line(log)}; its log: {log}")
             if server.healthy(records[server.name]["started"]):
                 print(f"  {server.title:8} {server.address}", flush=True)
                 waiting.remove(server)
             elif time.monotonic() > deadline:
                 raise UserError(
-                    f"{server.title} does not answer as it should at {server.address}: {_last_line(server.log)}; "
-                    f"its log: {server.log}"
+                    f"{server.title} does not answer as it should at {server.address}: {_last_line(log)}; "
+                    f"its log: {log}"
                 )
         time.sleep(0.2)
 
 
-def end(names: Iterable[str], home: Path, records: Mapping[str, Record]) -> list[str]:
+def end(names: Iterable[str], home: Path, records: Mapping[str, Started]) -> list[str]:
     """Ends servers, the flows first; which of them there were."""
     asked = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return [
             name
             for name in sorted(names, key=NAMES.index, reverse=True)
-            if processes.end(name, home, leader=leader(name, home, records), patience=STOP_PATIENCE)
+            if state.end(name, home, leader=leader(name, home, records), patience=STOP_PATIENCE)
         ]
     finally:
         for number, handler in asked.items():

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
 from m2m.errors import UserError
-from m2m.settings import sqlite_uri
+from m2m.settings import TELEMETRY_OFF, sqlite_uri
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
@@ -27,16 +27,12 @@ MLFLOW_HOSTS = ",".join(f"{host}:*" for host in HOSTS)
 BUCKET = "m2m"
 PORTS = {"s3": ("M2M_S3_PORT", 8333), "mlflow": ("M2M_MLFLOW_PORT", 5000), "prefect": ("M2M_PREFECT_PORT", 4200)}
 """Of each server that listens: the variable that names its port, and the usual one."""
-TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",
-    "DVC_NO_ANALYTICS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
+MLFLOW_SETTINGS = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SERVER_ALLOWED_HOSTS": MLFLOW_HOSTS,
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-"""For the servers, the flows and the person's shell."""
-
+"""Of a server of MLflow's pages, wherever it is started."""
 FOREIGN = ("AWS_", "MLFLOW_", "PREFECT_", "RCLONE_")
 """What a person's shell may hold for other servers of these kinds; nothing of it reaches the stack."""
 
@@ -64,6 +60,10 @@ class Stack:
         """Where Prefect's server copies its pages."""
         return self.state / "pages"
 
+    def log(self, name: str) -> Path:
+        """What a server printed since its last start."""
+        return self.state / f"{name}.log"
+
     def address(self, name: str) -> str:
         return f"http://{HOST}:{self.ports[name]}"
 
@@ -75,7 +75,6 @@ class Server:
     command: list[str]
     at: Path
     """Working folder."""
-    log: Path
     environment: dict[str, str]
     address: str
     healthy: Callable[[float], bool]
@@ -101,7 +100,6 @@ def _s3(stack: Stack) -> Server:
         title="S3",
         command=[rclone, "serve", "s3", str(data), *options],
         at=stack.state,
-        log=stack.state / "s3.log",
         # Not as an argument: everybody on the machine can read those.
         environment={**clean_environment(), "RCLONE_AUTH_KEY": '"{},{}"'.format(*stack.keys)},
         address=stack.address("s3"),
@@ -113,18 +111,12 @@ def _mlflow(stack: Stack) -> Server:
     places = ("--backend-store-uri", sqlite_uri(stack.home / "mlflow.db"))
     artifacts = ("--default-artifact-root", (stack.home / "mlruns").as_uri())
     network = ("--host", HOST, "--port", str(stack.ports["mlflow"]), "--workers", "1")
-    settings = {
-        "MLFLOW_SERVER_ALLOWED_HOSTS": MLFLOW_HOSTS,
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
     return Server(
         name="mlflow",
         title="MLflow",
         command=[sys.executable, "-m", "mlflow", "server", *network, *places, *artifacts],
         at=stack.state,
-        log=stack.state / "mlflow.log",
-        environment={**clean_environment(), **settings},
+        environment={**clean_environment(), **MLFLOW_SETTINGS},
         address=stack.address("mlflow"),
         healthy=lambda _: _ask(f"{stack.address('mlflow')}/health")[0] == 200,
     )
@@ -157,7 +149,6 @@ def _prefect(stack: Stack) -> Server:
         title="Prefect",
         command=[sys.executable, "-m", "uvicorn", *app, *network],
         at=stack.state,
-        log=stack.state / "prefect.log",
         environment={**clean_environment(), **settings},
         address=address,
         healthy=closed,
@@ -177,7 +168,6 @@ def _flows(stack: Stack) -> Server:
         title="Flows",
         command=[sys.executable, "-m", "flows.deploy", "serve"],
         at=stack.home,
-        log=stack.state / "flows.log",
         environment={**clean_environment(), **client_environment(stack)},
         address=f"{stack.address('prefect')}/deployments",
         healthy=served,

@@ -1,4 +1,10 @@
-"""What the local stack remembers in files: keys, ports, which process is which server, and the file for a shell."""
+"""The local stack's processes, found again, and what it remembers in files: keys, ports, and the file for a shell.
+
+Its processes outlive the command that started them, and are found again: these, all of these, and no others. Each
+server is started with a mark in its environment, which every process it starts inherits. The mark says whose a process
+is without trusting a number: a process id that a file remembers may belong to somebody else after a crash or a reboot,
+and the file itself may be gone. It also finds what a killed server left behind.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +14,24 @@ import re
 import secrets
 import shlex
 import socket
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import psutil
 from filelock import FileLock, Timeout
 
-from infra.processes import holder
-from infra.servers import BUCKET, HOST, PORTS, Stack, client_environment
+from infra.servers import BUCKET, HOST, PORTS, Server, Stack, client_environment
 from m2m.errors import UserError
 from m2m.files import make_parent, new_file, write_atomically
 
+MARK = "M2M_STACK"
 
-class Record(TypedDict):
+
+class Started(TypedDict):
     """Of a server that was started."""
 
     pid: int
@@ -46,16 +56,16 @@ def alone(home: Path) -> Iterator[None]:
         raise UserError("another make up or make down is at work here; wait until it is done") from error
 
 
-def read_records(home: Path) -> dict[str, Record]:
+def read_records(home: Path) -> dict[str, Started]:
     """The servers that were started; none where the file is gone, as after `make clean`."""
     try:
-        records: dict[str, Record] = json.loads(_records_file(home).read_bytes())
+        records: dict[str, Started] = json.loads(_records_file(home).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return records
 
 
-def write_records(home: Path, records: Mapping[str, Record]) -> None:
+def write_records(home: Path, records: Mapping[str, Started]) -> None:
     write_atomically(_records_file(home), json.dumps(records, indent=1).encode())
 
 
@@ -63,6 +73,60 @@ def forget(home: Path) -> None:
     """Removes what would be false once the servers are down."""
     for file in (_records_file(home), shell_file(home)):
         file.unlink(missing_ok=True)
+
+
+def start(server: Server, stack: Stack, records: dict[str, Started]) -> subprocess.Popen[bytes]:
+    """Starts a server of a stack in a session of its own, which no Ctrl-C or closed terminal reaches; records it."""
+    since = time.time()
+    with stack.log(server.name).open("wb") as output:
+        process = subprocess.Popen(
+            server.command,
+            cwd=server.at,
+            env={**server.environment, MARK: _mark(server.name, stack.home)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    records[server.name] = {"pid": process.pid, "port": stack.ports.get(server.name), "started": since}
+    write_records(stack.home, records)
+    return process
+
+
+def find(name: str, home: Path) -> dict[int, Any]:
+    """The running processes of one server and all that it started, by their id."""
+    return {process.pid: process for process in psutil.process_iter() if _mark_of(process) == _mark(name, home)}
+
+
+def end(name: str, home: Path, *, leader: int | None, patience: float) -> int:
+    """Ends a server and whatever it started; says how many processes these were.
+
+    Args:
+        leader: the server's own process, if known: it is asked first, and may settle what it has begun.
+        patience: seconds that each is given before it is killed.
+    """
+    found = find(name, home)
+    first = {leader: found[leader]} if leader in found else found
+    _signal(first, kill=False)
+    _wait_until_none(name, home, patience, among=set(first))
+    _signal(find(name, home), kill=False)
+    _wait_until_none(name, home, patience)
+    # What is killed may have started something in its last moment.
+    while rest := find(name, home):
+        _signal(rest, kill=True)
+        _wait_until_none(name, home, 1.0)
+    return len(found)
+
+
+def holder(port: int) -> str:
+    """Who listens on a TCP port, as far as this user may know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()}, process {connection.pid}"
+    except psutil.Error:  # not everywhere may one ask for the sockets of others
+        pass
+    return "another process"
 
 
 def read_ports(environment: Mapping[str, str]) -> dict[str, int]:
@@ -105,15 +169,10 @@ def _is_free(port: int) -> bool:
 
 def read_or_make_keys(home: Path) -> tuple[str, str]:
     """Access key and secret key of the S3 server: random, made once, in a file that only its owner can read."""
-    file = home / "data" / "s3.keys"
-    if not file.exists():
-        write_private(file, f"m2m{secrets.token_hex(8)}\n{secrets.token_hex(20)}\n")
-    keys = file.read_text().split()
-    if len(keys) != 2:
-        raise UserError(
-            f"{file}: expected two lines, an access key and a secret key; delete it, and make up makes new ones"
-        )
-    return keys[0], keys[1]
+    expected = "two lines, an access key and a secret key; delete it, and make up makes new ones"
+    new = f"m2m{secrets.token_hex(8)}\n{secrets.token_hex(20)}"
+    access, secret = _read_or_make(home / "data" / "s3.keys", new, r"\S+\s+\S+", expected).split()
+    return access, secret
 
 
 def prefect_key_file(home: Path) -> Path:
@@ -122,13 +181,17 @@ def prefect_key_file(home: Path) -> Path:
 
 def read_or_make_prefect_key(home: Path) -> str:
     """What Prefect's server asks for, ``user:password``: random, made once, in a file that only its owner can read."""
-    file = prefect_key_file(home)
+    expected = "one line, user:password; delete it, and make up makes a new one"
+    return _read_or_make(prefect_key_file(home), f"m2m:{secrets.token_hex(20)}", r"[!-9;-~]+:[!-~]+", expected)
+
+
+def _read_or_make(file: Path, new: str, form: str, expected: str) -> str:
     if not file.exists():
-        write_private(file, f"m2m:{secrets.token_hex(20)}\n")
-    key = file.read_text().strip()
-    if not re.fullmatch(r"[!-9;-~]+:[!-~]+", key):
-        raise UserError(f"{file}: expected one line, user:password; delete it, and make up makes a new one")
-    return key
+        write_private(file, f"{new}\n")
+    text = file.read_text().strip()
+    if not re.fullmatch(form, text):
+        raise UserError(f"{file}: expected {expected}")
+    return text
 
 
 def make_bucket(home: Path) -> None:
@@ -182,3 +245,33 @@ def write_private(path: Path, content: str) -> None:
 
 def _records_file(home: Path) -> Path:
     return home / "work" / "stack" / "servers.json"
+
+
+def _mark(name: str, home: Path) -> str:
+    return f"{name}@{home}"
+
+
+def _mark_of(process: Any) -> str | None:
+    try:
+        mark: str | None = process.environ().get(MARK)
+    except (psutil.Error, OSError):  # gone, a zombie, or of another user
+        return None
+    return None if process.pid == os.getpid() else mark
+
+
+def _signal(processes: Mapping[int, Any], *, kill: bool) -> None:
+    for process in processes.values():
+        try:
+            # psutil compares start times first, so that a number which changed hands meanwhile is left alone.
+            process.kill() if kill else process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _wait_until_none(name: str, home: Path, seconds: float, among: set[int] | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        left = find(name, home)
+        if not (left if among is None else left.keys() & among):
+            return
+        time.sleep(0.1)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-from infra.servers import HOST, MLFLOW_HOSTS, PORTS, TELEMETRY_OFF
+from infra.servers import HOST, MLFLOW_SETTINGS, PORTS
 from m2m.errors import UserError
-from m2m.settings import Settings, main_checkout, sqlite_file, without_password
+from m2m.settings import TELEMETRY_OFF, Settings, main_checkout, sqlite_file, without_password
 from m2m.tracking import bring_artifacts_along
 
 
@@ -29,11 +29,9 @@ def environment(settings: Settings) -> dict[str, str]:
     home = database.parent if database else main_checkout()
     return {
         **TELEMETRY_OFF,
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        **MLFLOW_SETTINGS,
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (home / "mlruns").as_uri(),
-        "MLFLOW_SERVER_ALLOWED_HOSTS": MLFLOW_HOSTS,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 
 

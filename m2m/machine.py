@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from m2m.errors import UserError
-from m2m.settings import Settings, revision
+from m2m.settings import TELEMETRY_OFF, Settings, revision
 
 if TYPE_CHECKING:
     from m2m.runtime import Runtime
@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     from m2m.workers import Workers
 
 QUIET = {
+    **TELEMETRY_OFF,
     "DIFFUSERS_VERBOSITY": "error",
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
     "GIT_PYTHON_REFRESH": "quiet",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "WDS_SECURE": "1",

@@ -1,7 +1,7 @@
 """Reads a parameter file; whatever is wrong with it becomes one line with file, line and key.
 
-Scalars are read as YAML 1.2 has them (``1e-4`` is a number, ``yes`` and ``010`` are what they look like), which is how
-DVC reads the same file; PyYAML alone follows 1.1.
+It is read as DVC reads the same file, by `ruamel.yaml`: in YAML 1.2 ``1e-4`` is a number, and ``yes`` and ``010`` are
+what they look like.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from m2m.errors import UserError
 from m2m.params import Params
@@ -29,18 +32,9 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 10_000
 """A parameter file has some hundreds of values."""
 
-_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
-"""What PyYAML sees in a file that has no tags."""
-_INTEGER = re.compile(r"[-+]?[0-9]+")
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS: dict[str, Any] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-}
+_NO_TAG = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
+"""What a value is by its looks."""
+_NO_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}
 
 
 def load_params(path: Path) -> Params:
@@ -63,6 +57,7 @@ class _Document:
     """The content of a file, and on which line each of its keys stands."""
 
     path: Path
+    yaml: YAML = field(default_factory=lambda: YAML(typ="safe", pure=True))
     value: Any = None
     lines: dict[Keys, int] = field(default_factory=dict)
     nodes: int = 0
@@ -91,26 +86,26 @@ def _read(path: Path) -> _Document:
     try:
         if len(content) > MAX_BYTES:
             raise document.fault(1, (), f"more than {MAX_BYTES} bytes; expected {_EXPECTED}")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = document.yaml.compose(text)
         if node is None:
             raise document.fault(1, (), f"empty; expected {_EXPECTED}")
         document.lines[()] = 1
         document.value = _construct(node, document, (), ())
-    except yaml.MarkedYAMLError as error:
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise document.fault(line, (), f"not valid YAML: {_one_line(error.problem or error.context)}") from None
-    except yaml.reader.ReaderError as error:
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise document.fault(line, (), f"not valid YAML: {error.reason} (character {error.character!r})") from None
-    except (ValueError, OverflowError) as error:  # PyYAML's own: a character or a version that there cannot be
+    except (ValueError, OverflowError) as error:  # a character or a version that there cannot be
         raise document.fault(1, (), f"not valid YAML: {_one_line(str(error))}") from None
     except RecursionError:
         raise document.fault(1, (), "nested too deeply to be a parameter file") from None
     return document
 
 
-def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[yaml.Node, ...]) -> Any:
+def _construct(node: Node, document: _Document, keys: Keys, within: tuple[Node, ...]) -> Any:
     """The value of a node; notes the line of each key, refuses a key given twice and a node that contains itself."""
     line = node.start_mark.line + 1
     document.nodes += 1
@@ -118,20 +113,20 @@ def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[y
         raise document.fault(line, keys, f"more than {MAX_NODES} values; expected {_EXPECTED}")
     if node in within:
         raise document.fault(line, keys, "refers to itself; write the value out")
-    if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
+    if str(node.tag).removeprefix("tag:yaml.org,2002:") not in _NO_TAG:
         raise document.fault(line, keys, f"tag {node.tag!r} not understood; leave it out")
     within = (*within, node)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, SequenceNode):
         items = []
         for index, item in enumerate(node.value):
             document.lines[(*keys, index)] = item.start_mark.line + 1
             items.append(_construct(item, document, (*keys, index), within))
         return tuple(items)
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key_line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, ScalarNode):
                 raise document.fault(key_line, keys, "a key that is no plain word; expected 'name: value'")
             key = _text(key_node, document, keys)
             if key in mapping:
@@ -140,31 +135,20 @@ def _construct(node: yaml.Node, document: _Document, keys: Keys, within: tuple[y
             document.lines[(*keys, key)] = key_line
             mapping[key] = _construct(value_node, document, (*keys, key), within)
         return mapping
-    assert isinstance(node, yaml.ScalarNode)  # there is no fourth kind
-    return _scalar(node, document, keys)
+    assert isinstance(node, ScalarNode)  # there is no fourth kind
+    text = _text(node, document, keys)
+    try:
+        return document.yaml.constructor.construct_object(node) if node.tag in _NO_TEXT else text
+    except ValueError:
+        raise document.fault(line, keys, f"a number of {len(text)} digits; expected a shorter one") from None
 
 
-def _text(node: yaml.ScalarNode, document: _Document, keys: Keys) -> str:
+def _text(node: ScalarNode, document: _Document, keys: Keys) -> str:
     """What is written there; refuses what can be escaped in YAML, but neither shown nor given to a system."""
     text = str(node.value)
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise document.fault(node.start_mark.line + 1, keys, f"{_shown(text)} holds a NUL or half a character; mend it")
     return text
-
-
-def _scalar(node: yaml.ScalarNode, document: _Document, keys: Keys) -> Any:
-    text = _text(node, document, keys)
-    if node.style is not None:  # quoted, or a block: a string whatever it looks like
-        return text
-    if text in _WORDS:
-        return _WORDS[text]
-    try:
-        if _INTEGER.fullmatch(text):
-            return int(text)
-    except ValueError:
-        line = node.start_mark.line + 1
-        raise document.fault(line, keys, f"a number of {len(text)} digits; expected a shorter one") from None
-    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,7 @@ def test_check_says_what_to_do(m2m: Any, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "mount").write_text("")
     monkeypatch.setenv("M2M_STORE", str(tmp_path / "mount" / "store"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr("m2m.stages.check.FREE_SPACE", 2**60)
+    monkeypatch.setattr("m2m.commands.check.FREE_SPACE", 2**60)
     result = m2m("check")
     assert result.exit_code == 1
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
@@ -306,7 +306,7 @@ def test_check_says_what_to_do(m2m: Any, tmp_path: Path, monkeypatch: pytest.Mon
 def test_check_is_content_with_a_ready_machine(m2m: Any, tmp_path: Path) -> None:
     from importlib.metadata import version
 
-    from m2m.stages.check import FOUNDATION
+    from m2m.commands.check import FOUNDATION
 
     (tmp_path / "constraints.txt").write_text(f"# pins\npydantic=={version('pydantic')}\n")
     for name in FOUNDATION:
@@ -318,7 +318,7 @@ def test_check_is_content_with_a_ready_machine(m2m: Any, tmp_path: Path) -> None
 
 
 def test_check_asks_for_the_right_python(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2m.stages.check.sys", SimpleNamespace(version_info=(3, 14, 0)))
+    monkeypatch.setattr("m2m.commands.check.sys", SimpleNamespace(version_info=(3, 14, 0)))
     monkeypatch.setenv("M2M_DEVICE", "cuda")
     lines = m2m("check").stdout.splitlines()
     assert "make setup PYTHON=python3.11" in lines[0]

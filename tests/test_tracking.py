@@ -25,10 +25,10 @@ from PIL import Image
 from m2m.errors import UserError
 from m2m.params import GateParams
 from m2m.settings import sqlite_uri, without_password
-from m2m.tracking import NullTracker, Tracker, check_tracking, open_records, open_tracker
+from m2m.tracking import NullTracker, Tracker, check_tracking, open_history, open_tracker
+from m2m.tracking.connection import MLFLOW_ENVIRONMENT
 from m2m.tracking.journal import Header, Journal
-from m2m.tracking.location import MLFLOW_ENVIRONMENT
-from m2m.tracking.system import sample, sampling
+from m2m.tracking.recording import sample, sampling
 
 os.environ.update(MLFLOW_ENVIRONMENT)
 from mlflow import MlflowClient
@@ -224,7 +224,7 @@ def aliases(database: str, name: str) -> tuple[str, str]:
 def test_the_champion_moves_to_what_is_better_on_the_same_dataset(
     database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from m2m.tracking.aliases import set_aliases
+    from m2m.tracking.registration import set_aliases
 
     def register(manifest: str, fid: float | None, better: str = "lower") -> tuple[str, str]:
         number = version(database, better, manifest=manifest, fid=fid)
@@ -249,7 +249,7 @@ def test_the_champion_moves_to_what_is_better_on_the_same_dataset(
 
 
 def test_a_champion_whose_run_was_removed_gives_way(database: str, caplog: pytest.LogCaptureFixture) -> None:
-    from m2m.tracking.aliases import set_aliases
+    from m2m.tracking.registration import set_aliases
 
     for fid in (1.0, 5.0):
         number = version(database, "m", manifest="a", fid=fid)
@@ -304,7 +304,7 @@ def test_training_goes_on_without_the_server_and_all_is_sent_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("m2m.tracking.delivery.SECONDS_BETWEEN_ATTEMPTS", 0.2)
+    monkeypatch.setattr("m2m.tracking.recording.SECONDS_BETWEEN_ATTEMPTS", 0.2)
     server, spool = mlflow_server, tmp_path / "spool"
 
     # Away from the beginning to the end of a run.
@@ -341,12 +341,12 @@ def test_training_goes_on_without_the_server_and_all_is_sent_once(
     assert pictures(server.uri, second) == ["images/preview~00+step+100", "images/preview~00+step+500"]
     assert [v.run_id for v in MlflowClient(database).search_model_versions("name = 'm2m-self'")] == [first.info.run_id]
     for ref in ("models:/m2m-self@champion", "models:/m2m-self/1", first.info.run_id):
-        by_server, by_file = (open_records(uri).trace(ref) for uri in (server.uri, database))
+        by_server, by_file = (open_history(uri).trace(ref) for uri in (server.uri, database))
         assert by_server == by_file
         assert by_server.run.id == first.info.run_id
     assert by_server.run.metrics["loss"] == 1.0
     with pytest.raises(UserError, match=r"there is models:/m2m-self@candidate, models:/m2m-self@champion"):
-        open_records(server.uri).trace("models:/m2m-self/2")
+        open_history(server.uri).trace("models:/m2m-self/2")
     assert len([record for record in caplog.records if "does not answer" in record.message]) == 1
     assert len([record for record in caplog.records if "answers again" in record.message]) == 1
     assert list(spool.iterdir()) == []
@@ -673,7 +673,7 @@ def test_no_password_is_written_or_said(uri: str, tmp_path: Path, caplog: pytest
     assert caplog.records
     assert "topsecret" not in "".join(record.getMessage() for record in caplog.records)
     with pytest.raises(UserError) as refusal:
-        open_records(uri).trace("f" * 32)
+        open_history(uri).trace("f" * 32)
     assert "topsecret" not in str(refusal.value)
     with pytest.raises(UserError) as refusal:
         check_tracking(uri)

@@ -49,19 +49,19 @@ def sample(
 ) -> None:
     """Draws the next pictures of a set: m2m sample --model models/m2m-dino --images a.png b.jpg --num-images 6"""
     machine = Machine("sample")
+    from m2m.commands import sample
     from m2m.settings import revision
-    from m2m.stages import sample
 
     device = machine.device()
-    viewpoints = None
+    angles = None
     if task == "nvs":
-        viewpoints = sample.Viewpoints(
+        angles = sample.ViewAngles(
             azimuth=tuple(azimuth or ()),
             elevation=elevation,
             given_azimuth=tuple(given_azimuth or ()),
             given_elevation=given_elevation,
         )
-    made = sample.run(
+    *pictures, sheet = sample.run(
         sample.Drawing(
             num_images=len(azimuth) if task == "nvs" and azimuth else num_images,
             solver=solver,
@@ -70,7 +70,7 @@ def sample(
             context_timestep=context_timestep,
             seed=seed,
         ),
-        viewpoints=viewpoints,
+        angles=angles,
         model=model or Path(f"models/m2m-dino-{task}" if task else "models/m2m-dino"),
         # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
         images=[*(images or ()), *(more or ())],
@@ -79,7 +79,7 @@ def sample(
         threads=machine.threads(),
         device=device,
     )
-    typer.echo(f"{made.sheet}: {len(made.images)} pictures, {made.images[0].name} to {made.images[-1].name} beside it")
+    typer.echo(f"{sheet}: {len(pictures)} pictures, {pictures[0].name} to {pictures[-1].name} beside it")
 
 
 @app.command()
@@ -105,7 +105,7 @@ def lineage(
 ) -> None:
     """Tells where a model comes from, from its dataset to its aliases, and the command that makes it again."""
     machine = Machine("lineage")
-    from m2m.stages import lineage
+    from m2m.commands import lineage
 
     found = lineage.run(ref, tracking_uri=machine.settings.tracking_uri)
     typer.echo(lineage.to_json(found) if as_json else lineage.to_text(found))
@@ -130,7 +130,7 @@ def plan(
     """Tells what a profile takes: GPU-hours, bytes, requests and money. m2m plan paper --gpus 64 --gpu-hour 2"""
     path = profile_file(profile)
     Machine("plan")
-    from m2m.stages import plan
+    from m2m.commands import plan
 
     made = plan.run(
         read_params(path),
@@ -153,7 +153,7 @@ def plan(
 def check(foundation: FoundationFolder = FOUNDATION) -> None:
     """Tells whether this machine is ready, and what to do if not."""
     machine = Machine("check")
-    from m2m.stages import check
+    from m2m.commands import check
 
     to_do = 0
     for finding in check.run(machine.settings, checkout=Path.cwd(), foundation=foundation):

@@ -1,7 +1,64 @@
 """The object store: immutable bytes under content-addressed keys, in a local folder or in S3."""
 
-from m2m.store.contract import Store
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from m2m.errors import UserError
 from m2m.store.local import LocalStore
-from m2m.store.location import open_store
 
 __all__ = ["LocalStore", "Store", "open_store"]
+
+
+class Store(Protocol):
+    """Objects are written once and never changed: a key contains the SHA-256 of its content.
+
+    Every method raises `UserError`, with one line that says what is wrong and where, when the store does not answer,
+    refuses, or has no such object. It is an `OutsideError` where the same call may succeed later: a busy or failing
+    server was asked several times. No call lasts longer than a slow network would take. No message holds a secret.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is, as `open_store` takes it."""
+
+    def check(self) -> None:
+        """Returns if the store can be reached, written and read; else raises within ten seconds."""
+
+    def exists(self, key: str, size: int) -> bool:
+        """Whether an object of this length is there."""
+
+    def put(self, key: str, path: Path, sha256: str) -> None:
+        """Stores a file, whole or not at all, and reads it back as a proof. What is already there and right stays."""
+
+    def get(self, key: str, sha256: str, size: int) -> Path:
+        """A local file with the verified object: not to be changed. A bad one is fetched once more, then an error."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Copies the bytes that the store holds now, good or bad, past any cache, to a file."""
+
+    def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is no error."""
+
+
+def open_store(uri: str, *, cache: Path) -> Store:
+    """The store at `uri`: ``s3://bucket/prefix``, or a folder. Asks nothing of it yet: that is `Store.check`.
+
+    Args:
+        cache: folder for what is fetched from S3. A local store needs none.
+
+    Raises:
+        UserError: the address is of another kind, or S3 is not configured.
+    """
+    if "://" not in uri:
+        return LocalStore(Path(uri))
+    address = urlsplit(uri)
+    if address.scheme != "s3" or not address.netloc or address.query or address.fragment or "@" in address.netloc:
+        raise UserError(
+            f"store address of scheme {address.scheme!r} not understood; expected a folder or s3://bucket/prefix"
+        )
+    from m2m.store.s3 import S3Store  # boto3 takes a while to import
+
+    return S3Store(bucket=address.netloc, prefix=address.path.strip("/"), cache=cache)

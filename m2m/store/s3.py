@@ -11,10 +11,12 @@ a bound of time; then it is an `OutsideError`, after which the same command may 
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import uniform
 from secrets import token_hex
@@ -38,7 +40,6 @@ from botocore.parsers import ResponseParserError
 
 from m2m.errors import MADE_AGAIN, OutsideError, UserError
 from m2m.files import file_digest, new_file
-from m2m.store.patience import SLOWEST, Patience, within
 
 Answer = TypeVar("Answer")
 
@@ -54,6 +55,19 @@ _PATIENT = Config(
 # Without threads of its own, which the end of the process would wait for however slowly a server takes its bytes.
 _TRANSFER = TransferConfig(use_threads=False)
 _CHUNK = 1 << 20
+SLOWEST = 256 << 10
+"""Bytes a second: an object that comes or goes more slowly than this is given up."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often something is tried, and for how long in all."""
+
+    tries: int
+    pause: float
+    """Seconds before the second try, give or take a half; each further pause is twice as long."""
+    seconds: float
+    """For all tries together, beside the time that `SLOWEST` allows for the bytes."""
 
 
 CHECKING = Patience(tries=4, pause=0.3, seconds=7.0)
@@ -279,3 +293,23 @@ def _code(error: ClientError) -> str:
 
 def _is_intact(path: Path, sha256: str, size: int) -> bool:
     return path.stat().st_size == size and file_digest(path) == sha256
+
+
+def within(seconds: float, work: Callable[[], Answer]) -> Answer:
+    """What `work` gives.
+
+    It runs in a thread that can be left behind: time limits of sockets begin anew with each byte.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    outcome: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    return outcome.result(max(0.0, seconds))

@@ -22,11 +22,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from m2m.settings import sqlite_file
-from m2m.tracking.aliases import set_aliases
-from m2m.tracking.connection import RefusedError, classified, connect
+from m2m.tracking.connection import ARTIFACTS, RefusedError, classified, connect
 from m2m.tracking.journal import Entry, Header, Journal
-from m2m.tracking.places import ARTIFACTS
-from m2m.tracking.registration import register
+from m2m.tracking.registration import register, set_aliases
 
 RUN_TAG = "m2m.run"
 POINTS_PER_REQUEST = 1000
@@ -36,7 +34,7 @@ SYSTEM = "system/"
 """MLflow shows metrics of this prefix on a page of their own."""
 
 
-class RemoteRun:
+class ServerRun:
     """One run on the server."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
@@ -166,16 +164,7 @@ class Remote:
     def _client(self) -> MlflowClient:
         return connect(self._uri)
 
-    def answer(self) -> None:
-        """Returns if it answers.
-
-        Raises:
-            AwayError, RefusedError
-        """
-        with classified(self._uri):
-            self._client.search_experiments(max_results=1)
-
-    def open_run(self, header: Header) -> RemoteRun:
+    def open_run(self, header: Header) -> ServerRun:
         """Finds or makes a run.
 
         Raises:
@@ -186,12 +175,12 @@ class Remote:
             everywhere = [str(one.experiment_id) for one in self._client.search_experiments()]
             found = self._client.search_runs(everywhere, f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
             if found:
-                remote = RemoteRun(self._client, found[0])
+                remote = ServerRun(self._client, found[0])
                 remote.look()
                 return remote
             experiment_id = self._experiment(header.experiment)
             tags = {**header.tags, RUN_TAG: header.key}
-            return RemoteRun(self._client, self._client.create_run(experiment_id, header.started, tags, header.name))
+            return ServerRun(self._client, self._client.create_run(experiment_id, header.started, tags, header.name))
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)

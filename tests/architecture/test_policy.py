@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,15 @@ import yaml
 
 from m2m.cli import app
 from m2m.params import Params
+from m2m.settings import TELEMETRY_OFF
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted((ROOT / "m2m").rglob("*.py"))
-TRACKING = {"Chain", "NullTracker", "RecordedRun", "Run", "Trace", "Tracker"} | {
+PACKAGES = ("ablations", "benchmarks", "flows", "infra", "m2m")
+MODULES = sorted(module for package in PACKAGES for module in (ROOT / package).rglob("*.py"))
+TRACKING = {"Chain", "NullTracker", "PastRun", "Run", "Trace", "Tracker"} | {
     "bring_artifacts_along",
     "check_tracking",
-    "open_records",
+    "open_history",
     "open_tracker",
     "origin_tags",
 }
@@ -89,6 +93,23 @@ def test_a_module_reads_in_one_sitting(module: Path) -> None:
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert not {path.stem for path in MODULES} & {"utils", "util", "helpers", "common", "misc", "manager", "base"}
+
+
+def test_telemetry_is_off_for_every_process_by_one_table() -> None:
+    exported = dict(re.findall(r"^export (\w+) := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert exported.items() >= TELEMETRY_OFF.items()
+    assert yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())["x-telemetry"] == TELEMETRY_OFF
+
+
+def test_the_contracts_of_layers_cover_every_package() -> None:
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert sorted(linter["importlinter"]["root_packages"]) == sorted(linter["mypy"]["files"]) == sorted(PACKAGES)
+
+
+def test_benchmarks_rest_on_no_tests_and_patch_nothing() -> None:
+    test_tools = re.compile(r"^\s*(from|import) (tests|unittest|pytest)\b|monkeypatch", re.MULTILINE)
+    for module in (ROOT / "benchmarks").glob("*.py"):
+        assert not test_tools.search(module.read_text())
 
 
 def test_importing_m2m_is_light() -> None:

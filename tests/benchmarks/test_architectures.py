@@ -11,7 +11,7 @@ from benchmarks.architectures import random_foundation, resized
 from benchmarks.datasets import rows
 from benchmarks.sampling import draw, image_set_pipeline
 from benchmarks.setting import Setting
-from benchmarks.steps import operations_of_step
+from benchmarks.training import operations_of_step, our_steps
 from m2m.models.unet import Variant
 from m2m.params_file import load_params
 
@@ -83,3 +83,10 @@ def test_the_operations_of_a_step_are_those_of_its_sets(setting: Setting, varian
     assert two == 2 * one > 0
     longer = operations_of_step(replace(setting, set_size=4), pipeline)
     assert longer > 2 * one  # twice the images, and each reads more of them
+
+
+def test_a_step_knows_how_long_it_waited_for_its_examples(setting: Setting) -> None:
+    common = load_params(ROOT / "profiles" / "smoke.yaml").train.common
+    with our_steps(setting, "self", common) as (steps, _, loss):
+        waits = [loss.wait(steps) for _ in range(2)]
+    assert all(0 < wait < 60 for wait in waits)

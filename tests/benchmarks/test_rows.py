@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.goals import Goal, goal_of
-from benchmarks.rows import RESULTS, Row, read, renewed, table, write
+from benchmarks.rows import RESULTS, Goal, Row, goal_of, read, renewed, table, write
 
 
 @pytest.mark.parametrize(

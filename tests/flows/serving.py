@@ -19,6 +19,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 
+from m2m.settings import TELEMETRY_OFF
+
 DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LIMIT = 300.0
 """Seconds for a flow of quick stages; machines are noisy."""
@@ -35,8 +37,7 @@ def started_server(home: Path, **env: str) -> Iterator[str]:
         **os.environ,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_UI_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
+        **TELEMETRY_OFF,
         **env,
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -71,7 +72,14 @@ def served(checkout: Path, api: str, **env: str) -> Iterator[subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.deploy", "serve"],
         cwd=checkout,
-        env={**os.environ, "PREFECT_API_URL": api, "PYTHONPATH": str(checkout), "DO_NOT_TRACK": "true", **env},
+        env={
+            **os.environ,
+            "PREFECT_API_URL": api,
+            "PYTHONPATH": python_path(checkout),
+            **TELEMETRY_OFF,
+            "M2M_DEVICE": "cpu",
+            **env,
+        },
         stdout=log,
         stderr=log,
         text=True,
@@ -114,6 +122,11 @@ class Run:
 
     def artifacts(self) -> list[Any]:
         return self._client.read_artifacts(flow_run_filter=FlowRunFilter(id={"any_": [self.id]}), limit=200)
+
+
+def python_path(checkout: Path) -> str:
+    """The checkout's own flows, with the code that is tested."""
+    return os.pathsep.join([str(checkout), str(Path(__file__).parents[2])])
 
 
 def plan(checkout: Path, **stages: Any) -> None:

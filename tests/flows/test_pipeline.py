@@ -20,10 +20,10 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalC
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from flows.graph import Stage
-from flows.pipeline import await_limit, held_slots
+from flows.graph import Stage, stages_at_once
+from flows.pipeline import await_limit, held_slots, room
 from m2m.params_file import load_params
-from m2m.tracking import open_records
+from m2m.tracking import open_history
 from tests.flows.serving import LIMIT, Run, events, experiments, plan, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # many runs in one test, on a machine that may be busy
@@ -61,11 +61,11 @@ def test_from_the_form_to_the_experiment(
         assert kinds.count("progress") == 1
         (summary,) = [artifact for artifact in first.artifacts() if artifact.key == "summary"]
         assert summary.type == "markdown"
-        parent, child = open_records(database).of_flow_run(str(first.id))
+        parent, child = open_history(database).of_flow_run(str(first.id))
         assert (parent.stage, parent.name, parent.status) == ("pipeline", first.read().name, "FINISHED")
         assert (child.stage, child.status, child.origin.stage) == ("generate", "FINISHED", "generate")
         assert child.origin.flow_run_url == parent.origin.flow_run_url != ""
-        assert open_records(database).trace(parent.id).run == child, "it is the parent of its stages' runs"
+        assert open_history(database).trace(parent.id).run == child, "it is the parent of its stages' runs"
         assert "`make ui` opens MLflow" in summary.data
         assert f"run `{parent.id}`" in summary.data
         assert f"- `generate`: generate, run `{child.id}`" in summary.data
@@ -102,7 +102,7 @@ def test_from_the_form_to_the_experiment(
         tasks = third.tasks()
         assert (tasks["generate"], tasks["train@dino"], tasks["train@self"]) == ("Completed", "Completed", "Failed")
         assert tasks["report"] == "NotReady"
-        (parent,) = open_records(database).of_flow_run(str(third.id))
+        (parent,) = open_history(database).of_flow_run(str(third.id))
         assert (parent.status, parent.origin.experiment) == ("FAILED", "ten")
         assert (checkout.parent / "tries-generate").read_text() == "2"
         assert (checkout.parent / "tries-train@self").read_text() == "1"
@@ -140,6 +140,7 @@ def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient, caplog: pyt
     log = logging.getLogger("test")
     one = Stage(name="train", description="", parents=(), slot="held", alone=False)
     assert await_limit(one, log) == 0  # nobody made such a limit
+    assert room("held") == stages_at_once()
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="held", limit=0))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(copy_context().run, await_limit, one, log)
@@ -147,7 +148,7 @@ def test_a_limit_of_nothing_is_waited_for(client: SyncPrefectClient, caplog: pyt
             waiting.result(timeout=3)
         client.update_global_concurrency_limit("held", GlobalConcurrencyLimitUpdate(limit=3))
         assert waiting.result(timeout=60) == 1
-    assert await_limit(replace(one, alone=True), log) == 3
+    assert await_limit(replace(one, alone=True), log) == room("held") == 3
 
     # Lowered while a stage waits for a slot, which would else fail.
     begun = threading.Event()
@@ -206,7 +207,7 @@ def test_a_cancelled_run_ends_its_processes_and_gives_its_slot_back(
             time.sleep(0.1)
         assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 0
         assert experiments(checkout) == []
-        assert [one.status for one in open_records(database).of_flow_run(str(run.id))] == ["KILLED"]
+        assert [one.status for one in open_history(database).of_flow_run(str(run.id))] == ["KILLED"]
 
         plan(checkout)
         again = Run(client, checkout, experiment="cancelled")

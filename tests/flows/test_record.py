@@ -12,7 +12,7 @@ import pytest
 from flows.record import recorded
 from m2m.errors import UserError
 from m2m.settings import Caller, Revision
-from m2m.tracking import open_records, open_tracker, origin_tags
+from m2m.tracking import open_history, open_tracker, origin_tags
 
 LOG = logging.getLogger("flow")
 
@@ -37,7 +37,7 @@ def test_the_flow_run_s_page_leads_to_its_runs(
 
     with pytest.raises(UserError, match="failed"):
         fail()
-    parent, child = open_records(mlflow_server.uri).of_flow_run("flow-1")
+    parent, child = open_history(mlflow_server.uri).of_flow_run("flow-1")
     assert links == [
         f"- [wise-otter]({mlflow_server.uri}/{parent.page})",
         f"- `train@self`: [train-self]({mlflow_server.uri}/{child.page})",
@@ -51,7 +51,7 @@ def test_the_flow_run_s_page_leads_to_its_runs(
     assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent.id
     description = client.get_run(parent.id).data.tags["mlflow.note.content"]
     assert description == f"- `train@self`: [train-self]({child.page})\n- `generate`: reused"
-    assert open_records(mlflow_server.uri).trace(parent.id).run == child
+    assert open_history(mlflow_server.uri).trace(parent.id).run == child
 
 
 def test_it_is_recorded_in_the_checkout_wherever_the_flows_are_served(
@@ -64,7 +64,7 @@ def test_it_is_recorded_in_the_checkout_wherever_the_flows_are_served(
     monkeypatch.chdir(elsewhere)
     with recorded("wise-otter", {}, checkout=checkout, env={"M2M_FLOW_RUN_ID": "flow-1"}, log=LOG):
         pass
-    (run,) = open_records(f"sqlite:///{checkout}/mlflow.db").of_flow_run("flow-1")
+    (run,) = open_history(f"sqlite:///{checkout}/mlflow.db").of_flow_run("flow-1")
     assert run.name == "wise-otter"
     assert list(elsewhere.iterdir()) == []
 

@@ -9,22 +9,23 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.graph import Stage, with_descendants
+from flows.graph import Stage, in_turn, with_descendants
 from flows.side_by_side import side_by_side
 from flows.stage import StageError, Verdict
 from m2m.errors import UserError
-from tests.flows.serving import LIMIT, events, plan
+from tests.flows.serving import LIMIT, events, plan, python_path
 
 COMMAND = [sys.executable, "-m", "flows.side_by_side"]
 
 
 def started(checkout: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "M2M_DEVICE": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": python_path(checkout), "M2M_DEVICE": "cpu"}
     return subprocess.Popen(
         [*COMMAND, *options],
         cwd=checkout,
@@ -169,3 +170,19 @@ def test_every_failure_is_told() -> None:
 
     with pytest.raises(UserError, match=r"no space; .*no space"):
         list(side_by_side(GRAPH, {one.name for one in GRAPH}, 2, run))
+
+
+def test_a_stage_that_waits_begins_when_there_is_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after somebody raised a limit of Prefect's."""
+    monkeypatch.setattr("flows.graph.ROOM_ASKED_EVERY", 0.01)
+    both, asked = threading.Barrier(2), list[str]()
+
+    def room(slot: str) -> int:
+        asked.append(slot)
+        return min(len(asked), 2)
+
+    stages = [stage("self"), stage("dino")]
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(in_turn(stages, {"self", "dino"}, room=room, begin=lambda _: pool.submit(both.wait, 10)))
+    assert {one.name for one, _ in ended} == {"self", "dino"}
+    assert asked == ["gpu", "gpu"]

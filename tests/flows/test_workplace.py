@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.summary import _parts
+from flows.artifacts import _parts
 from flows.workplace import workplace
 from m2m.errors import UserError, made_again
 from m2m.params_file import load_params

@@ -25,7 +25,7 @@ from filelock import FileLock
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from infra import processes
+from infra import state
 from infra.local import NAMES
 from infra.state import read_ports
 from m2m.errors import UserError
@@ -97,7 +97,7 @@ class Home:
         return {name: record["pid"] for name, record in records.items()}
 
     def processes(self) -> dict[int, Any]:
-        return {pid: process for name in NAMES for pid, process in processes.find(name, self.folder).items()}
+        return {pid: process for name in NAMES for pid, process in state.find(name, self.folder).items()}
 
     def shell(self) -> dict[str, str]:
         """The variables of a shell that read the file for shells and had none before."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from textwrap import wrap
 
 from m2m.settings import saved_experiments, without_password
-from m2m.tracking import Chain, RecordedRun, Trace, open_records
+from m2m.tracking import Chain, PastRun, Trace, open_history
 
 HASH = 12
 """Digits of a hash that a person reads."""
@@ -37,12 +37,12 @@ def run(ref: str, *, tracking_uri: str) -> Lineage:
     Raises:
         UserError: nothing of this name is recorded, or the server does not answer.
     """
-    trace = open_records(tracking_uri).trace(ref)
+    trace = open_history(tracking_uri).trace(ref)
     again, notes = _again(trace.run)
     return Lineage(ref=ref, tracking=without_password(tracking_uri), trace=trace, again=again, notes=notes)
 
 
-def _again(run: RecordedRun) -> tuple[str, list[str]]:
+def _again(run: PastRun) -> tuple[str, list[str]]:
     origin = run.origin
     notes: list[str] = []
     if origin.experiment in saved_experiments():
@@ -112,7 +112,7 @@ def _chain(chain: Chain, tracking: str) -> Iterator[str]:
                 yield _row("version", f"models:/{version.name}/{version.version}{aliases}")
 
 
-def _run(what: str, run: RecordedRun, tracking: str) -> Iterator[str]:
+def _run(what: str, run: PastRun, tracking: str) -> Iterator[str]:
     origin = run.origin
     page = f"{tracking.rstrip('/')}/{run.page}" if tracking.startswith("http") else ""
     deleted = ", deleted in MLflow" if run.deleted else ""

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from m2m.cli import app
+from m2m.commands.plan import PART, Plan, Prices, run
 from m2m.params import Params
 from m2m.params_file import load_params
-from m2m.stages.plan import PART, Plan, Prices, run
 
 ROOT = Path(__file__).parents[2]
 RATES = {"generate": 2.0, "train@self": 10.0, "train@dino": 5.0}

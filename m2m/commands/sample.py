@@ -38,7 +38,7 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Viewpoints:
+class ViewAngles:
     """From where a model of views sees the object, in degrees; all cameras look at it from one distance."""
 
     azimuth: tuple[float, ...]
@@ -70,31 +70,23 @@ class Viewpoints:
         ]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What was written."""
-
-    images: tuple[Path, ...]
-    sheet: Path
-
-
 def run(
     drawing: Drawing,
     *,
-    viewpoints: Viewpoints | None,
+    angles: ViewAngles | None,
     model: Path,
     images: Sequence[Path],
     out: Path,
     commit: str,
     threads: int,
     device: str,
-) -> Drawn:
-    """Writes ``001.png`` … and ``contact-sheet.png``; the text entry ``m2m`` of each names the command that made it.
+) -> list[Path]:
+    """Writes ``001.png`` … and ``contact-sheet.png``, the last of the files that are returned.
 
-    A model of views also makes ``turntable.gif``.
+    The text entry ``m2m`` of each names the command that made it. A model of views also makes ``turntable.gif``.
 
     Args:
-        viewpoints: for a model of views, and only for one.
+        angles: for a model of views, and only for one.
         model: a pipeline folder.
         images: picture files of any kind and size, in order; the middle square of each is used.
         commit: of the code, for the note.
@@ -111,7 +103,7 @@ def run(
     given = [open_photo(path) for path in images]
     files = tuple(out / f"{number:03}.png" for number in range(1, drawing.num_images + 1))
     sheet, turntable = out / "contact-sheet.png", out / "turntable.gif"
-    _keep_given(images, [*files, sheet, *([turntable] if viewpoints else [])])
+    _keep_given(images, [*files, sheet, *([turntable] if angles else [])])
     pipeline = load_pipeline(model, device=device)
     pipeline.scheduler = make_scheduler(drawing.solver, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
@@ -119,7 +111,7 @@ def run(
     if drawing.num_inference_steps > last_timestep + 1 or drawing.context_timestep > last_timestep:
         raise UserError(f"the model has {last_timestep + 1} timesteps; give fewer steps, or a smaller context timestep")
 
-    poses = _poses(viewpoints, pipeline, len(given), drawing.num_images)
+    poses = _poses(angles, pipeline, len(given), drawing.num_images)
     with writing(files[0]):  # a place that cannot be written to is better known before the drawing
         out.mkdir(parents=True, exist_ok=True)
     steps = drawing.num_images * drawing.num_inference_steps
@@ -142,22 +134,22 @@ def run(
         )[0]
 
     note = {
-        "command": _command(drawing, viewpoints, model, images),
+        "command": _command(drawing, angles, model, images),
         "model": {"folder": str(model), "sha256": folder_digest(model)},
         "images": [{"file": str(path), "sha256": file_digest(path)} for path in images],
         "commit": commit,
         "threads": threads,
         "device": device,
         **asdict(drawing),
-        **(asdict(viewpoints) if viewpoints else {}),
+        **(asdict(angles) if angles else {}),
     }
     for number, (file, picture) in enumerate(zip(files, drawn, strict=True), 1):
         write_atomically(file, _png(picture, {**note, "number": number}))
     seen = [square(photo, pipeline.image_size) for photo in given]
     write_atomically(sheet, _png(contact_sheet([(seen, drawn)]), note))
-    if viewpoints:
+    if angles:
         write_atomically(turntable, animation([*seen, *drawn]))
-    return Drawn(files, sheet)
+    return [*files, sheet]
 
 
 def _keep_given(images: Sequence[Path], written: Sequence[Path]) -> None:
@@ -169,24 +161,24 @@ def _keep_given(images: Sequence[Path], written: Sequence[Path]) -> None:
 
 
 def _poses(
-    viewpoints: Viewpoints | None, pipeline: M2MPipeline, given: int, num_images: int
+    angles: ViewAngles | None, pipeline: M2MPipeline, given: int, num_images: int
 ) -> npt.NDArray[np.float64] | None:
-    if (viewpoints is not None) != (pipeline.unet.pose_dim > 0):
-        remedy = "name another --model, or leave --task out" if viewpoints else "say --task nvs, and --azimuth"
-        raise UserError(f"the model {'draws no views' if viewpoints else 'draws views of an object'}; {remedy}")
-    if viewpoints is None:
+    if (angles is not None) != (pipeline.unet.pose_dim > 0):
+        remedy = "name another --model, or leave --task out" if angles else "say --task nvs, and --azimuth"
+        raise UserError(f"the model {'draws no views' if angles else 'draws views of an object'}; {remedy}")
+    if angles is None:
         return None
-    return np.stack([camera.matrix() for camera in viewpoints.cameras(given, num_images)])
+    return np.stack([camera.matrix() for camera in angles.cameras(given, num_images)])
 
 
-def _command(drawing: Drawing, viewpoints: Viewpoints | None, model: Path, images: Sequence[Path]) -> str:
+def _command(drawing: Drawing, angles: ViewAngles | None, model: Path, images: Sequence[Path]) -> str:
     """What to type in the same folder to draw the same again."""
     views: list[object] = []
-    if viewpoints:
-        views = ["--task", "nvs", "--given-elevation", viewpoints.given_elevation]
-        views += [word for azimuth in viewpoints.azimuth for word in ("--azimuth", azimuth)]
-        views += [word for azimuth in viewpoints.given_azimuth for word in ("--given-azimuth", azimuth)]
-        views += [] if viewpoints.elevation is None else ["--elevation", viewpoints.elevation]
+    if angles:
+        views = ["--task", "nvs", "--given-elevation", angles.given_elevation]
+        views += [word for azimuth in angles.azimuth for word in ("--azimuth", azimuth)]
+        views += [word for azimuth in angles.given_azimuth for word in ("--given-azimuth", azimuth)]
+        views += [] if angles.elevation is None else ["--elevation", angles.elevation]
     options = (
         *("--model", model, "--num-images", drawing.num_images, "--solver", drawing.solver),
         *("--steps", drawing.num_inference_steps, "--guidance-scale", drawing.guidance_scale),

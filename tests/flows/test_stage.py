@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.processes import Children, Progress
+from flows.stage import Children, Progress
 
 ENV = dict(os.environ)
 
@@ -74,7 +74,7 @@ def test_sigterm_ends_the_children_and_then_does_what_it_did_before(tmp_path: Pa
     script = """
 import signal, subprocess, sys, threading, time
 from pathlib import Path
-from flows.processes import Children
+from flows.stage import Children
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
 children = Children()
 children.end_on_sigterm()

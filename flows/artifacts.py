@@ -1,23 +1,60 @@
-"""The page that a flow run ends with: metrics beside the last run's and the paper's, pictures, and where to look."""
+"""What a flow run shows on Prefect's pages.
+
+While a stage runs, its lines in the task's log and its progress as one artifact that moves; in the end a page with
+metrics beside the last run's and the paper's, pictures, and where to look.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
+from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
+from flows.record import Log
+from flows.stage import Progress
 from m2m.page.tables import Numbers, Row, Table, pattern, quality
 from m2m.params import Variant
 
 GALLERY_BYTES = 1_000_000
 """A larger picture is left to the report: this page is read from a database."""
+SECONDS_BETWEEN_UPDATES = 1.0
 
 AllNumbers = Mapping[Variant, Numbers]
+
+
+class Live:
+    """Takes the lines of one stage."""
+
+    def __init__(self, stage: str, log: Log) -> None:
+        self._key = re.sub(r"[^a-z0-9]+", "-", stage.lower())
+        self._log = log
+        self._artifacts: dict[str, UUID] = {}
+        self._updated = 0.0
+
+    def say(self, line: str) -> None:
+        """Shows a line, or moves the bar of which it tells."""
+        progress = Progress.of(line)
+        if progress is None:
+            if line:
+                self._log.info(line)
+        elif progress.what not in self._artifacts:
+            made = create_progress_artifact(
+                progress.percent, key=self._key, description=f"{progress.what}: {progress.text}"
+            )
+            self._artifacts[progress.what] = cast(UUID, made)  # a coroutine only where an event loop runs
+        elif progress.percent == 100 or time.monotonic() - self._updated > SECONDS_BETWEEN_UPDATES:
+            self._updated = time.monotonic()
+            update_progress_artifact(
+                self._artifacts[progress.what], progress.percent, description=f"{progress.what}: {progress.text}"
+            )
 
 
 def read_metrics(checkout: Path) -> AllNumbers:
