@@ -8,8 +8,9 @@ from pathlib import Path
 
 from m2m.files import listing_digest
 
-LEFT_OUT = ("errors", "progress", "settings", "store", "tracking")
-"""What changes no byte of a result: what is told of it, and where it lies. Stores hand out what has the right hash."""
+LEFT_OUT = ("code", "errors", "params", "progress", "runtime", "settings", "store", "tracking")
+"""What changes no byte of a result: what is told of it, where it lies, and how parameters are checked, whose values
+count for themselves. Stores hand out what has the right hash."""
 
 
 def code_of(module: str) -> dict[str, Path]:
