@@ -34,6 +34,10 @@ class Readings:
     logits: Mapping[str, Tensor]  # head name -> (n, classes)
     geometry: Tensor  # (n, 5): x, y, size as fractions of the picture; sine and cosine of the angle
 
+    def names(self, classes: Mapping[str, Sequence[str]], head: str) -> list[str]:
+        """The most likely class name for each picture."""
+        return [classes[head][index] for index in self.logits[head].argmax(dim=1).tolist()]
+
 
 class Residual(nn.Module):
     """Two 3x3 convolutions around a skip, halving the resolution."""
