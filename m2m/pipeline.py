@@ -113,7 +113,7 @@ class M2MPipeline(ConcurrentPipeline):
         num_images: int = 1,
         *,
         num_inference_steps: int = 50,
-        guidance_scale: float = 1.5,
+        guidance_scale: float = 1.25,
         context_timestep: int = 0,
         drawn_context: int | None = None,
         generator: Seed | Sequence[Seed] | None = None,

@@ -34,7 +34,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for 001.png … and contact-sheet.png.")] = Path("out"),
     solver: Annotated[SolverName, typer.Option(help="Diffusion solver.")] = "dpmsolver++",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps an image.")] = 25,
-    guidance_scale: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 turns it off.")] = 1.5,
+    guidance_scale: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 turns it off.")] = 1.25,
     context_timestep: Annotated[int, typer.Option(min=0, help="Noise on the preceding images; 0: none.")] = 0,
     seed: Annotated[int, typer.Option(help="Another one draws others.")] = 0,
     azimuth: Annotated[

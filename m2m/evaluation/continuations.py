@@ -82,8 +82,6 @@ class Continuations:
     params: DrawingParams
     folder: Path
     """Where drawn batches are kept; it belongs to these parameters, these models and these sets alone."""
-    independent: bool = False
-    """Each drawn picture reads the given ones only, none that was drawn before; its noise stays the same."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     workers: Workers = ALONE
 
@@ -142,45 +140,27 @@ class Continuations:
 
     def _draw(self, members: Sequence[ImageSet], images: int) -> NDArray[np.uint8]:
         started = time.perf_counter()
-        draw = partial(continue_sets, self.pipeline, members, given=self.given, params=self.params)
-        if self.independent:
-            pictures = np.concatenate([draw(images=1, place=place) for place in range(images)], axis=1)
-        else:
-            pictures = draw(images=images)
+        pictures = continue_sets(self.pipeline, members, given=self.given, images=images, params=self.params)
         self.stopwatch.add(time.perf_counter() - started, pictures.shape[0] * pictures.shape[1])
         return pictures
 
 
 def continue_sets(
-    pipeline: M2MPipeline,
-    members: Sequence[ImageSet],
-    *,
-    given: int,
-    images: int,
-    params: DrawingParams,
-    place: int | None = None,
+    pipeline: M2MPipeline, members: Sequence[ImageSet], *, given: int, images: int, params: DrawingParams
 ) -> NDArray[np.uint8]:
-    """Pictures (sets, images, H, W, 3) that follow the given ones.
-
-    Args:
-        place: whose noise a single picture starts from: that of the one that would be drawn there.
-    """
+    """Pictures (sets, images, H, W, 3) that follow the given ones."""
     scheduler = make_scheduler(params.solver, pipeline.scheduler.config)  # it remembers its own batch
     own = M2MPipeline(**{**pipeline.components, "scheduler": scheduler})
     own.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     set_seeds = [seeds.derive(params.seed, "evaluate", member.id) for member in members]
-    noise = None
-    if place is not None:
-        generators = [seeds.generator(seed, "image", place) for seed in set_seeds]
-        noise = seeds.normal(own.latent_shape, *generators)[:, None]
     result: Any = own(
         [[Image.fromarray(image) for image in member.images[:given]] for member in members],
         images,
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
         context_timestep=params.context_timestep,
+        drawn_context=params.drawn_context,
         generator=set_seeds,
-        latents=noise,
         poses=[member.cameras()[: given + images] for member in members] if own.unet.pose_dim else None,
     )
     return np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])

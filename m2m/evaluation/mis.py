@@ -174,14 +174,18 @@ def _painters(subject: Subject[EvaluateMis]) -> tuple[baselines.Painter, baselin
 
 
 def _rivals(subject: Subject[EvaluateMis], held_out: Observations) -> dict[str, dict[int, Continuations]]:
-    """What the model draws of the first sets in other ways, by number of given pictures."""
+    """What the model draws of the first sets in other ways, by number of given pictures.
+
+    Independent pictures each read the given ones only, none that was drawn before.
+    """
     params, sets = subject.params, subject.sets["test"]
     classes = subject.networks.inception.classes
     painted = baselines.PaintedSets(sets, held_out, params.main, classes, seed=params.seed)
     options: dict[str, Any] = {"count": params.compared.sets, "generated": params.generated}
+    alone = params.model_copy(update={"drawn_context": 0})
     return {
         "independent": {
-            given: subject.after(f"independent-{given}", sets, given=given, independent=True, **options)
+            given: subject.after(f"independent-{given}", sets, given=given, params=alone, **options)
             for given in dict.fromkeys((params.given[0], params.main))
         },
         claim.PAINTED: {params.main: subject.after("painted", painted, given=params.main, **options)},

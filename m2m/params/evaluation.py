@@ -54,6 +54,10 @@ class DrawingParams(Section):
     num_inference_steps: PositiveInt
     guidance_scale: Annotated[float, Field(ge=1)]
     context_timestep: Annotated[int, Field(ge=0, le=999)]
+    drawn_context: Annotated[
+        Count | None,
+        Field(description="how many drawn images later ones read, the first of them; null: the newest that fit"),
+    ]
     sets_per_batch: PositiveInt
     precision: Precision = Field(description="of the networks that draw; those that measure compute in float32")
     gallery_sets: PositiveInt

@@ -42,7 +42,7 @@ SIGNATURE = ModelSignature(
         [
             ParamSpec("num_images", "long", 1),
             ParamSpec("num_inference_steps", "long", 25),
-            ParamSpec("guidance_scale", "double", 1.5),
+            ParamSpec("guidance_scale", "double", 1.25),
             ParamSpec("seed", "long", 0),
         ]
     ),

@@ -34,6 +34,7 @@ PARAMS = EvaluateVpg(
     num_inference_steps=1,
     guidance_scale=1.0,
     context_timestep=0,
+    drawn_context=None,
     sets_per_batch=2,
     precision="float32",
     gallery_sets=1,

@@ -42,6 +42,7 @@ PARAMS = EvaluateNvs(
     num_inference_steps=1,
     guidance_scale=1.0,
     context_timestep=0,
+    drawn_context=None,
     sets_per_batch=1,
     precision="float32",
     gallery_sets=1,

@@ -447,30 +447,32 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
     pipeline = load_pipeline(inputs["model"])
     sets = ImageSets(inputs["store"], Manifest.read(inputs["manifest"]), "test")
 
-    def drawn(sets_per_batch: int, *, independent: bool = False) -> np.ndarray:
-        params = PARAMS.model_copy(update={"sets_per_batch": sets_per_batch})
-        folder = tmp_path / f"{sets_per_batch}-{independent}"
+    def drawn(sets_per_batch: int, *, drawn_context: int | None = None) -> np.ndarray:
+        params = PARAMS.model_copy(update={"sets_per_batch": sets_per_batch, "drawn_context": drawn_context})
+        folder = tmp_path / f"{sets_per_batch}-{drawn_context}"
         draws = Continuations(
             name="lot",
             pipeline=pipeline,
             starts=sets,
             count=SETS,
             given=2,
-            generated=2,
+            generated=3,
             params=params,
             folder=folder,
-            independent=independent,
         )
         with progress(draws.pictures, "lot", unit="images") as advance:
             draws.draw(advance)
         return np.stack(list(draws.by_set()))
 
     four, three = drawn(4), drawn(3)
-    assert four.shape == (SETS, 2, 64, 64, 3)
+    assert four.shape == (SETS, 3, 64, 64, 3)
     assert np.abs(four.astype(int) - three).max() <= 2
-    alone = drawn(4, independent=True)
+    alone, first = drawn(4, drawn_context=0), drawn(4, drawn_context=1)
     np.testing.assert_array_equal(alone[:, 0], four[:, 0])
     assert not np.array_equal(alone[:, 1], alone[:, 0]), "each has its own noise"
+    np.testing.assert_array_equal(first[:, :2], four[:, :2])
+    assert not np.array_equal(first[:, 2], four[:, 2])
+    assert not np.array_equal(first[:, 2], alone[:, 2])
 
 
 @pytest.mark.parametrize(
