@@ -313,8 +313,31 @@ def test_check_is_content_with_a_ready_machine(m2m: Any, tmp_path: Path) -> None
         (tmp_path / "models/foundation" / name).parent.mkdir(parents=True)
         (tmp_path / "models/foundation" / name).write_text("{}")
     result = m2m("check")
-    assert [line.split()[1] for line in result.stdout.splitlines()] == ["ok"] * 7
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["ok"] * 8
     assert result.exit_code == 0
+
+
+def test_check_names_what_other_libraries_made(m2m: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from m2m.files import folder_digest
+    from m2m.tracking import installed_libraries
+
+    for name in ("m2m-self", "m2m-dino"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "model_index.json").write_text(f'"{name}"')
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    now = ", ".join(f"{name} {version}" for name, version in installed_libraries().items())
+    before = now.replace(f"torch {installed_libraries()['torch']}", "torch 2.0.0", 1)
+    experiment = client.create_experiment("train")
+    for name, libraries in (("m2m-self", before), ("m2m-self", now), ("m2m-dino", now), ("m2m-dino", before)):
+        tags = {"model": folder_digest(tmp_path / "models" / name), "libraries": libraries, "dvc.stage": "train@x"}
+        client.create_run(experiment, tags=tags, start_time=len(client.search_runs([experiment])) + 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (line,) = [line for line in m2m("check").stdout.splitlines() if line.startswith("outputs")]
+    assert line.split()[1:3] == ["TO", "DO"]
+    assert "models/m2m-dino (by torch 2.0.0); keep" in line
+    assert "m2m-self" not in line, "the newest run that made it counts"
 
 
 def test_check_asks_for_the_right_python(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2m.errors import UserError
-from m2m.files import check_digests
+from m2m.files import check_digests, folder_digest
+from m2m.manifest import Manifest
 from m2m.settings import Settings, without_password
 from m2m.store import open_store
-from m2m.tracking import check_tracking
+from m2m.tracking import check_tracking, installed_libraries, open_history
 
 FREE_SPACE = 4 * 2**30
 """Bytes that the embedded profile, MLflow and DVC's cache fit in with room to spare."""
@@ -38,7 +39,7 @@ def run(settings: Settings, *, checkout: Path, foundation: Path) -> Iterator[Fin
     """Looks at one thing after the other; nothing is changed but for a trial object in the store, which is removed.
 
     Args:
-        checkout: folder with ``constraints.txt``.
+        checkout: folder with ``constraints.txt``, datasets and models.
         foundation: folder with the foundation's models.
     """
     checks: dict[str, Callable[[], str]] = {
@@ -49,6 +50,7 @@ def run(settings: Settings, *, checkout: Path, foundation: Path) -> Iterator[Fin
         "foundation": lambda: _foundation(foundation),
         "store": lambda: _store(settings),
         "tracking": lambda: _tracking(settings),
+        "outputs": lambda: _outputs(settings, checkout),
     }
     for name, check in checks.items():
         try:
@@ -118,3 +120,25 @@ def _tracking(settings: Settings) -> str:
     waiting = len(list((settings.work / "spool").glob("*/header.json")))
     later = f"; {waiting} unfinished runs, which the next run sends" if waiting else ""
     return without_password(settings.tracking_uri) + later
+
+
+def _outputs(settings: Settings, checkout: Path) -> str:
+    """Whether what is there was made by the libraries that are installed: a person decides whether to make it again."""
+    if settings.tracking_uri == "none":
+        return "tracking is off: nothing tells which libraries made them"
+    history, other, silent = open_history(settings.tracking_uri), [], 0
+    manifests = [path for name in ("mis", "nvs", "vpg") if (path := checkout / "data" / f"{name}.json").exists()]
+    models = sorted(path for path in (checkout / "models").glob("m2m-*") if path.is_dir())
+    for path in [*manifests, *models]:
+        is_model = path in models
+        digest = folder_digest(path) if is_model else Manifest.read(path).digest
+        made_by = history.libraries("model" if is_model else "manifest", digest)
+        silent += not made_by
+        changed = [
+            f"{name} {version}" for name, version in made_by.items() if installed_libraries().get(name) != version
+        ]
+        other += [f"{path.relative_to(checkout)} (by {', '.join(changed)})"] if changed else []
+    if other:
+        raise UserError(f"made by other libraries: {'; '.join(other)}; keep them, or make them anew: dvc repro --force")
+    told = f"{len(manifests)} datasets and {len(models)} models"
+    return f"{told}, by the libraries that are installed" + (f"; of {silent} no run tells" if silent else "")

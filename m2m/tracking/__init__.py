@@ -2,7 +2,7 @@
 
 from m2m.tracking.connection import bring_artifacts_along, check_tracking, open_history, open_tracker
 from m2m.tracking.contract import NullTracker, Run, Tracker
-from m2m.tracking.history import Chain, PastRun, Trace, origin_tags
+from m2m.tracking.history import Chain, PastRun, Trace, installed_libraries, origin_tags
 
 __all__ = [
     "Chain",
@@ -13,6 +13,7 @@ __all__ = [
     "Tracker",
     "bring_artifacts_along",
     "check_tracking",
+    "installed_libraries",
     "open_history",
     "open_tracker",
     "origin_tags",

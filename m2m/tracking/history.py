@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from m2m.errors import UserError
 from m2m.settings import Caller, Revision
@@ -22,6 +24,23 @@ STAGE, EXPERIMENT = "dvc.stage", "dvc.experiment"
 FLOW_RUN, FLOW_RUN_URL = "prefect.flow_run", "prefect.flow_run_url"
 PARENT = "mlflow.parentRunId"
 """MLflow shows the run below that one, in the lists of either's experiment."""
+LIBRARIES = "libraries"
+"""Of those that compute, the versions by which a run made what it made."""
+COMPUTING = (
+    "diffusers",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "pyvista",
+    "safetensors",
+    "scipy",
+    "torch",
+    "torchmetrics",
+    "transformers",
+)
+"""Another version of one of these may change bytes."""
+MAKERS = ("generate", "views", "procedures", "train", "finetune")
+"""Stages whose outputs others go on from."""
 FOUNDATION = "foundation."
 """Prefix of the parameters that name what a model started from."""
 PARENT_MODEL = "parent."
@@ -39,8 +58,15 @@ def origin_tags(caller: Caller, code: Revision) -> dict[str, str]:
         FLOW_RUN: caller.flow_run,
         FLOW_RUN_URL: caller.flow_run_url,
         PARENT: caller.parent_run,
+        LIBRARIES: ", ".join(f"{name} {version}" for name, version in installed_libraries().items()),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+@cache
+def installed_libraries() -> dict[str, str]:
+    """The versions of what computes, without what a build adds to them (``+cpu``)."""
+    return {name: importlib.metadata.version(name).partition("+")[0] for name in COMPUTING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +174,19 @@ class History:
         """
         with explained(self._uri):
             return [self._past(run) for run in self._tagged(FLOW_RUN, flow_run) if not _is_deleted(run)]
+
+    def libraries(self, tag: Literal["model", "manifest"], digest: str) -> dict[str, str]:
+        """The versions of the libraries by which a model or a dataset was made; empty if nothing tells.
+
+        Raises:
+            UserError: the server does not answer.
+        """
+        with explained(self._uri):
+            makers = [run for run in self._tagged(tag, digest) if self._stage(run) in MAKERS]
+            if tag == "manifest":  # training notes what it reads by the same tag
+                makers = [run for run in makers if "model" not in run.data.tags]
+            told = [run.data.tags[LIBRARIES] for run in makers if LIBRARIES in run.data.tags]
+            return dict(entry.split(" ", 1) for entry in told[-1].split(", ")) if told else {}
 
     def trace(self, ref: str) -> Trace:
         """Follows a model version (``models:/NAME@ALIAS``, ``models:/NAME/N``), a run id or a DVC experiment.
