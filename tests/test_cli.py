@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import m2m.commands as m2m_commands
 from m2m.cli import app
 from m2m.errors import UserError
 
@@ -32,11 +33,15 @@ def m2m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-class Call:
-    """Stands in for a stage's `run`: takes what that takes, and remembers it."""
+COMMANDS = {path.stem for path in Path(m2m_commands.__file__).parent.glob("*.py")}
 
-    def __init__(self, stage: str, monkeypatch: pytest.MonkeyPatch, result: object = None) -> None:
-        module = importlib.import_module(f"m2m.stages.{stage}")
+
+class Call:
+    """Stands in for the `run` of a stage, or of another command: takes what that takes, and remembers it."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, result: object = None) -> None:
+        package = "commands" if name in COMMANDS else "stages"
+        module = importlib.import_module(f"m2m.{package}.{name}")
         self._signature, self._result = inspect.signature(module.run), result
         self.given: dict[str, Any] = {}
         monkeypatch.setattr(module, "run", self)
@@ -165,7 +170,7 @@ def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sample_takes_pictures_as_a_shell_gives_them(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call("sample", monkeypatch, SimpleNamespace(images=(Path("001.png"),), sheet=Path("out/contact-sheet.png")))
+    call = Call("sample", monkeypatch, [Path("001.png"), Path("out/contact-sheet.png")])
     m2m("sample", "--model", "models/m2m-self", "--images", "a.png", "b.jpg", "c.webp", "--num-images", 6)
     assert call.given["images"] == [Path("a.png"), Path("b.jpg"), Path("c.webp")]
     assert call.given["model"] == Path("models/m2m-self")

@@ -31,11 +31,15 @@ def tuned(*items: tuple[str, str], stages: Sequence[str] = ("finetune", "evaluat
 
 def of_variant(variant: str) -> list[str]:
     """The calls that make and measure all models of a variant."""
-    own = [f"{stage} --variant {variant}" for stage in ("train", "evaluate")]
+    own = [f"train --variant {variant}", f"evaluate --variant {variant} --task mis"]
     return own + tuned(*((variant, task) for task in TASKS))
 
 
-EVALUATED = [*(f"evaluate --variant {one}" for one in VARIANTS), *tuned(*ITEMS, stages=("evaluate",)), "report"]
+EVALUATED = [
+    *(f"evaluate --variant {one} --task mis" for one in VARIANTS),
+    *tuned(*ITEMS, stages=("evaluate",)),
+    "report",
+]
 BOTH = [*of_variant("self"), *of_variant("dino"), "sampling", "report"]
 
 STAND_IN = """#!/bin/sh
@@ -44,7 +48,7 @@ shift 2  # -m m2m.cli
 echo "$*" >> "$CALLS"
 fresh() { mkdir -p "$(dirname "$1")"; date +%N%s > "$1"; }
 variant=$3
-item=$variant${5:+-$5}
+item=$variant${5:+-$5}; item=${item%-mis}
 case $1 in
   foundation) for part in stable-diffusion/unet stable-diffusion/vae dino clip inception; do
       fresh models/foundation/$part/config.json
@@ -163,9 +167,15 @@ def test_a_parameter_makes_stale_what_follows_from_it(
 
 
 def test_code_makes_stale_what_it_computes(pipeline: Pipeline) -> None:
-    with (pipeline.folder / "m2m" / "evaluation" / "scores.py").open("a") as module:
-        module.write("# changed\n")
-    assert sorted(pipeline.dvc("repro")) == sorted(EVALUATED)
+    for name, stale in (
+        ("evaluation/metrics.py", EVALUATED),
+        ("evaluation/efficiency.py", ["sampling", "report"]),
+        ("training/card.md.jinja", []),
+        ("commands/plan.py", []),
+    ):
+        with (pipeline.folder / "m2m" / name).open("a") as module:
+            module.write("# changed\n")
+        assert sorted(pipeline.dvc("repro")) == sorted(stale), name
 
 
 def test_a_judge_makes_stale_what_it_measures(pipeline: Pipeline) -> None:

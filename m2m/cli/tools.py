@@ -17,7 +17,7 @@ from m2m.params import SolverName, Task
 def verify(manifest: Annotated[Path, typer.Argument(help="Manifest of the dataset.")] = MANIFEST) -> None:
     """Proves that the store holds what a manifest says."""
     machine = Machine("verify")
-    from m2m.stages import verify
+    from m2m.commands import verify
 
     found = verify.run(manifest, store=machine.store())
     size = f"{found.shards} shards, {found.sets} sets, {found.images} images, {found.size} bytes"
@@ -92,7 +92,7 @@ def render(
 ) -> None:
     """Renders your own meshes for the views stage: m2m render chair.glb table.obj --out data/my_views --views 12"""
     Machine("render")
-    from m2m.stages import render
+    from m2m.commands import render
 
     made = render.run(meshes or [], out=out, views=views, size=size, seed=seed)
     typer.echo(f"{out}: {made.rendered} meshes rendered from {views} sides, {len(made.bad)} left out")

@@ -131,7 +131,7 @@ def test_operations_are_those_of_the_very_networks(
         assert text / 2 < steps[1] < text, "one image has fewer tokens than a text, and half of the batch sees none"
 
 
-SIDE, WORDS, PATCHES, WINDOW = 8, 77, 16, 3
+SIDE, WORDS, PATCHES, MOST = 8, 77, 16, 3
 SIDES = {"down_blocks.0": 8, "down_blocks.1": 4, "mid_block": 4, "up_blocks.0": 4, "up_blocks.1": 8}
 """Of the latents at each block of the tiny U-Net."""
 
@@ -148,7 +148,7 @@ def image_set_unet(parent: UNet2DConditionModel, variant: Variant) -> tuple[Imag
     width = parent.config.cross_attention_dim
     with META:
         unet = ImageSetUNet.from_parent(
-            parent, empty_prompt=torch.zeros(WORDS, width), variant=variant, max_context=WINDOW, context_dim=width
+            parent, empty_prompt=torch.zeros(WORDS, width), variant=variant, max_context=MOST, context_dim=width
         )
         return unet, torch.empty(1, 4, SIDE, SIDE) if variant == "self" else torch.empty(1, PATCHES, width)
 
@@ -188,7 +188,7 @@ def test_a_given_image_costs_the_products_with_its_tokens_until_the_window_is_fu
         for block, asking in queries(unet).items()
     )
     assert guided[2] - guided[1] == guided[3] - guided[2] == per_image
-    assert guided[WINDOW] == guided[4] == guided[7]
+    assert guided[MOST] == guided[4] == guided[7]
 
 
 def test_a_step_differs_from_stable_diffusions_in_the_cross_attention_alone(parent: UNet2DConditionModel) -> None:

@@ -18,7 +18,7 @@ from m2m.errors import UserError, made_again
 from m2m.params_file import load_params
 
 ALL = ["captions", "generate", "train", "evaluate", "report"]
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "orchestration.md"
 NOTHING: dict[str, Any] = {"profile": None, "changes": {}}
 
 
@@ -82,11 +82,11 @@ def test_values_that_are_not_committed_are_not_left_out_of_an_experiment(checkou
 
 
 def test_what_an_experiment_left_out_does_not_keep_it_from_coming_back(checkout: Path) -> None:
-    """By the command that README and a flow run's page name, in a checkout where nothing has been made."""
+    """By the command that the docs and a flow run's page name, in a checkout where nothing has been made."""
     with workplace(checkout, experiment="half", profile=None, changes={"captions.train": 7}) as place:
         run(place.folder, "dvc", "repro", "generate")
         place.save("half", ["generate"])
-    (named,) = re.findall(r"`(dvc exp apply NAME[^`]*)`", README.read_text())
+    (named,) = re.findall(r"`(dvc exp apply NAME[^`]*)`", GUIDE.read_text())
     text = "\n".join(_parts(checkout, {}, {}, {}, [], "half"))
     assert re.findall(r"`(dvc exp apply [^`]*)`", text) == [named.replace("NAME", "half")]
     run(checkout, "sh", "-c", named.replace("NAME", "half"))

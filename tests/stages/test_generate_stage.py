@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from m2m.commands import verify
 from m2m.data.captions import CaptionRow, write_captions
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
@@ -24,7 +25,7 @@ from m2m.models.classifier import Readings, WorldClassifier
 from m2m.params import GenerateParams
 from m2m.runtime import Runtime
 from m2m.seeds import image_seed
-from m2m.stages import generate, verify
+from m2m.stages import generate
 from m2m.store import LocalStore, Store, open_store
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import parse

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
+from m2m.commands import verify
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import LatentEncoder
@@ -18,7 +19,7 @@ from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderProcedures, WorldProcedures
 from m2m.runtime import Runtime
-from m2m.stages import procedures, verify
+from m2m.stages import procedures
 from m2m.store import LocalStore
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import parse

@@ -14,6 +14,7 @@ import trimesh
 from PIL import Image
 from pydantic import TypeAdapter
 
+from m2m.commands import render, verify
 from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
@@ -21,7 +22,7 @@ from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderViews, WorldViews
 from m2m.runtime import Runtime
-from m2m.stages import render, verify, views
+from m2m.stages import views
 from m2m.store import LocalStore
 from m2m.workers import ALONE, Workers
 from m2m.world.cameras import Camera, intrinsics

@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from m2m.cli import app
+from m2m.commands import render
 from m2m.data.folder_sets import read_camera
 from m2m.errors import UserError
-from m2m.stages import render
 
 
 def box(colour: tuple[int, int, int] | None = None) -> Any:

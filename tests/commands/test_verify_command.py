@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from m2m.commands import verify
 from m2m.data.shards import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.files import file_digest
 from m2m.manifest import Manifest, ShardEntry, shard_key
-from m2m.stages import verify
 from m2m.store import LocalStore, Store, open_store
 
 
