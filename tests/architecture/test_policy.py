@@ -24,6 +24,7 @@ MODULES = sorted(module for package in PACKAGES for module in (ROOT / package).r
 TRACKING = {"Chain", "NullTracker", "PastRun", "Run", "Trace", "Tracker"} | {
     "bring_artifacts_along",
     "check_tracking",
+    "installed_libraries",
     "open_history",
     "open_tracker",
     "origin_tags",

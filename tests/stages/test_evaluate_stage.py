@@ -63,6 +63,7 @@ PARAMS = EvaluateMis(
     num_inference_steps=2,
     guidance_scale=1.5,
     context_timestep=0,
+    drawn_context=1,
     sets_per_batch=4,
     precision="float32",
     gallery_sets=2,

@@ -30,6 +30,7 @@ DRAWING: dict[str, Any] = {
     "num_inference_steps": 1,
     "guidance_scale": 1.5,
     "context_timestep": 0,
+    "drawn_context": None,
     "sets_per_batch": 2,
     "precision": "float32",
     "gallery_sets": 2,
