@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from graphlib import TopologicalSorter
 from os import cpu_count
 from pathlib import Path
@@ -192,8 +192,9 @@ def _put(ended: SimpleQueue[tuple[Stage, Future]], stage: Stage, future: Future)
     ended.put((stage, future))
 
 
+@cache
 def stages_at_once() -> int:
-    """How many stages that compute suit this machine."""
+    """How many stages that compute suit this machine; the first call takes torch's import, some seconds."""
     import torch
 
     device = Settings.from_environment().device

@@ -213,6 +213,7 @@ def _run_all(
         for stage in stages:
             if stage.name not in stale:
                 begin(stage)
+        stages_at_once()  # here, since a stage that could begin would wait for it below
         # After a failure, too: what depends on it, Prefect refuses at once.
         list(in_turn(stages, stale, room=room, begin=begin))
         for future in futures.values():
