@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m2m.diffusion.stable_diffusion import encode
 from m2m.models.context import ContextCache, PrecedingImages
-from m2m.models.unet import Variant
+from m2m.params import Variant
 from tests.drawing import MakePipeline, latents, photos
 
 

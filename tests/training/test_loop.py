@@ -17,13 +17,12 @@ from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
 from m2m.tracking import NullTracker
-from m2m.training.checkpoints import Checkpoints
 from m2m.training.loop import STEPS_AHEAD, Batches, made_ahead, train_steps
 from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
 from m2m.training.run import HeldOut, start_or_resume, train
 from m2m.training.start import from_stable_diffusion as start
-from m2m.training.state import TrainState
+from m2m.training.state import Checkpoints, TrainState
 from m2m.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
