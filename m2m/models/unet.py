@@ -235,11 +235,10 @@ class ImageSetUNet(UNet2DConditionModel):
         - `Window(record=True)`: adds one context image a set to the window's cache, `sample` its latents (S, 4, h, w)
           or patch tokens (S, L, context_dim), `timestep` the noise on them, (S). What it returns has no meaning.
         """
-        context = encoder_hidden_states
-        if isinstance(context, ContextImages):
-            output = self.forward_sets(sample, timestep, context)
+        if isinstance(encoder_hidden_states, ContextImages):
+            output = self.forward_sets(sample, timestep, encoder_hidden_states)
         else:
-            output = self._read_or_draw(sample, timestep, context)
+            output = self._read_or_draw(sample, timestep, encoder_hidden_states)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
 
     def forward_sets(self, noisy: Tensor, timesteps: Tensor, context: ContextImages) -> Tensor:

@@ -8,12 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Variant = Literal["self", "dino"]
 Task = Literal["nvs", "vpg"]
-EvaluatedTask = Literal["mis", "nvs", "vpg"]
-"""`Task`, or to continue image sets, for which models are trained first."""
-Encoder = Literal["dino", "clip"]
-"""Networks of the foundation that can read images, by the names of their folders."""
 PredictionType = Literal["epsilon", "v_prediction"]
-FrozenPart = Literal["convolutions", "self_attention", "image_set_attention", "feed_forward"]
 SolverName = Literal["ddim", "dpmsolver++", "unipc"]
 Precision = Literal["float32", "bfloat16"]
 """Of a network's weights and of what it computes; names of torch's dtypes."""
@@ -22,7 +17,6 @@ Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
-SetSize = Annotated[int, Field(ge=2, description="images of a set that one training example uses, or all if fewer")]
 
 
 class Section(BaseModel):

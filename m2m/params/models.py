@@ -6,31 +6,26 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from m2m.params import datasets
 from m2m.params.datasets import (
-    Cc12mCaptions,
     Count,
-    Encoder,
-    EvaluatedTask,
-    FolderProcedures,
-    FolderViews,
-    FrozenPart,
-    GenerateParams,
-    HubFoundation,
     LearningRate,
     PositiveInt,
     Precision,
     PredictionType,
     Probability,
     Section,
-    SetSize,
     SolverName,
     Task,
     Variant,
-    WorldCaptions,
-    WorldFoundation,
-    WorldProcedures,
-    WorldViews,
 )
+
+Encoder = Literal["dino", "clip"]
+"""Networks of the foundation that can read images, by the names of their folders."""
+EvaluatedTask = Literal["mis", "nvs", "vpg"]
+"""`Task`, or to continue image sets, for which models are trained first."""
+FrozenPart = Literal["convolutions", "self_attention", "image_set_attention", "feed_forward"]
+SetSize = Annotated[int, Field(ge=2, description="images of a set that one training example uses, or all if fewer")]
 
 
 class ContextNoise(Section):
@@ -270,11 +265,11 @@ class ReportParams(Section):
 class Params(Section):
     """One whole parameter file."""
 
-    foundation: Annotated[WorldFoundation | HubFoundation, Field(discriminator="source")]
-    captions: Annotated[WorldCaptions | Cc12mCaptions, Field(discriminator="source")]
-    generate: GenerateParams
-    views: Annotated[WorldViews | FolderViews, Field(discriminator="source")]
-    procedures: Annotated[WorldProcedures | FolderProcedures, Field(discriminator="source")]
+    foundation: Annotated[datasets.WorldFoundation | datasets.HubFoundation, Field(discriminator="source")]
+    captions: Annotated[datasets.WorldCaptions | datasets.Cc12mCaptions, Field(discriminator="source")]
+    generate: datasets.GenerateParams
+    views: Annotated[datasets.WorldViews | datasets.FolderViews, Field(discriminator="source")]
+    procedures: Annotated[datasets.WorldProcedures | datasets.FolderProcedures, Field(discriminator="source")]
     train: TrainParams
     finetune: FinetuneParams
     evaluate: EvaluateParams

@@ -266,7 +266,5 @@ class HeldOut:
                 return_dict=False,
             )
         rows = [([given], pictures) for given, pictures in zip(self._given, drawn, strict=True)]
-        return {
-            **{f"preview/{place:02}": contact_sheet([row]) for place, row in enumerate(rows)},
-            "preview/all": contact_sheet(rows),
-        }
+        previews = {f"preview/{place:02}": contact_sheet([row]) for place, row in enumerate(rows)}
+        return previews | {"preview/all": contact_sheet(rows)}

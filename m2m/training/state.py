@@ -12,7 +12,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -112,15 +112,14 @@ class Point:
         return {name: value for name, value in asdict(self).items() if name != "images_seen"}
 
 
+@dataclass(eq=False)
 class NotFiniteError(Exception):
     """A step's loss or gradient was NaN or infinite."""
 
-    def __init__(self, *, images_seen: int, positions: Sequence[int]) -> None:
-        super().__init__(f"not finite at {images_seen} images")
-        self.images_seen = images_seen
-        """The clock after the step."""
-        self.positions = tuple(positions)
-        """The places in the global batch of the sets to blame: of all of them if only the gradient was not finite."""
+    images_seen: int
+    """The clock after the step."""
+    positions: tuple[int, ...]
+    """The places in the global batch of the sets to blame: of all of them if only the gradient was not finite."""
 
 
 @dataclass
@@ -152,11 +151,10 @@ class Curve:
         all_losses = ranks.gather(torch.stack(losses)).double().cpu()  # (steps, sets of all ranks)
         all_norms = torch.stack(norms).double().cpu()  # (steps,)
         for images_seen, step_losses, norm in zip(steps, all_losses, all_norms, strict=True):
-            if not step_losses.isfinite().all():
-                positions = (~step_losses.isfinite()).nonzero()[:, 0].tolist()
-                raise NotFiniteError(images_seen=images_seen, positions=positions)
-            if not norm.isfinite():
-                raise NotFiniteError(images_seen=images_seen, positions=range(len(step_losses)))
+            bad = ~step_losses.isfinite()
+            if bad.any() or not norm.isfinite():
+                blamed = bad if bad.any() else torch.ones_like(bad)
+                raise NotFiniteError(images_seen, tuple(blamed.nonzero()[:, 0].tolist()))
             self.since.append((step_losses.mean().item(), norm.item()))
 
     def close(self, *, images_seen: int, learning_rate: float, held_out_loss: float) -> Point:
