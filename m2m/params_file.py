@@ -34,7 +34,7 @@ MAX_NODES = 10_000
 
 _NO_TAG = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 """What a value is by its looks."""
-_KINDS = {Mapping: "a block of keys", tuple: "a list", NoneType: "empty"}
+_KINDS: Mapping[Any, str] = {Mapping: "a block of keys", tuple: "a list", NoneType: "empty"}
 _NO_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}
 
 
