@@ -43,11 +43,14 @@ def make_scheduler(name: SolverName, config: Mapping[str, Any]) -> Solver:
     """
     schedule = {key: config[key] for key in _NOISE_SCHEDULE if config.get(key) is not None}
     alphas_cumprod(schedule, schedule.get("prediction_type", "epsilon"))  # refuses what cannot be sampled
+    scheduler: Solver
     if name == "ddim":
         last_step = {key: config[key] for key in _LAST_STEP if key in config}
         # Latents are no pictures: nothing bounds them to [-1, 1].
-        return DDIMScheduler(**schedule, **last_step, clip_sample=False, timestep_spacing="leading")
-    return _MULTISTEP[name](**schedule, solver_order=2, timestep_spacing="linspace")
+        scheduler = DDIMScheduler(**schedule, **last_step, clip_sample=False, timestep_spacing="leading")
+    else:
+        scheduler = _MULTISTEP[name](**schedule, solver_order=2, timestep_spacing="linspace")
+    return scheduler
 
 
 def check_scheduler(scheduler: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BaseImageProcessor, CLIPVisionModel, Dinov2Model
+from transformers import CLIPVisionModel, Dinov2Model
 
 from m2m.devices import sent
 from m2m.models.pose import Viewpoints
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from m2m.models.unet import ImageSetUNet
 
 
-def dino_pixels(images: Tensor, processor: BaseImageProcessor) -> Tensor:
+def dino_pixels(images: Tensor, processor: Any) -> Tensor:
     """The input of a vision transformer from whole pictures. Resizing is bicubic with anti-aliasing, as Pillow's.
 
     The published processor resizes to more and crops: of 256 pixels it shows the middle 224, 77 % of the area. A token
@@ -28,7 +28,7 @@ def dino_pixels(images: Tensor, processor: BaseImageProcessor) -> Tensor:
 
     Args:
         images: uint8 RGB (n, 3, H, W).
-        processor: of it only the size of the input, the scale and the normalisation are used.
+        processor: transformers' image processor; only the size of the input, scale and normalisation are used.
 
     Returns:
         float32 (n, 3, h, w), where h and w are the processor's crop size, on the device of the images.
