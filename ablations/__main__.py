@@ -20,7 +20,6 @@ from typing import Any, get_args
 
 import yaml
 
-from m2m.cli.options import MANIFEST, task_manifest
 from m2m.files import write_atomically
 from m2m.manifest import Manifest
 from m2m.params import Task, Variant
@@ -55,7 +54,7 @@ class Row:
 
     @property
     def manifest(self) -> Path:
-        return task_manifest(self.task) if self.task else MANIFEST
+        return Path(f"data/{self.task or 'mis'}.json")
 
     def stated(self) -> dict[str, Any]:
         """What a result says of itself, and is known again by."""

@@ -16,7 +16,8 @@ from transformers import Dinov2Config, Dinov2Model
 from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET, read_in_full
 from benchmarks.rows import Row
 from m2m.evaluation.efficiency import META, Costs, image_set_costs, operations, text_pass
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant
+from m2m.models.unet import ContextImages, ImageSetUNet
+from m2m.params import Variant
 
 VARIANTS: tuple[Variant, ...] = ("dino", "self")
 PIXELS = (256, 512)

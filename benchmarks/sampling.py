@@ -15,8 +15,7 @@ from benchmarks.architectures import read_in_full
 from benchmarks.rows import Row
 from benchmarks.setting import Setting
 from m2m.diffusion.sampler import make_scheduler
-from m2m.models.unet import Variant
-from m2m.params import TrainCommon
+from m2m.params import TrainCommon, Variant
 from m2m.pipeline import M2MPipeline
 from m2m.training.start import from_stable_diffusion
 

@@ -33,16 +33,16 @@ from m2m.data.shards import ImageSet, write_shard
 from m2m.evaluation.efficiency import META, context_shape
 from m2m.manifest import Manifest, ShardEntry, shard_key
 from m2m.models.context import PrecedingImages
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant
-from m2m.params import TrainCommon, TrainVariant
+from m2m.models.unet import ContextImages, ImageSetUNet
+from m2m.params import TrainCommon, TrainVariant, Variant
 from m2m.pipeline import M2MPipeline
 from m2m.store import LocalStore
-from m2m.training.checkpoints import Checkpoints
 from m2m.training.loop import STEPS_AHEAD, Batches, train_steps
 from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
 from m2m.training.run import start_or_resume
 from m2m.training.start import from_stable_diffusion
+from m2m.training.state import Checkpoints
 
 STEPS = 2
 """Timed together."""

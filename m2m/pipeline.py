@@ -71,13 +71,8 @@ class M2MPipeline(ConcurrentPipeline):
     ) -> None:
         super().__init__()
         align(vae, unet, image_encoder)
-        self.register_modules(  # type: ignore[no-untyped-call]
-            vae=vae,
-            unet=unet,
-            scheduler=scheduler,
-            image_encoder=image_encoder,
-            feature_extractor=feature_extractor,
-        )
+        encoder = {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, **encoder)  # type: ignore[no-untyped-call]
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -277,10 +272,12 @@ class M2MPipeline(ConcurrentPipeline):
         def seen_from() -> Viewpoints | None:
             return None if moved is None else Viewpoints(moved[:, preceding.count], self.unet.dtype)
 
+        def remember(images: Tensor) -> None:
+            preceding.append(self._context(images, preceding, set_seeds, context_timestep), seen_from())
+
         for pictures in zip(*given, strict=True):
             images = torch.stack(pictures).to(device)  # uint8 (S, 3, H, W)
-            read = images if dino else encode(self.vae, images)
-            preceding.append(self._context(read, preceding, set_seeds, context_timestep), seen_from())
+            remember(images if dino else encode(self.vae, images))
         for k in range(num_images):
             if self.interrupt:
                 return
@@ -303,8 +300,7 @@ class M2MPipeline(ConcurrentPipeline):
                 images = decode(self.vae, latents)  # (S, 3, H, W)
             yield images if decoded else latents
             if is_read and not self.interrupt:
-                read = as_levels(images) if dino else latents
-                preceding.append(self._context(read, preceding, set_seeds, context_timestep), seen_from())
+                remember(as_levels(images) if dino else latents)
             else:
                 preceding.skip()
 
@@ -336,10 +332,9 @@ def load_pipeline(folder: Path, *, device: str = "cpu", precision: Precision = "
     Raises:
         UserError: there is no such folder, it holds another kind of model, or part of it is missing or damaged.
     """
-    index = folder / "model_index.json"
     remedy = "give a folder that training made, or restore it with dvc checkout"
     try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder}: not a model folder, model_index.json is missing or damaged; {remedy}") from error
     if kind != M2MPipeline.__name__:

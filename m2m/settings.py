@@ -69,12 +69,15 @@ class Settings:
             UserError: a variable holds something that cannot be.
         """
         environment = os.environ if environment is None else environment
-        home = main_checkout(checkout)
+        home, store = main_checkout(checkout), environment.get("M2M_STORE") or "data/store"
+        device, threads = environment.get("M2M_DEVICE") or "auto", environment.get("M2M_THREADS")
+        if threads:
+            _checked("M2M_THREADS", threads, r"[1-9]\d{0,3}", "a number of CPU threads such as 2")
         return cls(
-            store=_store(environment.get("M2M_STORE") or "data/store", home),
+            store=store if "://" in store else str(home / Path(store).expanduser()),
             tracking_uri=_tracking_uri(environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", home),
-            device=_device(environment.get("M2M_DEVICE") or "auto"),
-            threads=_threads(environment.get("M2M_THREADS")),
+            device=_checked("M2M_DEVICE", device, r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0"),
+            threads=int(threads) if threads else None,
             work=home / "work",
             caller=Caller(
                 parent_run=environment.get("M2M_PARENT_RUN", ""),
@@ -115,17 +118,13 @@ def _main_worktree(start: Path, own: Path, common: Path) -> Path:
         return (common / elsewhere).resolve()
     if common.name == ".git":
         return common.parent
-    around = [folder for folder in here.parents if (folder / ".git").exists() and _common(folder) == common]
+    asked = ("rev-parse", "--path-format=absolute", "--git-common-dir")
+    around = [one for one in here.parents if (one / ".git").exists() and _git(*asked, at=one) == str(common)]
     return around[-1] if around else here
 
 
 def _configured(name: str, git_folder: Path) -> str | None:
     return _git("--git-dir", str(git_folder), "config", "--get", name, at=git_folder)
-
-
-def _common(folder: Path) -> Path | None:
-    answer = _git("rev-parse", "--path-format=absolute", "--git-common-dir", at=folder)
-    return Path(answer) if answer else None
 
 
 def _linked_worktrees(common: Path) -> list[Path]:
@@ -171,10 +170,6 @@ def _git(*arguments: str, at: Path) -> str | None:
     except FileNotFoundError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def _store(text: str, home: Path) -> str:
-    return text if "://" in text else str(home / Path(text).expanduser())
 
 
 def _tracking_uri(text: str, home: Path) -> str:
@@ -248,15 +243,7 @@ def without_secrets(text: str, uri: str) -> str:
     return re.sub(r"\b[a-z][a-z0-9+.-]*://[^\s'\"]*", lambda found: without_password(found[0]), text)
 
 
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise UserError(f"M2M_DEVICE is {text!r}; expected auto, cpu, cuda or cuda:0")
+def _checked(name: str, text: str, pattern: str, expected: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise UserError(f"{name} is {text!r}; expected {expected}")
     return text
-
-
-def _threads(text: str | None) -> int | None:
-    if not text:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,3}", text):
-        raise UserError(f"M2M_THREADS is {text!r}; expected a number of CPU threads such as 2")
-    return int(text)

@@ -211,7 +211,8 @@ def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_pipeline(tiny_stable_diffusion: Path, tiny_dino: Path) -> Any:
     """Pipelines from the tiny Stable Diffusion; `trained`: their new weights are no longer where they started."""
-    from m2m.models.unet import ImageSetUNet, Variant
+    from m2m.models.unet import ImageSetUNet
+    from m2m.params import Variant
     from m2m.pipeline import M2MPipeline
     from tests.drawing import leave_the_start, pipeline_around
 

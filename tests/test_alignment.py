@@ -21,13 +21,11 @@ from m2m.evaluation.networks import Clip
 from m2m.evaluation.published import INCEPTION_V3, InceptionV3
 from m2m.files import file_digest
 from m2m.foundation import fit as fit_module
-from m2m.models.unet import Variant
-from m2m.params import Fit
+from m2m.params import Fit, Variant
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline, load_pipeline
-from m2m.training.checkpoints import SEAL
 from m2m.training.start import from_stable_diffusion
-from m2m.training.state import FILES, Ema, TrainState
+from m2m.training.state import FILES, SEAL, Ema, TrainState
 
 ROOT = Path(__file__).parents[1]
 COMMON = load_params(ROOT / "profiles" / "embedded.yaml").train.common

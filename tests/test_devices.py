@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from m2m.devices import Replayed, sent
-from m2m.models.unet import ImageSetUNet, Variant
+from m2m.models.unet import ImageSetUNet
+from m2m.params import Variant
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline
 from m2m.training.start import from_stable_diffusion

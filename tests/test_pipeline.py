@@ -31,7 +31,8 @@ from m2m import seeds
 from m2m.diffusion.gaussian import add_context_noise, alphas_cumprod
 from m2m.errors import UserError
 from m2m.models.context import dino_pixels, dino_tokens
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant
+from m2m.models.unet import ContextImages, ImageSetUNet
+from m2m.params import Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
 from tests.drawing import MakePipeline, latents, photos
 

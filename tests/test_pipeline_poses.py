@@ -13,7 +13,8 @@ from torch import Tensor
 
 from m2m.models.context import dino_pixels, dino_tokens
 from m2m.models.pose import POSE_DIM, relative_poses
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant
+from m2m.models.unet import ContextImages, ImageSetUNet
+from m2m.params import Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.world.cameras import Camera
 from tests.drawing import MakePipeline, latents, photos, pipeline_around

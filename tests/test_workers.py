@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 import torch
 
-from m2m.workers import ALONE, Workers, once
+from m2m.errors import UserError
+from m2m.workers import ALONE, Workers, in_order, once, thread_pool
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -93,3 +94,48 @@ def test_once_makes_one_thing_for_all_workers() -> None:
     assert not made
     assert set(Workers(4).map(lambda _: get(), range(8))) == set(made)
     assert len(made) == 1
+
+
+AHEAD = 2
+
+
+def made_ahead(make: Callable[[int], int], steps: range) -> Generator[int]:
+    """As the batches of training are made, while the steps before are being worked on."""
+    with thread_pool(1) as maker:
+        yield from in_order(maker, make, steps, ahead=AHEAD)
+
+
+def test_batches_come_in_order_and_not_too_far_ahead() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step * step
+
+    batches = made_ahead(make, range(3, 10))
+    assert next(batches) == 9
+    assert next(batches) == 16
+    assert len(made) <= 2 + AHEAD
+    assert list(batches) == [step * step for step in range(5, 10)]
+    assert made == list(range(3, 10))
+    assert list(made_ahead(make, range(0))) == []
+
+
+def test_an_error_in_the_making_is_raised_where_the_batch_is_wanted() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise UserError("shard is damaged")
+        return step
+
+    batches = made_ahead(make, range(9))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(UserError, match="shard is damaged"):
+        next(batches)
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    before = threading.active_count()
+    batches = made_ahead(lambda step: step, range(100))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before

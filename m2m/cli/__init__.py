@@ -3,7 +3,7 @@
 Whatever computes is imported by the command that needs it, so that ``m2m --help`` and shell completion answer at once.
 """
 
-from m2m.cli import datasets, models, tools
+from m2m.cli import stages, tools
 from m2m.cli.program import app, main
 
-__all__ = ["app", "datasets", "main", "models", "tools"]
+__all__ = ["app", "main", "stages", "tools"]

@@ -1,4 +1,4 @@
-"""The program that the commands belong to: what people can mend is one line and an exit code."""
+"""The program that the commands belong to, and options that they share: what people can mend is one line."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from m2m.errors import OutsideError, UserError
 
+ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.")]
+FoundationFolder = Annotated[Path, typer.Option("--foundation", help="Folder with the foundation's models.")]
+PARAMS, FOUNDATION, MANIFEST = Path("params.yaml"), Path("models/foundation"), Path("data/mis.json")
 OUTSIDE_NOTE = "M2M_OUTSIDE_NOTE"
 """Names a file to write when a server did not answer: DVC, in between, hides exit codes from whoever may try again."""
 DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}

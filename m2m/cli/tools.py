@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m2m.cli.options import FOUNDATION, MANIFEST, FoundationFolder, profile_file, read_params, read_rates
-from m2m.cli.program import app
+from m2m.cli.program import FOUNDATION, MANIFEST, FoundationFolder, app
+from m2m.errors import UserError
 from m2m.machine import Machine
 from m2m.params import SolverName, Task
+from m2m.params_file import load_params
+
+PROFILES = Path("profiles")
+DRAWN_CONTEXT = "How many drawn pictures later ones read, the first of them; 0: the given ones alone; all: what fits."
+RATED = ("generate", "train@self", "train@dino")
+
+
+def _count_or_all(text: str) -> int | None:
+    if text != "all" and not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is no number of drawn pictures; expected 0, 1, … or all")
+    return None if text == "all" else int(text)
 
 
 @app.command()
@@ -36,6 +48,9 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps an image.")] = 25,
     guidance_scale: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 turns it off.")] = 1.25,
     context_timestep: Annotated[int, typer.Option(min=0, help="Noise on the preceding images; 0: none.")] = 0,
+    drawn_context: Annotated[
+        int | None, typer.Option(parser=_count_or_all, metavar="N|all", show_default="all", help=DRAWN_CONTEXT)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another one draws others.")] = 0,
     azimuth: Annotated[
         list[float] | None,
@@ -68,6 +83,7 @@ def sample(
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             context_timestep=context_timestep,
+            drawn_context=drawn_context,
             seed=seed,
         ),
         angles=angles,
@@ -128,16 +144,16 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
 ) -> None:
     """Tells what a profile takes: GPU-hours, bytes, requests and money. m2m plan paper --gpus 64 --gpu-hour 2"""
-    path = profile_file(profile)
+    path = _profile_file(profile)
     Machine("plan")
     from m2m.commands import plan
 
     made = plan.run(
-        read_params(path),
+        load_params(path),
         results=results,
         pixels=pixels,
         gpus=gpus,
-        given=read_rates(rate or ()),
+        given=_read_rates(rate or []),
         prices=plan.Prices(
             gpu_hour=gpu_hour,
             gigabyte_month=gigabyte_month,
@@ -160,3 +176,23 @@ def check(foundation: FoundationFolder = FOUNDATION) -> None:
         typer.echo(str(finding))
         to_do += not finding.ok
     raise typer.Exit(1 if to_do else 0)
+
+
+def _profile_file(name: str) -> Path:
+    """The parameter file of a profile."""
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(one.stem for one in PROFILES.glob("*.yaml"))) or "none here"
+        raise UserError(f"no profile {name!r} in {PROFILES}/; there are {there}")
+    return path
+
+
+def _read_rates(texts: list[str]) -> dict[str, float]:
+    """Images a second by stage, from texts such as ``train@self=800``."""
+    rates = {}
+    for text in texts:
+        stage, _, number = text.partition("=")
+        if stage not in RATED or not re.fullmatch(r"\d*\.?\d+", number) or float(number) <= 0:
+            raise UserError(f"--rate {text}: expected STAGE=N, N images a second, for {', '.join(RATED)}")
+        rates[stage] = float(number)
+    return rates

@@ -34,6 +34,8 @@ class Drawing:
     num_inference_steps: int
     guidance_scale: float
     context_timestep: int
+    drawn_context: int | None
+    """How many drawn pictures later ones read, as `M2MPipeline` takes it."""
     seed: int
 
 
@@ -127,6 +129,7 @@ def run(
             num_inference_steps=drawing.num_inference_steps,
             guidance_scale=drawing.guidance_scale,
             context_timestep=drawing.context_timestep,
+            drawn_context=drawing.drawn_context,
             generator=drawing.seed,
             poses=poses,
             callback_on_step_end=after_step,
@@ -183,6 +186,7 @@ def _command(drawing: Drawing, angles: ViewAngles | None, model: Path, images: S
         *("--model", model, "--num-images", drawing.num_images, "--solver", drawing.solver),
         *("--steps", drawing.num_inference_steps, "--guidance-scale", drawing.guidance_scale),
         *("--context-timestep", drawing.context_timestep, "--seed", drawing.seed),
+        *("--drawn-context", "all" if drawing.drawn_context is None else drawing.drawn_context),
         *views,
     )
     return shlex.join(["m2m", "sample", *map(str, options), "--images", *map(str, images)])

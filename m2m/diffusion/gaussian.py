@@ -7,7 +7,7 @@ dimensions of what they belong to: (B, N) for a batch of sets. Nothing here draw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +50,10 @@ def target(
     images: Tensor, noise: Tensor, timesteps: Tensor, products: Tensor, prediction_type: PredictionType
 ) -> Tensor:
     """What is predicted: ε, or v = α_t ε - σ_t x (Salimans & Ho, appendix D)."""
-    match prediction_type:
-        case "epsilon":
-            return noise
-        case "v_prediction":
-            alpha, sigma = _alpha_sigma(timesteps, products, images)
-            return alpha * noise - sigma * images
-        case _:
-            assert_never(prediction_type)
+    if prediction_type == "epsilon":
+        return noise
+    alpha, sigma = _alpha_sigma(timesteps, products, images)
+    return alpha * noise - sigma * images
 
 
 def min_snr_weight(timesteps: Tensor, products: Tensor, *, gamma: float, prediction_type: PredictionType) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, assert_never, cast, get_args
+from functools import partial
+from typing import Any, TypeAlias, cast, get_args
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -24,6 +25,7 @@ _NOISE_SCHEDULE = (
     *("prediction_type", "rescale_betas_zero_snr"),
 )
 _LAST_STEP = ("steps_offset", "set_alpha_to_one")
+_MULTISTEP = {"dpmsolver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
 def make_scheduler(name: SolverName, config: Mapping[str, Any]) -> Solver:
@@ -42,17 +44,12 @@ def make_scheduler(name: SolverName, config: Mapping[str, Any]) -> Solver:
     schedule = {key: config[key] for key in _NOISE_SCHEDULE if config.get(key) is not None}
     alphas_cumprod(schedule, schedule.get("prediction_type", "epsilon"))  # refuses what cannot be sampled
     scheduler: Solver
-    match name:
-        case "ddim":
-            last_step = {key: config[key] for key in _LAST_STEP if key in config}
-            # Latents are no pictures: nothing bounds them to [-1, 1].
-            scheduler = DDIMScheduler(**schedule, **last_step, clip_sample=False, timestep_spacing="leading")
-        case "dpmsolver++":
-            scheduler = DPMSolverMultistepScheduler(**schedule, solver_order=2, timestep_spacing="linspace")
-        case "unipc":
-            scheduler = UniPCMultistepScheduler(**schedule, solver_order=2, timestep_spacing="linspace")
-        case _:
-            assert_never(name)
+    if name == "ddim":
+        last_step = {key: config[key] for key in _LAST_STEP if key in config}
+        # Latents are no pictures: nothing bounds them to [-1, 1].
+        scheduler = DDIMScheduler(**schedule, **last_step, clip_sample=False, timestep_spacing="leading")
+    else:
+        scheduler = _MULTISTEP[name](**schedule, solver_order=2, timestep_spacing="linspace")
     return scheduler
 
 
@@ -152,19 +149,15 @@ def denoise(
     drawn_from = {"generator": list(generators)} if generators and takes_generators else {}
     predictors: dict[float, Callable[[Tensor, Tensor], Tensor]] = {}
 
-    def predictor(scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-        def predicted(sample: Tensor, time: Tensor) -> Tensor:
-            return guided(lambda rows: network(rows, time, guides(scale)), sample, scale)
-
-        return Replayed(predicted) if use_cuda_graphs else predicted
+    def predicted(scale: float, sample: Tensor, time: Tensor) -> Tensor:
+        return guided(lambda rows: network(rows, time, guides(scale)), sample, scale)
 
     latents: Tensor = noise * scheduler.init_noise_sigma
     for step, timestep in enumerate(timesteps):
         if stopped():
             break
-        now = scale()
-        if now not in predictors:
-            predictors[now] = predictor(now)
+        if (now := scale()) not in predictors:
+            predictors[now] = Replayed(partial(predicted, now)) if use_cuda_graphs else partial(predicted, now)
         sample = scheduler.scale_model_input(latents, timestep)  # (B, 4, h, w)
         prediction = predictors[now](sample, times[step])  # (B, 4, h, w)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **drawn_from)[0]

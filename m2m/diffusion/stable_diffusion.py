@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,7 @@ class StableDiffusion:
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Text embeddings, on the device: B captions -> (B, L, D). What is too long is cut off."""
         with self._tokenizing:
-            embeddings, _ = self._pipeline.encode_prompt(
-                list(captions), self._device, 1, do_classifier_free_guidance=False
-            )
-        return cast(Tensor, embeddings)
+            return self._pipeline.encode_prompt(list(captions), self._device, 1, False)[0]  # type: ignore[no-any-return]
 
     def noise(self, seed: int) -> Tensor:
         """One image's unit noise, drawn on the CPU so that it is the same for every device: (4, h, w)."""
@@ -118,15 +116,11 @@ class StableDiffusion:
         def keep(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             found[name] = inputs[0].mean(dim=1)
 
-        hooks = [
-            self._unet.get_submodule(f"{name}.to_out.0").register_forward_pre_hook(partial(keep, name))
-            for name in blocks
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name in blocks:
+                read = self._unet.get_submodule(f"{name}.to_out.0")
+                hooks.callback(read.register_forward_pre_hook(partial(keep, name)).remove)
             self._unet(noisy, timesteps, embeddings)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
     @torch.inference_mode()
@@ -142,10 +136,9 @@ def _load(folder: Path) -> StableDiffusionPipeline:
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder}: no Stable Diffusion folder (no model_index.json); run the foundation stage")
     check_digests(folder)
+    options = {"local_files_only": True, "use_safetensors": True, "safety_checker": None}
     with reading_foundation(folder):
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, safety_checker=None
-        )
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, **options)
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     if words != known:  # transformers takes a missing vocabulary for an empty one
         text = f"{folder}: damaged (the tokenizer has {words} words, the text encoder knows {known})"
@@ -207,8 +200,6 @@ def image_size(stable_diffusion: Path) -> int:
     """
     check_digests(stable_diffusion, "unet/config.json", "vae")
     with reading_foundation(stable_diffusion):
-        unet, vae = (
-            json.loads((stable_diffusion / part / "config.json").read_text(encoding="utf-8"))
-            for part in ("unet", "vae")
-        )
+        files = [stable_diffusion / part / "config.json" for part in ("unet", "vae")]
+        unet, vae = (json.loads(file.read_text(encoding="utf-8")) for file in files)
         return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)

@@ -17,9 +17,8 @@ from m2m.files import is_intact, sealed_file
 from m2m.params import Fit
 from m2m.progress import progress
 from m2m.seeds import generator
-from m2m.training.checkpoints import Checkpoints
 from m2m.training.ranks import Ranks
-from m2m.training.state import Ema, NotFiniteError, TrainState, learning_rate
+from m2m.training.state import Checkpoints, Ema, NotFiniteError, TrainState, learning_rate
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 EMA_DECAY = 0.999

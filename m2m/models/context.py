@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from m2m.models.unet import ImageSetUNet
 
 
-class Preprocessing(Protocol):
-    """What is used of an image processor: the size of the input, scale, normalise."""
-
-    crop_size: dict[str, int]
-    rescale_factor: float
-    image_mean: list[float]
-    image_std: list[float]
-
-
-def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
+def dino_pixels(images: Tensor, processor: Any) -> Tensor:
     """The input of a vision transformer from whole pictures. Resizing is bicubic with anti-aliasing, as Pillow's.
 
     The published processor resizes to more and crops: of 256 pixels it shows the middle 224, 77 % of the area. A token
@@ -37,6 +28,7 @@ def dino_pixels(images: Tensor, processor: Preprocessing) -> Tensor:
 
     Args:
         images: uint8 RGB (n, 3, H, W).
+        processor: transformers' image processor; only the size of the input, scale and normalisation are used.
 
     Returns:
         float32 (n, 3, h, w), where h and w are the processor's crop size, on the device of the images.
@@ -74,11 +66,6 @@ class ContextCache:
         self._appended: Counter[ImageSetAttention] = Counter()
         self._images: dict[ImageSetAttention, list[tuple[Tensor, Tensor]]] = {}
         self._windows: dict[ImageSetAttention, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def count(self) -> int:
-        """Images in the window."""
-        return max(map(len, self._images.values()), default=0)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def append(self, block: ImageSetAttention, keys: Tensor, values: Tensor) -> None:
@@ -157,7 +144,7 @@ class PrecedingImages:
         """Adds one image a set: latents (S, 4, h, w) or patch tokens (S, L, D)."""
         self.count += 1
         if self.use_cache:
-            self._record(image, seen_from, self.cache)
+            self._record(image, seen_from)
         else:
             self._images.append((image, seen_from))
 
@@ -175,8 +162,8 @@ class PrecedingImages:
         if not self.use_cache:
             self.cache = ContextCache(self.unet.max_context, given=self.given)
             for image, its_viewpoints in self._images:
-                self._record(image, its_viewpoints, self.cache)
+                self._record(image, its_viewpoints)
         return Window(self.cache, unconditional=len(self.timesteps) if guided else 0, seen_from=seen_from)
 
-    def _record(self, image: Tensor, seen_from: Viewpoints | None, cache: ContextCache) -> None:
-        self.unet(image, self.timesteps, Window(cache, record=True, seen_from=seen_from))
+    def _record(self, image: Tensor, seen_from: Viewpoints | None) -> None:
+        self.unet(image, self.timesteps, Window(self.cache, record=True, seen_from=seen_from))

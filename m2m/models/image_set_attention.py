@@ -87,10 +87,7 @@ class ImageSetAttention(nn.Module):
         self.key_rays = nn.Linear(RAY_DIM, inner_dim, bias=False) if with_rays else None
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: TeacherForcing | Window,
-        attention_mask: None = None,
+        self, hidden_states: Tensor, encoder_hidden_states: TeacherForcing | Window, attention_mask: None = None
     ) -> Tensor:
         """(rows, T, dim) -> (rows, T, dim). Diffusers' transformer block calls it with these names."""
         if isinstance(encoder_hidden_states, TeacherForcing):

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -27,9 +27,9 @@ from m2m.models.context import Window
 from m2m.models.image_set_attention import ImageSetAttention
 from m2m.models.packing import TeacherForcing
 from m2m.models.pose import Viewpoints
+from m2m.params import Variant
 from m2m.seeds import generator, normal
 
-Variant = Literal["self", "dino"]
 GRAPHS = 64
 """That compiled blocks of a kind may have. Stable Diffusion's ResNet blocks have 14 shapes, and torch gives up at 8."""
 UNSUPPORTED = ("addition_embed_type", "encoder_hid_dim_type", "only_cross_attention", "dual_cross_attention")
@@ -91,9 +91,8 @@ class ImageSetUNet(UNet2DConditionModel):
     ) -> None:
         super().__init__(**unet)
         if refused := [option for option in UNSUPPORTED if unet.get(option)]:
-            raise ValueError(
-                f"Image-Set Attention replaces plain text cross-attention; {', '.join(refused)} must be off"
-            )
+            said = "Image-Set Attention replaces plain text cross-attention"
+            raise ValueError(f"{said}; {', '.join(refused)} must be off")
         if context_pool > 1 and variant == "dino":
             raise ValueError("context_pool coarsens what M2M-Self reads; M2M-DINO reads patch tokens, it must be 1")
         self.variant: Variant = variant
@@ -128,7 +127,7 @@ class ImageSetUNet(UNet2DConditionModel):
         return self.config["projection_class_embeddings_input_dim"] or 0
 
     @classmethod
-    def from_stable_diffusion(cls, folder: Path, *, variant: Variant, max_context: int, **own: int) -> Self:
+    def from_stable_diffusion(cls, folder: Path, *, variant: Variant, **own: int) -> Self:
         """The start of training from a `StableDiffusionPipeline` folder: a pure function of the folder.
 
         For the empty set it predicts what the Stable Diffusion U-Net predicts for the empty prompt. After images not
@@ -137,38 +136,20 @@ class ImageSetUNet(UNet2DConditionModel):
         "self" constants that are fitted to what the parent reads come no nearer.
 
         Args:
-            own: `context_dim`, `context_pool`, as of the class.
+            own: `max_context`, `context_dim`, `context_pool`, as of the class.
         """
         parent = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
         align(parent)
-        return cls.from_parent(
-            parent, empty_prompt=empty_prompt(folder), variant=variant, max_context=max_context, **own
-        )
+        return cls.from_parent(parent, empty_prompt=empty_prompt(folder), variant=variant, **own)
 
     @classmethod
-    def from_parent(
-        cls,
-        parent: UNet2DConditionModel,
-        *,
-        empty_prompt: Tensor,
-        variant: Variant,
-        max_context: int,
-        context_dim: int = 0,
-        context_pool: int = 1,
-    ) -> Self:
+    def from_parent(cls, parent: UNet2DConditionModel, *, empty_prompt: Tensor, variant: Variant, **own: int) -> Self:
         """Carries the weights of a Stable Diffusion U-Net over; `empty_prompt` (L0, cross_attention_dim) is its text.
 
         "dino" keeps all of them, and its tokens start at the empty prompt's mean. "self" needs new keys and values:
         keys start as the queries' twins, so that like looks at like, and values at the mean of the empty prompt's.
         """
-        unet = cls._without_weights(
-            parent,
-            variant=variant,
-            max_context=max_context,
-            null_tokens=len(empty_prompt),
-            context_dim=context_dim,
-            context_pool=context_pool,
-        )
+        unet = cls._without_weights(parent, variant=variant, null_tokens=len(empty_prompt), **own)
         weights = dict(parent.state_dict())
         for name, attention in unet.attentions().items():
             weights[f"{name}.slot_embedding"] = torch.zeros_like(attention.slot_embedding)
@@ -191,9 +172,8 @@ class ImageSetUNet(UNet2DConditionModel):
 
         Only the last layers start at zero, so that gradients flow; the first ones are drawn from the seed.
         """
-        unet = cls._without_weights(
-            parent, class_embed_type="projection", projection_class_embeddings_input_dim=pose_dim
-        )
+        added = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": pose_dim}
+        unet = cls._without_weights(parent, **added)
         weights = dict(parent.state_dict())
         draws = generator(seed, "pose embedding")
         for name, tensor in unet.state_dict().items():
@@ -255,11 +235,10 @@ class ImageSetUNet(UNet2DConditionModel):
         - `Window(record=True)`: adds one context image a set to the window's cache, `sample` its latents (S, 4, h, w)
           or patch tokens (S, L, context_dim), `timestep` the noise on them, (S). What it returns has no meaning.
         """
-        context = encoder_hidden_states
-        if isinstance(context, ContextImages):
-            output = self.forward_sets(sample, timestep, context)
+        if isinstance(encoder_hidden_states, ContextImages):
+            output = self.forward_sets(sample, timestep, encoder_hidden_states)
         else:
-            output = self._read_or_draw(sample, timestep, context)
+            output = self._read_or_draw(sample, timestep, encoder_hidden_states)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
 
     def forward_sets(self, noisy: Tensor, timesteps: Tensor, context: ContextImages) -> Tensor:
@@ -284,20 +263,17 @@ class ImageSetUNet(UNet2DConditionModel):
         to_draw = len(rows)
         read = _places(order, counts[1:], noisy.device)  # an image is context for those after it
         images, levels = context.images[read], context.timesteps[read]  # (context rows, …), (context rows)
-        poses = None  # of the images drawn, then of those read
+        poses, seen_from, tokens = None, None, None
         if context.poses is not None:
             poses = torch.cat([context.poses[drawn], context.poses[read]])  # (rows + context rows, pose_dim)
-        tokens = None
+            seen_from = Viewpoints(poses, noisy.dtype)
         if self.variant == "self":
             rows, times = torch.cat([rows, images]), torch.cat([times, levels])
         else:
             seen = None if poses is None else poses[to_draw:]
             tokens = self._context_tokens(images, levels, seen)  # (context rows, L, cross_attention_dim)
         dropped = None if context.dropped is None else context.dropped[drawn]  # (rows)
-        seen_from = None if poses is None else Viewpoints(poses, noisy.dtype)
-        batch = TeacherForcing(
-            counts=counts, tokens=tokens, dropped=dropped, seen_from=seen_from, first=first, given=context.given
-        )
+        batch = TeacherForcing(counts, tokens, dropped, seen_from, first=first, given=context.given)
         own = None if poses is None else poses[: len(rows)]
         output = self._denoise(rows, times, batch, own)[:to_draw]  # (rows, 4, h, w)
         return torch.zeros_like(noisy, dtype=output.dtype).index_put(drawn, output)  # (B, N, 4, h, w)

@@ -1,12 +1,28 @@
-"""The weights to start from, captions, and the datasets of image sets: MIS, and those of the two tasks."""
+"""What all blocks of parameters share; and the weights to start from, captions, and the datasets of image sets."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from m2m.params.section import LearningRate, PositiveInt, Precision, PredictionType, Probability, Section, SolverName
+Variant = Literal["self", "dino"]
+Task = Literal["nvs", "vpg"]
+PredictionType = Literal["epsilon", "v_prediction"]
+SolverName = Literal["ddim", "dpmsolver++", "unipc"]
+Precision = Literal["float32", "bfloat16"]
+"""Of a network's weights and of what it computes; names of torch's dtypes."""
+
+Count = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A block of parameters: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Fit(Section):
@@ -85,8 +101,8 @@ class WorldCaptions(Section):
     source: Literal["world"]
     seed: int
     train: PositiveInt = Field(description="captions, and so image sets, for training")
-    views: Annotated[int, Field(ge=0)] = Field(description="how many of those for training tell of a rendered object")
-    steps: Annotated[int, Field(ge=0)] = Field(description="how many of them tell of a step of a procedure")
+    views: Count = Field(description="how many of those for training tell of a rendered object")
+    steps: Count = Field(description="how many of them tell of a step of a procedure")
     validation: PositiveInt = Field(description="captions for validation, all of them of pictures")
     test: PositiveInt = Field(description="captions for testing, all of them of pictures")
 
@@ -121,7 +137,7 @@ class GenerateParams(Section):
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
     precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")
-    max_redraws: Annotated[int, Field(ge=0)] = Field(description="attempts after a bad image, each with its own noise")
+    max_redraws: Count = Field(description="attempts after a bad image, each with its own noise")
 
 
 class TaskSets(Section):
@@ -170,7 +186,7 @@ class ViewCount(Section):
 class WorldViews(WorldSets, ViewCount):
     """Objects of the embedded world (novel view synthesis)."""
 
-    orbit: Annotated[int, Field(ge=0)] = Field(
+    orbit: Count = Field(
         description="how many of the views go evenly around the object at one height; the others are from anywhere"
     )
     start_within: Annotated[float, Field(ge=0, le=180)] = Field(

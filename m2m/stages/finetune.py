@@ -8,7 +8,6 @@ from m2m.manifest import Manifest
 from m2m.params import FinetuneTask, LearningParams, Task, TrainCommon, Variant
 from m2m.pipeline import load_pipeline
 from m2m.runtime import Runtime
-from m2m.training.card import Parent
 from m2m.training.run import train_model
 from m2m.training.start import freeze, from_stable_diffusion, take_poses, weights_of
 from m2m.training.state import Point
@@ -49,7 +48,6 @@ def run(
         context_pool=pipeline.unet.config["context_pool"],
         prediction_type=pipeline.scheduler.config.prediction_type,
     )
-    parents = [Parent.of(folder) for folder in ([model] if scratch is None else weights_of(model, variant))]
     if task == "nvs":
         pipeline = take_poses(pipeline, seed=common.seed)
     freeze(pipeline.unet, own.frozen)
@@ -60,7 +58,7 @@ def run(
         own,
         stage="finetune",
         task=task,
-        parents=parents,
+        parents=[model] if scratch is None else weights_of(model, variant),
         out=out,
         curve=curve,
         runtime=runtime,

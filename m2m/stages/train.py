@@ -7,7 +7,6 @@ from pathlib import Path
 from m2m.manifest import Manifest
 from m2m.params import Encoder, TrainCommon, TrainDino, TrainVariant, Variant
 from m2m.runtime import Runtime
-from m2m.training.card import Parent
 from m2m.training.run import train_model
 from m2m.training.start import from_stable_diffusion, weights_of
 from m2m.training.state import Point
@@ -35,15 +34,13 @@ def run(
     """
     data = Manifest.read(manifest)
     encoder: Encoder = params.encoder if isinstance(params, TrainDino) else "dino"
-    parents = [Parent.of(folder) for folder in weights_of(foundation, variant, encoder=encoder)]
-    pipeline = from_stable_diffusion(foundation, variant, common, encoder=encoder)
     return train_model(
-        pipeline,
+        from_stable_diffusion(foundation, variant, common, encoder=encoder),
         data,
         common,
         params,
         stage="train",
-        parents=parents,
+        parents=weights_of(foundation, variant, encoder=encoder),
         out=out,
         curve=curve,
         runtime=runtime,

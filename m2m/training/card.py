@@ -6,8 +6,7 @@ registered version. The text is a template, which no result depends on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +14,33 @@ import yaml
 from huggingface_hub import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import Task, Variant
 
 TASK_TAGS: Mapping[Task, str] = {"nvs": "novel-view-synthesis", "vpg": "visual-procedure-generation"}
-UNSTATED = "not stated"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parent:
-    """A folder of weights that went into the model."""
-
-    folder: Path
-    digest: str
-    """of the folder, SHA-256"""
-    licence: str
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @classmethod
-    def of(cls, folder: Path) -> Parent:
-        """The licence is what the front matter of the folder's own card states, as on the Hugging Face hub.
-
-        Raises:
-            UserError: there is no such folder.
-        """
-        card = folder / "README.md"
-        stated = (metadata_load(card) if card.is_file() else None) or {}
-        return cls(folder=folder, digest=folder_digest(folder), licence=stated.get("license", UNSTATED))
 
 
 def model_card(
     variant: Variant,
+    task: Task | None,
     *,
     images_seen: int,
     parameters: Mapping[str, Any],
     manifest: Manifest,
-    parents: Sequence[Parent],
-    task: Task | None = None,
+    parents: Mapping[Path, str],
 ) -> str:
     """Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
-        parents: Stable Diffusion's folder, or the model's that it comes from, first: the model is under its licence.
         task: what it is fine-tuned to.
+        parents: the folders of weights that went in, with their digests: Stable Diffusion's, or the model's that it
+            comes from, first. The model is under its licence, as the front matter of that folder's own card states it.
     """
+    rows = [(folder.name, _stated_licence(folder), digest) for folder, digest in parents.items()]
     front_matter = {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-image",
-        "license": "unknown" if parents[0].licence == UNSTATED else parents[0].licence,
+        "license": rows[0][1] or "unknown",
         "tags": ["many-to-many-image-generation", f"m2m-{variant}", *([TASK_TAGS[task]] if task else [])],
     }
     loader = PackageLoader("m2m.training", "")
@@ -79,6 +53,12 @@ def model_card(
         set_size=parameters["set_size"],
         parameters=yaml.safe_dump(dict(parameters), sort_keys=False),
         manifest=manifest,
-        parents=parents,
-        unstated=UNSTATED,
+        parents=rows,
+        unstated="not stated",
     )
+
+
+def _stated_licence(folder: Path) -> str | None:
+    """By the hub's name, not by the one that the card of a dataset shows (`m2m.manifest.stated_licence`)."""
+    card = folder / "README.md"
+    return ((metadata_load(card) if card.is_file() else None) or {}).get("license")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,6 @@ from m2m.workers import ALONE, Workers, in_order, thread_pool
 
 STEPS_AHEAD = 2
 """Batches that wait, made, for the network."""
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,10 +45,8 @@ class Batches:
     def __post_init__(self) -> None:
         size = self.loss.common.set_size
         if not len(self.sets) or size > self.images_per_set:
-            raise UserError(
-                f"cannot train with {size} images of each set on {len(self.sets)} sets of {self.images_per_set}; "
-                "make more or larger sets, or lower set_size"
-            )
+            text = f"cannot train with {size} images of each set on {len(self.sets)} sets of {self.images_per_set}"
+            raise UserError(f"{text}; make more or larger sets, or lower set_size")
 
     @property
     def images_per_step(self) -> int:
@@ -95,12 +91,6 @@ class Batches:
         )
 
 
-def made_ahead(make: Callable[[int], Made], steps: range) -> Generator[Made]:
-    """What `make` gives for each step, made while the steps before are being worked on; its errors are raised here."""
-    with thread_pool(1, "examples") as maker:
-        yield from in_order(maker, make, steps, ahead=STEPS_AHEAD)
-
-
 def train_steps(state: TrainState, batches: Batches, ranks: Ranks, workers: Workers = ALONE) -> Iterator[int]:
     """Trains on from where the state is to the last batch; after each step yields its number, from 0.
 
@@ -128,16 +118,11 @@ def train_steps(state: TrainState, batches: Batches, ranks: Ranks, workers: Work
         return examples.changed(Tensor.pin_memory) if ranks.device.type == "cuda" else examples
 
     steps = batches.steps(state.images_seen)
-    with closing(made_ahead(fetch, steps)) as made:
+    rate = partial(learning_rate, warmup_images=common.warmup_images, images=variant.images, schedule=common.schedule)
+    with thread_pool(1, "examples") as maker, closing(in_order(maker, fetch, steps, ahead=STEPS_AHEAD)) as made:
         for step, examples in zip(steps, made, strict=True):
             for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
-                group["lr"] = learning_rate(
-                    (step + 0.5) * batches.images_per_step,
-                    peak=group["peak"],
-                    warmup_images=common.warmup_images,
-                    images=variant.images,
-                    schedule=common.schedule,
-                )
+                group["lr"] = rate((step + 0.5) * batches.images_per_step, peak=group["peak"])
             shares = examples.to(ranks.device).split(parts)
             if workers.count > 1 and ranks.count == 1:
                 losses = _gradients(loss, network, shares, learning, workers)

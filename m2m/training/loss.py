@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from m2m.data.shards import ImageSet
 from m2m.devices import sent
@@ -57,10 +59,9 @@ class Examples:
     def stack(cls, examples: Sequence[Examples], *, given: int = 1) -> Self:
         """One batch, in order, of batches of any lengths."""
         parts = [example.tensors() for example in examples]
-        joined = {}
-        for name in parts[0]:
-            longest = max(part[name].shape[1] for part in parts)
-            joined[name] = torch.cat([_extended(part[name], longest) for part in parts])
+        joined = {
+            name: pad_sequence([row for part in parts for row in part[name]], batch_first=True) for name in parts[0]
+        }
         lengths = tuple(length for example in examples for length in example.lengths)
         return cls(lengths=lengths, given=given, **joined)
 
@@ -73,12 +74,6 @@ class Examples:
     def to(self, device: torch.device) -> Self:
         """On a device."""
         return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _extended(tensor: Tensor, length: int) -> Tensor:
-    """Zeros up to `length` in dimension 1."""
-    missing = length - tensor.shape[1]
-    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1) if missing else tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +160,20 @@ class Draws:
         return torch.from_numpy(image_set.images[list(images[:-1])]).permute(0, 3, 1, 2)
 
     def _latents(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
-        if image_set.latents is None or image_set.latents.shape[1:] != self.latent_shape:
-            found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
-            raise UserError(
-                f"set {image_set.id} has {found}, the network takes {self.latent_shape}; "
-                "make the dataset with the same foundation"
-            )
-        return torch.from_numpy(image_set.latents[list(images)])
+        return torch.from_numpy(latents_of(image_set, self.latent_shape)[list(images)])
+
+
+def latents_of(image_set: ImageSet, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
+    """The latents of a set, each of the `shape` that a network takes: (N, 4, h, w).
+
+    Raises:
+        UserError: it has none, or others.
+    """
+    if image_set.latents is None or image_set.latents.shape[1:] != shape:
+        found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
+        text = f"set {image_set.id} has {found}, the network takes {shape}"
+        raise UserError(f"{text}; make the dataset with the same foundation")
+    return image_set.latents
 
 
 class SetLoss:
@@ -203,7 +205,10 @@ class SetLoss:
         """
         timesteps, products, common = examples.timesteps, self.products, self.common
         noisy = gaussian.add_noise(examples.latents, examples.noise, timesteps, products)  # (B, N, 4, h, w)
-        with self._autocast(noisy.device):
+        # bfloat16 where the parameters ask for it and the device has it
+        kind = noisy.device.type
+        has_it = kind != "cuda" or torch.cuda.is_bf16_supported()
+        with torch.autocast(kind, torch.bfloat16, enabled=common.precision == "bfloat16" and has_it):
             context = ContextImages(
                 self._context(examples),
                 examples.context_timesteps,
@@ -214,9 +219,9 @@ class SetLoss:
                 given=examples.given,
             )
             (prediction,) = network(noisy, timesteps, context, return_dict=False)  # (B, N, 4, h, w)
-        kind, gamma = common.prediction_type, common.min_snr_gamma
-        wanted = gaussian.target(examples.latents, examples.noise, timesteps, products, kind)  # (B, N, 4, h, w)
-        weight = gaussian.min_snr_weight(timesteps, products, gamma=gamma, prediction_type=kind)
+        predicts, gamma = common.prediction_type, common.min_snr_gamma
+        wanted = gaussian.target(examples.latents, examples.noise, timesteps, products, predicts)  # (B, N, 4, h, w)
+        weight = gaussian.min_snr_weight(timesteps, products, gamma=gamma, prediction_type=predicts)
         losses = gaussian.denoising_loss(prediction, wanted, weight)  # (B, N), 0 after the end of a set
         first = 0 if common.predict_first else 1
         predicted = sent([length - first for length in examples.lengths], losses.device, torch.long)
@@ -239,8 +244,3 @@ class SetLoss:
         tokens = dino_tokens(self.encoder, pixels)  # (real, L, D)
         context = tokens.new_zeros(*images.shape[:2], *tokens.shape[1:])
         return context.index_put((rows, positions), tokens)  # (B, N-1, L, D)
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """bfloat16 where the parameters ask for it and the device has it."""
-        has_it = device.type != "cuda" or torch.cuda.is_bf16_supported()
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.common.precision == "bfloat16" and has_it)

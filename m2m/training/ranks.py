@@ -67,25 +67,24 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         UserError: the environment tells of several processes, but not where they meet, or they do not come; so it is
             where a launcher's variables were left over.
     """
-    own = torch.device(device)
-    if not dist.is_initialized() and _launched_count() == 1:
+    own, joined = torch.device(device), dist.is_initialized()
+    if not joined and _launched_count() == 1:
         yield Ranks(device=own)
         return
     if own.type == "cuda":
         own = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
         torch.cuda.set_device(own)
-    if dist.is_initialized():
-        yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
-        return
-    try:
-        store, rank, count = next(rendezvous("env://", timeout=JOIN_PATIENCE))
-    except (ValueError, RuntimeError) as error:
-        raise _not_joined(f"the processes did not come together ({str(error).splitlines()[0]})") from error
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
+    if not joined:
+        try:
+            store, rank, count = next(rendezvous("env://", timeout=JOIN_PATIENCE))
+        except (ValueError, RuntimeError) as error:
+            raise _not_joined(f"the processes did not come together ({str(error).splitlines()[0]})") from error
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=own)
     finally:
-        dist.destroy_process_group()
+        if not joined:
+            dist.destroy_process_group()
 
 
 def _launched_count() -> int:

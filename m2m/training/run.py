@@ -26,13 +26,12 @@ from m2m.progress import progress
 from m2m.runtime import Runtime
 from m2m.seeds import derive
 from m2m.tracking import NullTracker, Run
-from m2m.training.card import Parent, model_card
-from m2m.training.checkpoints import Checkpoints
+from m2m.training.card import model_card
 from m2m.training.loop import Batches, train_steps
 from m2m.training.loss import Examples, SetLoss
 from m2m.training.ranks import Ranks, joined_ranks
 from m2m.training.start import freeze_slots, start_from_captions
-from m2m.training.state import Ema, NotFiniteError, Point, TrainState, is_due
+from m2m.training.state import Checkpoints, Ema, NotFiniteError, Point, TrainState, is_due
 from m2m.workers import ALONE, Workers
 
 PREVIEW_STEPS = 10
@@ -50,7 +49,7 @@ def train_model(
     params: TrainVariant,
     *,
     stage: Literal["train", "finetune"],
-    parents: Sequence[Parent],
+    parents: Sequence[Path],
     task: Task | None = None,
     out: Path,
     curve: Path,
@@ -73,11 +72,12 @@ def train_model(
         UserError: the parameters ask for more than the dataset has, the loss is not finite, the store or the disk
             refuses.
     """
-    variant = pipeline.unet.variant
+    variant, digests = pipeline.unet.variant, {folder: folder_digest(folder) for folder in parents}
     tags = {"variant": variant, **({"task": task} if task else {})}
     name = "-".join([stage, *tags.values()])
     parameters = {**common.model_dump(mode="json"), **params.model_dump(mode="json")}
-    made_from = {"foundation" if stage == "train" else "parent": {one.name: one.digest for one in parents}}
+    of_parents = {folder.name: digest for folder, digest in digests.items()}
+    made_from = {"foundation" if stage == "train" else "parent": of_parents}
     key = {"run": name, "parameters": parameters, "manifest": data.digest, "made from": made_from}
     key |= {"device": runtime.device_type, "code": code_digest(f"m2m.stages.{stage}")}
     checkpoints = Checkpoints.of(runtime.work / name, key)
@@ -96,8 +96,7 @@ def train_model(
         if ranks.is_first:
             held_out = HeldOut(pipeline, batches.loss, ImageSets(runtime.store, data, "validation"))
         if isinstance(params, TrainDino) and params.caption_start and checkpoints.latest() is None:
-            parent, count = parents[0].folder, params.caption_start
-            start_from_captions(pipeline, parent, batches.sets, count=count, seed=common.seed)
+            start_from_captions(pipeline, parents[0], batches.sets, count=params.caption_start, seed=common.seed)
         state = start_or_resume(pipeline.unet, batches, checkpoints)
         with (runtime.tracker if ranks.is_first else NullTracker()).run(
             name, stage=stage, tags={**tags, "manifest": data.digest}, resume_key=checkpoints.tracking_key
@@ -108,16 +107,16 @@ def train_model(
             record.dataset(data.kind, source=runtime.store.uri, digest=data.digest, context="training", sets=data.sets)
             train(name, state, batches, ranks, held_out, checkpoints, record, runtime.workers)
             if ranks.is_first:
+                seen = state.images_seen
                 card = model_card(
-                    variant,
-                    task=task,
-                    images_seen=state.images_seen,
-                    parameters=parameters,
-                    manifest=data,
-                    parents=parents,
+                    variant, task, images_seen=seen, parameters=parameters, manifest=data, parents=digests
                 )
-                with state.ema.applied():
-                    write_model(pipeline, out, card=card)
+                # Where it was loaded from on this machine is nobody's business, and would differ between machines.
+                pipeline.vae.register_to_config(_name_or_path="")
+                with state.ema.applied(), new_folder(out) as draft:
+                    pipeline.save_pretrained(draft, safe_serialization=True)
+                    (draft / "README.md").write_text(card, encoding="utf-8")
+                    write_digests(draft)
                 write_atomically(curve, state.curve.to_csv().encode())
                 record.tags({"model": folder_digest(out)})
                 record.artifact(curve)
@@ -143,14 +142,9 @@ def start_or_resume(network: ImageSetUNet, batches: Batches, checkpoints: Checkp
     context = network.context_parameters()
     new = set(context)
     carried = [parameter for parameter in network.parameters() if parameter not in new]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": carried, "peak": params.learning_rate},
-            {"params": context, "peak": params.context_learning_rate},
-        ],
-        weight_decay=common.weight_decay,
-        fused=True,
-    )
+    groups = [{"params": carried, "peak": params.learning_rate}]
+    groups += [{"params": context, "peak": params.context_learning_rate}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=common.weight_decay, fused=True)
     state = TrainState(network=network, optimizers=(optimizer,), ema=Ema(network, decay=common.ema.decay))
     if (checkpoint := checkpoints.latest()) is not None:
         state.load(checkpoint)
@@ -236,9 +230,8 @@ class HeldOut:
     def __init__(self, pipeline: M2MPipeline, loss: SetLoss, sets: ImageSets) -> None:
         common = loss.common
         if not len(sets):
-            raise UserError(
-                f"the manifest has no validation sets, which previews and the held-out loss need; {MADE_AGAIN}"
-            )
+            text = "the manifest has no validation sets, which previews and the held-out loss need"
+            raise UserError(f"{text}; {MADE_AGAIN}")
         shown = [sets[index] for index in range(min(common.preview_sets, len(sets)))]
         examples = [
             loss.draws.example(one, range(min(common.set_size, len(one.images))), key=("held out", place))
@@ -273,21 +266,5 @@ class HeldOut:
                 return_dict=False,
             )
         rows = [([given], pictures) for given, pictures in zip(self._given, drawn, strict=True)]
-        return {
-            **{f"preview/{place:02}": contact_sheet([row]) for place, row in enumerate(rows)},
-            "preview/all": contact_sheet(rows),
-        }
-
-
-def write_model(pipeline: M2MPipeline, out: Path, *, card: str) -> None:
-    """Makes `out` the pipeline's folder, whole or not at all; the same weights and card give the same bytes.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    # Where it was loaded from on this machine is nobody's business, and would differ between machines.
-    pipeline.vae.register_to_config(_name_or_path="")
-    with new_folder(out) as draft:
-        pipeline.save_pretrained(draft, safe_serialization=True)
-        (draft / "README.md").write_text(card, encoding="utf-8")
-        write_digests(draft)
+        previews = {f"preview/{place:02}": contact_sheet([row]) for place, row in enumerate(rows)}
+        return previews | {"preview/all": contact_sheet(rows)}

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model
 
 from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
 from m2m.diffusion.gaussian import add_noise, alphas_cumprod
 from m2m.diffusion.sampler import make_scheduler
 from m2m.diffusion.stable_diffusion import StableDiffusion
-from m2m.errors import UserError
 from m2m.files import check_digests, reading_foundation
 from m2m.models.context import dino_pixels, dino_tokens
 from m2m.models.pose import POSE_DIM
@@ -26,6 +23,7 @@ from m2m.models.unet import ImageSetUNet
 from m2m.params import Encoder, FrozenPart, TrainCommon, Variant
 from m2m.pipeline import M2MPipeline
 from m2m.seeds import generator, normal
+from m2m.training.loss import latents_of
 
 ENCODERS: Mapping[Encoder, tuple[Any, Any]] = {
     "dino": (Dinov2Model, BitImageProcessorPil),
@@ -182,7 +180,8 @@ def _read(
     for start in range(0, count, SETS_AT_ONCE):
         members = [sets[index] for index in range(start, min(start + SETS_AT_ONCE, count))]
         draws = generator(seed, "caption start", start)
-        latents = torch.stack([torch.from_numpy(_latents(one)) for one in members]).to(device)  # (B, I, 4, h, w)
+        of_members = np.stack([latents_of(one, pipeline.latent_shape)[:IMAGES_READ] for one in members])
+        latents = torch.from_numpy(of_members).to(device)  # (B, I, 4, h, w)
         images = np.concatenate([one.images[:IMAGES_READ] for one in members])  # (B·I, H, W, 3)
         pixels = dino_pixels(torch.from_numpy(images).permute(0, 3, 1, 2).to(device), pipeline.feature_extractor)
         tokens = dino_tokens(pipeline.image_encoder, pixels).double()  # (B·I, L, context_dim)
@@ -194,20 +193,9 @@ def _read(
         noisy, times = add_noise(latents, noise, timesteps, products).flatten(0, 1), timesteps.flatten()
         texts = parent.embed([one.caption for one in members]).repeat_interleave(latents.shape[1], dim=0)
         captions.append(parent.attended(noisy, times, texts, blocks))
-    images_per_set = latents.shape[1]
-    each, centre = torch.cat(pooled), torch.cat(pooled).mean(dim=0)
-    said = {
-        block: torch.cat([part[block] for part in captions]).view(count, images_per_set, -1).mean(dim=1)
-        for block in blocks
-    }
-    return (
-        each.float(),
-        (moment / tokens_seen - centre[:, None] * centre).float(),
-        {block: of_sets.repeat_interleave(images_per_set, dim=0) for block, of_sets in said.items()},
-    )
-
-
-def _latents(image_set: ImageSet) -> npt.NDArray[np.float32]:
-    if image_set.latents is None:
-        raise UserError(f"set {image_set.id} has no latents; make the dataset with the same foundation")
-    return image_set.latents[:IMAGES_READ]
+    images_per_set, each = latents.shape[1], torch.cat(pooled)
+    centre, said = each.mean(dim=0), {}
+    for block in blocks:
+        of_sets = torch.cat([part[block] for part in captions]).view(count, images_per_set, -1).mean(dim=1)
+        said[block] = of_sets.repeat_interleave(images_per_set, dim=0)
+    return each.float(), (moment / tokens_seen - centre[:, None] * centre).float(), said

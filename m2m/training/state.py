@@ -1,28 +1,37 @@
-"""All that a training run is at one moment, and how it is written down: safetensors and JSON, never a pickle.
+"""All that a training run is at one moment, and how it is kept between kills: safetensors and JSON, never a pickle.
 
-The weights and their moving average, the optimizers' moments, the curve; and the clock, which is images seen.
+The weights and their moving average, the optimizers' moments, the curve; and the clock, which is images seen. At any
+moment there is one good checkpoint, once there was one.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from m2m.errors import UserError
+from m2m.files import file_digest, new_folder, write_atomically
 from m2m.training.ranks import Ranks
 
 FILES = ("state.safetensors", "state.json")
 WEIGHTS, AVERAGES, OPTIMIZER = "weights/", "averages/", "optimizer/"
+SEAL = "seal.json"
+"""Holds the SHA-256 of a checkpoint's files; a folder without it is no checkpoint."""
+TRACKING = "tracking"
+"""Holds the key by which the tracker goes on with the same run."""
 
 
 def learning_rate(
@@ -103,15 +112,14 @@ class Point:
         return {name: value for name, value in asdict(self).items() if name != "images_seen"}
 
 
+@dataclass(eq=False)
 class NotFiniteError(Exception):
     """A step's loss or gradient was NaN or infinite."""
 
-    def __init__(self, *, images_seen: int, positions: Sequence[int]) -> None:
-        super().__init__(f"not finite at {images_seen} images")
-        self.images_seen = images_seen
-        """The clock after the step."""
-        self.positions = tuple(positions)
-        """The places in the global batch of the sets to blame: of all of them if only the gradient was not finite."""
+    images_seen: int
+    """The clock after the step."""
+    positions: tuple[int, ...]
+    """The places in the global batch of the sets to blame: of all of them if only the gradient was not finite."""
 
 
 @dataclass
@@ -143,17 +151,15 @@ class Curve:
         all_losses = ranks.gather(torch.stack(losses)).double().cpu()  # (steps, sets of all ranks)
         all_norms = torch.stack(norms).double().cpu()  # (steps,)
         for images_seen, step_losses, norm in zip(steps, all_losses, all_norms, strict=True):
-            if not step_losses.isfinite().all():
-                positions = (~step_losses.isfinite()).nonzero()[:, 0].tolist()
-                raise NotFiniteError(images_seen=images_seen, positions=positions)
-            if not norm.isfinite():
-                raise NotFiniteError(images_seen=images_seen, positions=range(len(step_losses)))
+            bad = ~step_losses.isfinite()
+            if bad.any() or not norm.isfinite():
+                blamed = bad if bad.any() else torch.ones_like(bad)
+                raise NotFiniteError(images_seen, tuple(blamed.nonzero()[:, 0].tolist()))
             self.since.append((step_losses.mean().item(), norm.item()))
 
     def close(self, *, images_seen: int, learning_rate: float, held_out_loss: float) -> Point:
         """Makes a point of the settled steps since the last one."""
-        losses, norms = zip(*self.since, strict=True)
-        loss, grad_norm = (math.fsum(values) / len(values) for values in (losses, norms))
+        loss, grad_norm = (math.fsum(values) / len(values) for values in zip(*self.since, strict=True))
         point = Point(images_seen, loss, grad_norm, learning_rate, held_out_loss)
         self.points.append(point)
         self.since = []
@@ -210,24 +216,20 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Writes ``state.safetensors`` and ``state.json`` into an existing folder. The curve must be settled."""
-        tensors, counters = (folder / name for name in FILES)
-        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, tensors)
-        counters.write_text(json.dumps(self.counters(), indent=1) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, folder / FILES[0])
+        (folder / FILES[1]).write_text(json.dumps(self.counters(), indent=1) + "\n")
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Becomes what `save` wrote, to the bit. The network must have the same parameters."""
-        tensors = load_file(folder / "state.safetensors")
-        counters = json.loads((folder / "state.json").read_text())
+        tensors, counters = load_file(folder / FILES[0]), json.loads((folder / FILES[1]).read_text())
         self.network.load_state_dict(_under(WEIGHTS, tensors))
         for name, average in _under(AVERAGES, tensors).items():
             self.ema.tensors[name].copy_(average)
-        moved_by = {
-            weight: each for each in self.optimizers for group in each.param_groups for weight in group["params"]
-        }
+        moved_by = {weight: one for one in self.optimizers for group in one.param_groups for weight in group["params"]}
         parameters = dict(self.network.named_parameters())
         for key, tensor in _under(OPTIMIZER, tensors).items():
-            slot, name = key.split("/", 1)
+            slot, _, name = key.partition("/")
             weight = parameters[name]
             # A copy: what is mapped from a file does not begin where torch would have it begin.
             moved_by[weight].state[weight][slot] = tensor.to(weight.device, copy=True)
@@ -241,3 +243,74 @@ class TrainState:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, each a folder named after the images seen.
+
+    The run's own folder is named after what determines the run, so a checkpoint of other parameters, data or code is
+    never loaded, nor is it removed: that run may be under way, in another process.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, work: Path, determined_by: Mapping[str, Any]) -> Self:
+        """Those of the run that is determined by JSON-like values: parameters, digests and the kind of device."""
+        canonical = json.dumps(determined_by, sort_keys=True, separators=(",", ":"))
+        return cls(work / hashlib.sha256(canonical.encode()).hexdigest()[:16])
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, if there is any.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        seal = max(self.folder.glob(f"[0-9]*/{SEAL}"), default=None)
+        if seal is None:
+            return None
+        try:
+            digests = dict(json.loads(seal.read_bytes()))
+            damaged = next((name for name in FILES if file_digest(seal.with_name(name)) != digests.get(name)), None)
+        except (OSError, ValueError, TypeError, RecursionError):
+            damaged = SEAL
+        if damaged:
+            raise UserError(
+                f"{seal.with_name(damaged)}: damaged, its SHA-256 is not the one in {SEAL}; "
+                f"remove {seal.parent} to train from the start"
+            )
+        return seal.parent
+
+    def of_other_runs(self) -> list[Path]:
+        """The folders of other runs that were not finished."""
+        return sorted(path for path in self.folder.parent.glob("*/") if path != self.folder)
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state; only when all of it is on the disk under its name are older checkpoints removed.
+
+        Raises:
+            UserError: the disk refuses; the older checkpoint stays.
+        """
+        new = self.folder / f"{state.images_seen:012}"
+        with new_folder(new) as draft:
+            state.save(draft)
+            digests = {path.name: file_digest(path) for path in sorted(draft.iterdir())}
+            write_atomically(draft / SEAL, json.dumps(digests, indent=1).encode())
+        for older in set(self.folder.glob("[0-9]*/")) - {new}:
+            (older / SEAL).unlink(missing_ok=True)  # first, so that a kill in the middle leaves no half of a checkpoint
+            shutil.rmtree(older)
+
+    @property
+    def tracking_key(self) -> str | None:
+        """`Run.id` of the run so far."""
+        path = self.folder / TRACKING
+        return path.read_text(errors="replace") if path.exists() else None
+
+    def keep_tracking_key(self, key: str) -> None:
+        """Lets the run go on under the same key after a kill, from its very start."""
+        write_atomically(self.folder / TRACKING, key.encode())
+
+    def clear(self) -> None:
+        """Removes all of it: the run has handed over what it made."""
+        shutil.rmtree(self.folder, ignore_errors=True)

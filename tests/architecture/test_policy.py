@@ -69,8 +69,8 @@ def test_the_command_line() -> None:
         "sampling": "--foundation --metrics --models --params --plots",
         "report": "--manifest --out --params",
         "verify": "",
-        "sample": "--azimuth --context-timestep --elevation --given-azimuth --given-elevation --guidance-scale "
-        "--images --model --num-images --out --seed --solver --steps --task",
+        "sample": "--azimuth --context-timestep --drawn-context --elevation --given-azimuth --given-elevation "
+        "--guidance-scale --images --model --num-images --out --seed --solver --steps --task",
         "render": "--out --seed --size --views",
         "lineage": "--json",
         "plan": "--bytes-per-image --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "

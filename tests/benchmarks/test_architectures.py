@@ -12,7 +12,7 @@ from benchmarks.datasets import rows
 from benchmarks.sampling import draw, image_set_pipeline
 from benchmarks.setting import Setting
 from benchmarks.training import operations_of_step, our_steps
-from m2m.models.unet import Variant
+from m2m.params import Variant
 from m2m.params_file import load_params
 
 ROOT = Path(__file__).parents[2]

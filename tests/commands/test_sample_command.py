@@ -96,6 +96,37 @@ def test_the_contact_sheet_shows_all_in_order(model: Path, pictures: list[str]) 
         assert shown.tobytes() == last.resize((side, side), Image.Resampling.NEAREST).tobytes()
 
 
+def test_how_many_drawn_pictures_later_ones_read(
+    model: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that changes in the pictures, the pipeline's own tests tell: here it has to arrive, and to be noted."""
+    from m2m.pipeline import M2MPipeline
+
+    asked, draw = [], M2MPipeline.__call__
+
+    def remember(self: M2MPipeline, *args: Any, **options: Any) -> Any:
+        asked.append(options["drawn_context"])
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(M2MPipeline, "__call__", remember)
+    ask = ["--model", model, "--images", *pictures, "--num-images", 1]
+    for words in ([], ["--drawn-context", "all"], ["--drawn-context", 2]):
+        result = sample(*ask, *words)
+        assert result.exit_code == 0, result.output
+        with Image.open("out/001.png") as first:
+            note = json.loads(first.text["m2m"])
+        assert note["drawn_context"] == asked[-1]
+        assert f"--drawn-context {words[-1] if words else 'all'} " in note["command"]
+    assert asked == [None, None, 2]
+
+
+@pytest.mark.parametrize("number", ["-1", "many", "1.5"])
+def test_a_number_of_drawn_pictures_that_there_cannot_be(number: str, pictures: list[str]) -> None:
+    result = sample("--images", *pictures, "--drawn-context", number)
+    assert result.exit_code == 2
+    assert "is no number of drawn pictures; expected 0, 1" in result.stderr
+
+
 def test_views_are_drawn_from_where_they_are_asked_for_and_turn(views_model: Path, pictures: list[str]) -> None:
     ask = ["--model", views_model, "--task", "nvs", "--images", *pictures, "--given-azimuth", 45, "--elevation", 5]
     result = sample(*ask, "--azimuth", 30, "--azimuth", -60.5)

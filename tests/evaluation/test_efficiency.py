@@ -27,8 +27,8 @@ from m2m.evaluation.efficiency import (
     time_after_images,
 )
 from m2m.models.image_set_attention import ContextCache, ImageSetAttention, Window
-from m2m.models.unet import ImageSetUNet, Variant
-from m2m.params import SamplingParams
+from m2m.models.unet import ImageSetUNet
+from m2m.params import SamplingParams, Variant
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline
 from m2m.training.start import from_stable_diffusion

@@ -14,7 +14,7 @@ from m2m.errors import UserError
 from m2m.foundation import fit as module
 from m2m.foundation.fit import EMA_DECAY, WARMUP, fit
 from m2m.params import Fit
-from m2m.training.checkpoints import Checkpoints
+from m2m.training.state import Checkpoints
 
 PROGRAM = Path(__file__).with_name("fit_until_killed.py")
 FEW = Fit(images=40, batch_size=4, learning_rate=0.01)

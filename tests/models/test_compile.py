@@ -11,7 +11,8 @@ from torch import Tensor
 
 from m2m.models.image_set_attention import ContextCache, Window
 from m2m.models.pose import POSE_DIM, Viewpoints
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant
+from m2m.models.unet import ContextImages, ImageSetUNet
+from m2m.params import Variant
 
 SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2m.models.image_set_attention import ContextCache, Window
-from m2m.models.unet import ContextImages, ImageSetUNet, Variant, empty_prompt
+from m2m.models.unet import ContextImages, ImageSetUNet, empty_prompt
+from m2m.params import Variant
 from tests.drawing import leave_the_start
 
 SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24

@@ -21,7 +21,7 @@ from m2m.params import TrainCommon, TrainVariant
 from m2m.runtime import Runtime
 from m2m.stages import train as stage
 from m2m.store import LocalStore
-from m2m.training import checkpoints, loop, run
+from m2m.training import loop, run, state
 
 
 def die() -> None:
@@ -31,7 +31,7 @@ def die() -> None:
 def arrange(moment: str, counter: Path) -> None:
     """Notes the steps in a file, and kills the process at a moment: ``step 3``, ``saving 72`` or ``replacing 72``."""
     event, _, at = moment.partition(" ")
-    save, remove = checkpoints.TrainState.save, checkpoints.shutil.rmtree
+    save, remove = state.TrainState.save, state.shutil.rmtree
 
     def counted(*arguments: Any) -> Iterator[int]:
         for step in loop.train_steps(*arguments):
@@ -41,9 +41,9 @@ def arrange(moment: str, counter: Path) -> None:
                 die()
             yield step
 
-    def half_saved(state: checkpoints.TrainState, folder: Path) -> None:
-        save(state, folder)
-        if event == "saving" and state.images_seen == int(at):
+    def half_saved(moment: state.TrainState, folder: Path) -> None:
+        save(moment, folder)
+        if event == "saving" and moment.images_seen == int(at):
             (folder / "state.safetensors").write_bytes(b"half")
             die()
 
@@ -53,8 +53,8 @@ def arrange(moment: str, counter: Path) -> None:
         remove(path, *arguments, **options)
 
     run.train_steps = counted
-    checkpoints.TrainState.save = half_saved
-    checkpoints.shutil.rmtree = not_removed
+    state.TrainState.save = half_saved
+    state.shutil.rmtree = not_removed
 
 
 def work(launch: dict[str, Any], rank: int, port: int) -> None:

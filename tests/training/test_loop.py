@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
 from m2m.tracking import NullTracker
-from m2m.training.checkpoints import Checkpoints
-from m2m.training.loop import STEPS_AHEAD, Batches, made_ahead, train_steps
+from m2m.training.loop import Batches, train_steps
 from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
 from m2m.training.run import HeldOut, start_or_resume, train
 from m2m.training.start import from_stable_diffusion as start
-from m2m.training.state import TrainState
+from m2m.training.state import Checkpoints, TrainState
 from m2m.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
@@ -257,39 +255,3 @@ def test_a_step_waits_for_nothing_of_a_gpu(make: Made, name: str) -> None:
         steps.close()  # type: ignore[attr-defined]
     state.curve.settle(Ranks(device=device))
     assert len(state.curve.since) == 3
-
-
-def test_batches_come_in_order_and_not_too_far_ahead() -> None:
-    made: list[int] = []
-
-    def make(step: int) -> int:
-        made.append(step)
-        return step * step
-
-    batches = made_ahead(make, range(3, 10))
-    assert next(batches) == 9
-    assert next(batches) == 16
-    assert len(made) <= 2 + STEPS_AHEAD
-    assert list(batches) == [step * step for step in range(5, 10)]
-    assert made == list(range(3, 10))
-    assert list(made_ahead(make, range(0))) == []
-
-
-def test_an_error_in_the_making_is_raised_where_the_batch_is_wanted() -> None:
-    def make(step: int) -> int:
-        if step == 2:
-            raise UserError("shard is damaged")
-        return step
-
-    batches = made_ahead(make, range(9))
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(UserError, match="shard is damaged"):
-        next(batches)
-
-
-def test_leaving_early_ends_the_thread() -> None:
-    before = threading.active_count()
-    batches = made_ahead(lambda step: step, range(100))
-    next(batches)
-    batches.close()
-    assert threading.active_count() == before

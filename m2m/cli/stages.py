@@ -1,30 +1,106 @@
-"""The stages that make models, measure and show them, one command each."""
+"""The stages of the pipeline, one command each."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from m2m.cli.options import (
-    FOUNDATION,
-    MANIFEST,
-    PARAMS,
-    FoundationFolder,
-    ManifestFile,
-    ParamsFile,
-    VariantOption,
-    read_params,
-    task_manifest,
-)
-from m2m.cli.program import app
+from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, FoundationFolder, ParamsFile, app
 from m2m.machine import Machine
 from m2m.params import EvaluatedTask, Task, Variant
+from m2m.params_file import load_params
 
-ABLATIONS = Path("ablations/results")
-SAMPLING = Path("metrics/sampling.json")
+if TYPE_CHECKING:
+    from m2m.manifest import Manifest
+
+VariantOption = Annotated[Variant, typer.Option("--variant", help="What encodes the preceding images.")]
+ManifestFile = Annotated[Path, typer.Option("--manifest", help="Manifest of the MIS dataset.")]
+MadeManifest = Annotated[Path, typer.Option("--manifest", help="Manifest to write.")]
 TASKS = "nvs: novel views; vpg: visual procedures."
+CAPTIONS = Path("data/captions.parquet")
+SAMPLING = Path("metrics/sampling.json")
+ABLATIONS = Path("ablations/results")
+
+
+@app.command()
+def foundation(
+    params: ParamsFile = PARAMS, out: Annotated[Path, typer.Option(help="Folder to make.")] = FOUNDATION
+) -> None:
+    """Trains the small models on the embedded world, or fetches the published ones."""
+    wanted = load_params(params).foundation
+    machine = Machine("foundation", offline=wanted.source == "world")
+    from m2m.stages import foundation
+
+    foundation.run(wanted, out=out, work=machine.settings.work, device=machine.device(), processes=machine.threads())
+    published = ", perceptual" if wanted.source == "hub" else ""
+    typer.echo(f"{out}: stable-diffusion, dino, clip, inception{published}")
+
+
+@app.command()
+def captions(params: ParamsFile = PARAMS, out: Annotated[Path, typer.Option(help="File to make.")] = CAPTIONS) -> None:
+    """Writes the captions that the image sets will be drawn from."""
+    wanted = load_params(params).captions
+    Machine("captions")
+    from m2m.stages import captions
+
+    made = captions.run(wanted, out=out)
+    counts = f"{made.train} captions for training, {made.validation} for validation, {made.test} for the test"
+    typer.echo(f"{out}: {counts}, {made.bad} lines left out")
+
+
+@app.command()
+def generate(
+    params: ParamsFile = PARAMS,
+    captions: Annotated[Path, typer.Option(help="What to draw.")] = CAPTIONS,
+    foundation: FoundationFolder = FOUNDATION,
+    manifest: MadeManifest = MANIFEST,
+) -> None:
+    """Draws a set of images for each caption, into the object store."""
+    wanted = load_params(params).generate
+    machine = Machine("generate")
+    from m2m.stages import generate
+
+    made = generate.run(
+        wanted,
+        captions=captions,
+        stable_diffusion=foundation / "stable-diffusion",
+        inception=foundation / "inception",
+        manifest=manifest,
+        runtime=machine.runtime(),
+    )
+    _tell(manifest, made)
+
+
+@app.command()
+def views(
+    params: ParamsFile = PARAMS,
+    foundation: FoundationFolder = FOUNDATION,
+    manifest: MadeManifest = Path("data/nvs.json"),
+) -> None:
+    """Makes the sets of novel view synthesis, objects seen by many cameras, in the object store."""
+    wanted = load_params(params).views
+    machine = Machine("views")
+    from m2m.stages import views
+
+    weights = foundation / "stable-diffusion"
+    _tell(manifest, views.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime()))
+
+
+@app.command()
+def procedures(
+    params: ParamsFile = PARAMS,
+    foundation: FoundationFolder = FOUNDATION,
+    manifest: MadeManifest = Path("data/vpg.json"),
+) -> None:
+    """Makes the sets of visual procedure generation, pictures step after step, in the object store."""
+    wanted = load_params(params).procedures
+    machine = Machine("procedures")
+    from m2m.stages import procedures
+
+    weights = foundation / "stable-diffusion"
+    _tell(manifest, procedures.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime()))
 
 
 @app.command()
@@ -37,7 +113,7 @@ def train(
     curve: Annotated[Path | None, typer.Option(help="CSV to write; reports/train-VARIANT.csv.")] = None,
 ) -> None:
     """Trains one variant; the same command resumes. On several GPUs: torchrun --nproc-per-node N -m m2m.cli train …"""
-    wanted = read_params(params).train
+    wanted = load_params(params).train
     machine = Machine(f"train@{variant}")
     from m2m.stages import train
 
@@ -70,7 +146,7 @@ def finetune(
     curve: Annotated[Path | None, typer.Option(help="CSV to write; reports/finetune-VARIANT-TASK.csv.")] = None,
 ) -> None:
     """Fine-tunes a trained variant to a task; the same command resumes. On several GPUs as train."""
-    wanted = read_params(params)
+    wanted = load_params(params)
     item = f"{variant}-{task}"
     machine = Machine(f"finetune@{item}")
     from m2m.stages import finetune
@@ -81,7 +157,7 @@ def finetune(
         task,
         variant,
         wanted.finetune.of(task),
-        manifest=manifest or task_manifest(task),
+        manifest=manifest or Path(f"data/{task}.json"),
         model=foundation if from_scratch else model or Path(f"models/m2m-{variant}"),
         scratch=wanted.train.common if from_scratch else None,
         out=out,
@@ -105,7 +181,7 @@ def evaluate(
 ) -> None:
     """Measures a model on the test sets, as the paper does, and registers it."""
     item = _item(variant, task)
-    wanted = read_params(params).evaluate
+    wanted = load_params(params).evaluate
     machine = Machine(f"evaluate@{item}")
     from m2m.stages import evaluate
 
@@ -136,7 +212,7 @@ def sampling(
     plots: Annotated[Path, typer.Option(help="Folder to fill.")] = Path("reports/sampling"),
 ) -> None:
     """Measures what an image costs by how many were given, beside Stable Diffusion."""
-    wanted = read_params(params).sampling
+    wanted = load_params(params).sampling
     machine = Machine("sampling")
     from m2m.stages import sampling
 
@@ -160,7 +236,7 @@ def report(
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("reports/index.html"),
 ) -> None:
     """Writes one page with tables beside the paper's, curves and galleries of both variants."""
-    wanted = read_params(params).report
+    wanted = load_params(params).report
     Machine("report")
     from m2m.stages import report
 
@@ -178,6 +254,13 @@ def report(
     ]
     report.run(wanted, items=items, sampling=SAMPLING, manifest=manifest, out=out)
     typer.echo(str(out))
+
+
+def _tell(manifest: Path, made: Manifest) -> None:
+    """How large a dataset is."""
+    sets = ", ".join(f"{count} {split} sets" for split, count in made.sets.items())
+    most = "up to " if made.kind == "vpg" else ""
+    typer.echo(f"{manifest}: {sets} of {most}{made.images_per_set} images in {len(made.shards)} shards")
 
 
 def _item(variant: Variant, task: EvaluatedTask) -> str:
