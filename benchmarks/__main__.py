@@ -17,8 +17,8 @@ from benchmarks.architectures import random_foundation, resized
 from benchmarks.rows import RESULTS, Row, read, renewed, table, write
 from benchmarks.setting import Setting
 from m2m.evaluation.efficiency import hardware
-from m2m.machine import Machine
 from m2m.params_file import load_params
+from m2m.runtime import Machine
 
 FOUNDATION = Path("models/foundation")
 PIXELS = (512, 256)

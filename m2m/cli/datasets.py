@@ -19,7 +19,7 @@ from m2m.cli.options import (
     read_params,
 )
 from m2m.cli.program import app
-from m2m.machine import Machine
+from m2m.runtime import Machine
 
 if TYPE_CHECKING:
     from m2m.manifest import Manifest

@@ -19,8 +19,8 @@ from m2m.cli.options import (
     task_manifest,
 )
 from m2m.cli.program import app
-from m2m.machine import Machine
 from m2m.params import EvaluatedTask, Task, Variant
+from m2m.runtime import Machine
 
 ABLATIONS = Path("ablations/results")
 SAMPLING = Path("metrics/sampling.json")

@@ -9,8 +9,8 @@ import typer
 
 from m2m.cli.options import FOUNDATION, MANIFEST, FoundationFolder, profile_file, read_params, read_rates
 from m2m.cli.program import app
-from m2m.machine import Machine
 from m2m.params import SolverName, Task
+from m2m.runtime import Machine
 
 
 @app.command()
