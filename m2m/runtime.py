@@ -93,11 +93,10 @@ class Machine:
         import torch
 
         self.prepare_torch()
-        if self.settings.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"M2M_DEVICE is {self.settings.device}, but torch finds no GPU; unset it")
-        if self.settings.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.settings.device
+        device, on_gpu = self.settings.device, torch.cuda.is_available()
+        if device.startswith("cuda") and not on_gpu:
+            raise UserError(f"M2M_DEVICE is {device}, but torch finds no GPU; unset it")
+        return device if device != "auto" else "cuda" if on_gpu else "cpu"
 
     def threads(self) -> int:
         import torch
