@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from graphlib import TopologicalSorter
 from os import cpu_count
 from pathlib import Path
@@ -175,7 +175,7 @@ def in_turn(
             if _has_room(stage, running, room):
                 could_begin.remove(stage)
                 running.append(stage)
-                begin(stage).add_done_callback(lambda future, stage=stage: ended.put((stage, future)))
+                begin(stage).add_done_callback(partial(_put, ended, stage))
         if not running:
             if stopped:
                 return
@@ -188,6 +188,10 @@ def in_turn(
         order.done(stage.name)
         stopped = stopped or stops(future)
         yield stage, future
+
+
+def _put(ended: SimpleQueue[tuple[Stage, Future]], stage: Stage, future: Future) -> None:
+    ended.put((stage, future))
 
 
 @cache

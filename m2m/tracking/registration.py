@@ -153,7 +153,7 @@ def _lacks(figures: Mapping[str, float], require: Mapping[str, float]) -> str:
 def _figures(client: MlflowClient, version: ModelVersion) -> Mapping[str, float] | None:
     """The metrics of the run that registered a version; None if the run is gone, as after ``mlflow gc``."""
     run = unless("RESOURCE_DOES_NOT_EXIST", lambda: client.get_run(str(version.run_id)))
-    return run.data.metrics if run else None  # type: ignore[no-any-return]
+    return run.data.metrics if run else None
 
 
 def _beats(client: MlflowClient, ours: ModelVersion, theirs: ModelVersion, metric: str, better: str) -> bool:
