@@ -127,23 +127,21 @@ def is_made(row: Row) -> bool:
 
 def table_of(made: Iterable[Row]) -> str:
     """Markdown: what each row kept and left free, of all that is made."""
-    lines = ["| " + " | ".join(["row", "model", "seed", *(f"{count} given" for count in GIVEN), *ASPECTS]) + " |"]
-    lines.append("|---" * (3 + len(GIVEN) + len(ASPECTS)) + "|")
+    lines = [["row", "model", "seed", *(f"{count} given" for count in GIVEN), *ASPECTS]]
     for row in made:
         numbers = json.loads(row.result.read_text())
+        keys = [f"pattern_score/given={count}" for count in GIVEN]
+        keys += [f"{aspect}/given={numbers['given']}" for aspect in ASPECTS]
+        lines.append([row.name, row.variant, str(row.seed), *(_cell(numbers, key) for key in keys)])
+    head, *body = [f"| {' | '.join(line)} |\n" for line in lines]
+    return "".join([head, "|---" * len(lines[0]) + "|\n", *body])
 
-        def cell(key: str, numbers: Mapping[str, Any] = numbers) -> str:
-            if key not in numbers:
-                return "–"
-            value = f"{numbers[key]:.3f}"
-            if f"{key}/low" not in numbers:
-                return value
-            return f"{value} [{numbers[f'{key}/low']:.3f}, {numbers[f'{key}/high']:.3f}]"
 
-        scores = [cell(f"pattern_score/given={count}") for count in GIVEN]
-        aspects = [cell(f"{aspect}/given={numbers['given']}") for aspect in ASPECTS]
-        lines.append("| " + " | ".join([row.name, row.variant, str(row.seed), *scores, *aspects]) + " |")
-    return "\n".join(lines) + "\n"
+def _cell(numbers: Mapping[str, float], key: str) -> str:
+    value, low, high = (
+        f"{numbers[name]:.3f}" if name in numbers else "" for name in (key, f"{key}/low", f"{key}/high")
+    )
+    return f"{value} [{low}, {high}]" if low else value or "–"
 
 
 def main() -> None:

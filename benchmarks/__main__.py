@@ -17,8 +17,8 @@ from benchmarks.architectures import random_foundation, resized
 from benchmarks.rows import RESULTS, Row, read, renewed, table, write
 from benchmarks.setting import Setting
 from m2m.evaluation.efficiency import hardware
-from m2m.machine import Machine
 from m2m.params_file import load_params
+from m2m.runtime import Machine
 
 FOUNDATION = Path("models/foundation")
 PIXELS = (512, 256)
@@ -99,8 +99,6 @@ def tiny(device: str) -> Iterator[Setting]:
         device=device,
         foundation=FOUNDATION,
         precision="float32",
-        steps=25,
-        sets=4,
         sets_per_step={"self": 8, "dino": 8},
         set_size=6,
         repeats=9,
@@ -123,8 +121,6 @@ def paper(device: str, work: Path, pixels: Sequence[int]) -> Iterator[Setting]:
             device=device,
             foundation=folder,
             precision="bfloat16",
-            steps=25,
-            sets=4,
             sets_per_step={"self": 2, "dino": 4},
             set_size=8,
             repeats=2,

@@ -124,17 +124,14 @@ def reading(setting: Setting, shard: Path) -> Row:
         return sum(len(image_set.images) for _ in range(times) for image_set in read_shard(shard))
 
     def other() -> int:
-        return sum(len(_decoded(sample)[0]) for _ in range(times) for sample in _samples(shard))
+        samples = webdataset.WebDataset(str(shard), shardshuffle=False)
+        return sum(len(_decoded(sample)[0]) for _ in range(times) for sample in samples)
 
     assert ours() == other()
     amount = float(times * setting.sets * IMAGES_PER_SET)
     return setting.faster(
         f"reading/{setting.pixels}px", setting.seconds(ours, other), amounts=(amount, amount), unit="images/s"
     )
-
-
-def _samples(shard: Path) -> Iterator[dict[str, Any]]:
-    yield from webdataset.WebDataset(str(shard), shardshuffle=False)
 
 
 def _decoded(sample: dict[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[str, Any]]:

@@ -26,9 +26,9 @@ class Setting:
     device: str
     foundation: Path
     precision: Precision
-    steps: int
+    steps: int = 25
     """Of denoising."""
-    sets: int
+    sets: int = 4
     """Drawn at once, or in a shard."""
     sets_per_step: Mapping[Variant, int]
     """Trained on."""

@@ -18,10 +18,7 @@ BIN = Path(sys.executable).parent
 def rows(setting: Setting) -> Iterator[Row]:
     """Seconds of whole processes, against Python's own start. A pipeline is timed only where it is up to date."""
     nothing = (sys.executable, "-c", "pass")
-    works = {
-        "import": (sys.executable, "-c", "import m2m"),
-        "help": (sys.executable, "-m", "m2m.cli", "--help"),
-    }
+    works = {"import": (sys.executable, "-c", "import m2m"), "help": (sys.executable, "-m", "m2m.cli", "--help")}
     if _call(str(BIN / "dvc"), "status", "--quiet").returncode == 0:
         works["repro"] = (str(BIN / "dvc"), "repro")
     else:

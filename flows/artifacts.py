@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, cast, get_args
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
 from flows.record import Log
-from flows.stage import Progress
+from flows.stage import progress_in
 from m2m.page.tables import Numbers, Row, Table, pattern, quality
 from m2m.params import Variant
 
@@ -41,20 +41,17 @@ class Live:
 
     def say(self, line: str) -> None:
         """Shows a line, or moves the bar of which it tells."""
-        progress = Progress.of(line)
-        if progress is None:
+        if (progress := progress_in(line)) is None:
             if line:
                 self._log.info(line)
-        elif progress.what not in self._artifacts:
-            made = create_progress_artifact(
-                progress.percent, key=self._key, description=f"{progress.what}: {progress.text}"
-            )
-            self._artifacts[progress.what] = cast(UUID, made)  # a coroutine only where an event loop runs
-        elif progress.percent == 100 or time.monotonic() - self._updated > SECONDS_BETWEEN_UPDATES:
+            return
+        what, percent = progress
+        if what not in self._artifacts:
+            made = create_progress_artifact(percent, key=self._key, description=line)
+            self._artifacts[what] = cast(UUID, made)  # a coroutine only where an event loop runs
+        elif percent == 100 or time.monotonic() - self._updated > SECONDS_BETWEEN_UPDATES:
             self._updated = time.monotonic()
-            update_progress_artifact(
-                self._artifacts[progress.what], progress.percent, description=f"{progress.what}: {progress.text}"
-            )
+            update_progress_artifact(self._artifacts[what], percent, description=line)
 
 
 def read_metrics(checkout: Path) -> AllNumbers:
@@ -63,15 +60,15 @@ def read_metrics(checkout: Path) -> AllNumbers:
     return {variant: json.loads(file.read_text()) for variant, file in files.items() if file.exists()}
 
 
-def publish(
+def summary(
     checkout: Path,
     *,
     before: AllNumbers,
     unfinished: Mapping[str, State[Any]],
     links: Sequence[str],
     experiment: str | None,
-) -> None:
-    """Makes the markdown artifact ``summary``.
+) -> Iterator[str]:
+    """The paragraphs of the page that a flow run leaves.
 
     Args:
         before: the last run's numbers.
@@ -79,19 +76,6 @@ def publish(
         links: lines of markdown, to the MLflow runs.
     """
     numbers = read_metrics(checkout)
-    create_markdown_artifact(
-        "\n\n".join(_parts(checkout, numbers, before, unfinished, links, experiment)), key="summary"
-    )
-
-
-def _parts(
-    checkout: Path,
-    numbers: AllNumbers,
-    before: AllNumbers,
-    unfinished: Mapping[str, State[Any]],
-    links: Sequence[str],
-    experiment: str | None,
-) -> Iterator[str]:
     if unfinished:
         yield "## Not finished"
         yield "\n".join(f"- `{name}`: {state.message or state.name}" for name, state in unfinished.items())

@@ -59,6 +59,8 @@ def read_graph(checkout: Path) -> list[Stage]:
     Raises:
         UserError: dvc.yaml cannot be read.
     """
+    from networkx import lexicographical_topological_sort
+
     with opened(checkout) as repo:
         graph = repo.index.graph  # an edge goes from a stage to one that it depends on
         return [
@@ -69,7 +71,7 @@ def read_graph(checkout: Path) -> list[Stage]:
                 slot=(node.meta or {}).get("slot"),
                 alone=bool((node.meta or {}).get("alone")),
             )
-            for node in _upstream_first(graph)
+            for node in lexicographical_topological_sort(graph.reverse(copy=True), key=_name)
         ]
 
 
@@ -111,11 +113,8 @@ def select(stages: Sequence[Stage], targets: Collection[str], *, items: Collecti
     known = {stage.name for stage in stages} | {stage.group for stage in stages}
     if unknown := sorted(set(targets) - known):
         raise UserError(f"there is no stage {unknown[0]}; dvc.yaml has {', '.join(stage.name for stage in stages)}")
-    other_items = {
-        stage.name
-        for stage in stages
-        if items is not None and stage.item is not None and not set(stage.item.split("-")) & set(items)
-    }
+    of_items = {stage.name: set(stage.item.split("-")) for stage in stages if stage.item and items is not None}
+    other_items = {name for name, own in of_items.items() if not own & set(items or ())}
     dropped = with_descendants(stages, other_items)
     wanted = {stage.name for stage in stages if not targets or stage.matches(targets)} - dropped
     if not wanted:
@@ -157,7 +156,10 @@ def in_turn(
     by_name = {stage.name: stage for stage in stages}
     order = TopologicalSorter({stage.name: stage.parents for stage in stages})
     order.prepare()
-    steps_left = _steps_left(stages)
+    steps_left = {stage.name: 0 for stage in stages}  # of each, how many come after it, one after another
+    for stage in reversed(stages):
+        for parent in stage.parents:
+            steps_left[parent] = max(steps_left[parent], steps_left[stage.name] + 1)
     ended: SimpleQueue[tuple[Stage, Future]] = SimpleQueue()
     could_begin: list[Stage] = []
     running: list[Stage] = []
@@ -207,21 +209,6 @@ def _has_room(stage: Stage, running: Sequence[Stage], room: Callable[[str], int]
         return not running
     computing = sum(other.slot == stage.slot for other in running)
     return stage.slot is None or not computing or computing < room(stage.slot)
-
-
-def _steps_left(stages: Sequence[Stage]) -> dict[str, int]:
-    """Of each stage how many come after it, one after another."""
-    left = {stage.name: 0 for stage in stages}
-    for stage in reversed(stages):
-        for parent in stage.parents:
-            left[parent] = max(left[parent], left[stage.name] + 1)
-    return left
-
-
-def _upstream_first(graph: Any) -> Iterator[Any]:
-    from networkx import lexicographical_topological_sort
-
-    yield from lexicographical_topological_sort(graph.reverse(copy=True), key=_name)
 
 
 def _name(node: Any) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from prefect import flow, runtime, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -27,7 +28,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from flows.artifacts import Live, publish, read_metrics
+from flows.artifacts import Live, read_metrics, summary
 from flows.form import Form, make_form, profiles
 from flows.graph import ROOM_ASKED_EVERY, Stage, in_turn, read_graph, select, stages_at_once
 from flows.record import Log, recorded
@@ -88,30 +89,24 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> 
 @contextmanager
 def held_slots(stage: Stage, log: Log) -> Iterator[None]:
     """Takes the slots that a stage needs, when they are there, and gives them back."""
-    with ExitStack() as stack:
-        while slots := await_limit(stage, log):
-            try:
-                stack.enter_context(_occupied(str(stage.slot), slots, log))
-                break
-            except ConcurrencySlotAcquisitionError as error:
-                if getattr(getattr(error.__cause__, "response", None), "status_code", None) != MORE_THAN_THERE_ARE:
-                    raise
-                # Somebody lowered the limit while the stage waited: it is asked for anew.
-        yield
-
-
-@contextmanager
-def _occupied(limit: str, slots: int, log: Log) -> Iterator[None]:
-    """Slots while something runs. Prefect cannot take one back whose limit is 0 by then: its lease has to end."""
     done = False
-    try:
-        with concurrency(limit, occupy=slots):
-            yield
-            done = True
-    except PrefectHTTPStatusError as error:
-        if not done or error.response.status_code != CONFLICT:
-            raise
-        log.warning("the concurrency limit %s is 0: what this stage held comes back in some minutes", limit)
+    while slots := await_limit(stage, log):
+        try:
+            with concurrency(str(stage.slot), occupy=slots):
+                yield
+                done = True
+            return
+        except ConcurrencySlotAcquisitionError as error:
+            if getattr(getattr(error.__cause__, "response", None), "status_code", None) != MORE_THAN_THERE_ARE:
+                raise
+            # Somebody lowered the limit while the stage waited: it is asked for anew.
+        except PrefectHTTPStatusError as error:
+            if not done or error.response.status_code != CONFLICT:
+                raise
+            # Prefect cannot take slots back whose limit is 0 by then: their lease has to end.
+            log.warning("the concurrency limit %s is 0: what this stage held comes back in some minutes", stage.slot)
+            return
+    yield
 
 
 def await_limit(stage: Stage, log: Log) -> int:
@@ -221,7 +216,8 @@ def _run_all(
         states = {name: future.state for name, future in futures.items()}
         unfinished = {name: state for name, state in states.items() if not state.is_completed()}
         links = record.links([name for name, state in states.items() if state.name in REUSED])
-        publish(place.folder, before=before, unfinished=unfinished, links=links, experiment=place.experiment)
+        page = summary(place.folder, before=before, unfinished=unfinished, links=links, experiment=place.experiment)
+        create_markdown_artifact("\n\n".join(page), key="summary")
         if unfinished:
             failed = [name for name, state in unfinished.items() if isinstance(_exception(state), StageError)]
             raise UserError(f"{', '.join(failed or unfinished)} failed; nothing of an experiment is saved")

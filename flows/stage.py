@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -23,7 +22,7 @@ ADVICE = "To track the changes with git, run:"
 GRACE = 5.0
 """Seconds for a cancelled stage to end by itself, before it is killed."""
 
-_PROGRESS = re.compile(r"(?P<what>[\w@-]+): (?P<done>\d+)/(?P<total>\d+) (?P<rest>.*)")
+_PROGRESS = re.compile(r"(?P<what>[\w@-]+): (?P<done>\d+)/(?P<total>\d+) .*")
 
 
 class Verdict(Enum):
@@ -43,13 +42,7 @@ class UnansweredError(StageError):
 
 
 def run_stage(
-    name: str,
-    checkout: Path,
-    *,
-    children: Children,
-    env: Mapping[str, str],
-    force: bool,
-    say: Callable[[str], None],
+    name: str, checkout: Path, *, children: Children, env: Mapping[str, str], force: bool, say: Callable[[str], None]
 ) -> Verdict:
     """Runs one stage, whose parents are done, and gives each line of its output to `say`.
 
@@ -80,23 +73,16 @@ def run_stage(
     return verdict
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a line of a stage says of how far it is."""
+def progress_in(line: str) -> tuple[str, float] | None:
+    """Of what a line of a stage says how far it is, and per cent of it; None if the line says something else.
 
-    what: str
-    percent: float
-    text: str
-    """``4096/4928 images, 69 images/s, 0:12 left``"""
-
-    @classmethod
-    def of(cls, line: str) -> Progress | None:
-        """None if the line says something else."""
-        found = _PROGRESS.fullmatch(line)
-        if found is None or not int(found["total"]):
-            return None
-        percent = 100 * int(found["done"]) / int(found["total"])
-        return cls(found["what"], percent, line.partition(": ")[2])
+    >>> progress_in("generate: 2048/4096 images, 69 images/s, 0:12 left")
+    ('generate', 50.0)
+    """
+    found = _PROGRESS.fullmatch(line)
+    if found is None or not int(found["total"]):
+        return None
+    return found["what"], 100 * int(found["done"]) / int(found["total"])
 
 
 class Children:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import ProxyHandler, Request, build_opener
+
+from httpx2 import BasicAuth, HTTPError, request
 
 from m2m.errors import UserError
 from m2m.settings import TELEMETRY_OFF, sqlite_uri
@@ -87,7 +86,6 @@ def servers(stack: Stack) -> list[Server]:
 
 
 def _s3(stack: Stack) -> Server:
-    data = stack.home / "data" / "s3"
     beside_python = Path(sys.executable).with_name("rclone")
     rclone = str(beside_python) if beside_python.exists() else shutil.which("rclone")
     if rclone is None:
@@ -98,7 +96,7 @@ def _s3(stack: Stack) -> Server:
     return Server(
         name="s3",
         title="S3",
-        command=[rclone, "serve", "s3", str(data), *options],
+        command=[rclone, "serve", "s3", str(stack.home / "data" / "s3"), *options],
         at=stack.state,
         # Not as an argument: everybody on the machine can read those.
         environment={**clean_environment(), "RCLONE_AUTH_KEY": '"{},{}"'.format(*stack.keys)},
@@ -161,7 +159,9 @@ def _flows(stack: Stack) -> Server:
     def served(since: float) -> bool:
         status, answer = _ask(f"{api}/deployments/filter", {}, key=stack.prefect_key)
         # The database remembers the deployments of earlier starts; only this process asks for their work now.
-        return status == 200 and any(_seconds(deployment["last_polled"]) >= since for deployment in json.loads(answer))
+        polled = [deployment["last_polled"] for deployment in json.loads(answer)] if status == 200 else []
+        # As Prefect writes it, with its zone.
+        return any(moment and datetime.fromisoformat(moment).timestamp() >= since for moment in polled)
 
     return Server(
         name="flows",
@@ -203,22 +203,10 @@ def clean_environment() -> dict[str, str]:
 
 def _ask(address: str, body: Any = None, *, key: str = "") -> tuple[int, bytes]:
     """Status and content of an answer over HTTP; status 0 where nothing answers. A `body` is sent as JSON."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Authorization": f"Basic {base64.b64encode(key.encode()).decode()}"} if key else {}
-    request = Request(address, data=data, headers={"Content-Type": "application/json", **headers})
+    method, auth = "GET" if body is None else "POST", BasicAuth(*key.split(":", 1)) if key else None
     try:
         # No proxy that the environment may name stands between this machine and itself.
-        with build_opener(ProxyHandler({})).open(request, timeout=5) as answer:
-            return answer.status, answer.read()
-    except HTTPError as error:
-        with error:
-            return error.code, b""
-    except OSError:
+        answer = request(method, address, json=body, auth=auth, timeout=5, trust_env=False, follow_redirects=True)
+    except HTTPError:
         return 0, b""
-
-
-def _seconds(moment: str | None) -> float:
-    """Seconds since 1970 of a moment as Prefect writes it; 0 of none."""
-    if not moment:
-        return 0.0
-    return datetime.fromisoformat(moment).astimezone(UTC).timestamp()
+    return answer.status_code, answer.content

@@ -16,8 +16,8 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -106,15 +106,11 @@ def end(name: str, home: Path, *, leader: int | None, patience: float) -> int:
         patience: seconds that each is given before it is killed.
     """
     found = find(name, home)
-    first = {leader: found[leader]} if leader in found else found
-    _signal(first, kill=False)
-    _wait_until_none(name, home, patience, among=set(first))
-    _signal(find(name, home), kill=False)
-    _wait_until_none(name, home, patience)
+    _end(name, home, patience, among={leader} if leader in found else None)
+    _end(name, home, patience)
     # What is killed may have started something in its last moment.
-    while rest := find(name, home):
-        _signal(rest, kill=True)
-        _wait_until_none(name, home, 1.0)
+    while find(name, home):
+        _end(name, home, 1.0, kill=True)
     return len(found)
 
 
@@ -259,19 +255,13 @@ def _mark_of(process: Any) -> str | None:
     return None if process.pid == os.getpid() else mark
 
 
-def _signal(processes: Mapping[int, Any], *, kill: bool) -> None:
-    for process in processes.values():
-        try:
-            # psutil compares start times first, so that a number which changed hands meanwhile is left alone.
-            process.kill() if kill else process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-
-
-def _wait_until_none(name: str, home: Path, seconds: float, among: set[int] | None = None) -> None:
+def _end(name: str, home: Path, seconds: float, *, among: Container[int] | None = None, kill: bool = False) -> None:
+    """Asks processes of a server to end, or kills them, and waits some seconds until none of them is left."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        left = find(name, home)
-        if not (left if among is None else left.keys() & among):
-            return
+    for pid, process in find(name, home).items():
+        if among is None or pid in among:
+            with suppress(psutil.NoSuchProcess):
+                # psutil compares start times first, so that a number which changed hands meanwhile is left alone.
+                process.kill() if kill else process.terminate()
+    while any(among is None or pid in among for pid in find(name, home)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -25,16 +25,13 @@ def code_of(module: str) -> dict[str, Path]:
 
     root = module.partition(".")[0]
     graph = grimp.build_graph(root, cache_dir=None, exclude_type_checking_imports=True)
-    left_out = tuple(f"{root}.{name}." for name in LEFT_OUT)
-    found: set[str] = set()
-    wanted = {module}
-    while wanted:
-        one = wanted.pop()
-        found.add(one)
-        package = one.rpartition(".")[0]
-        imported = {*graph.find_modules_directly_imported_by(one), package} - {"", root}
-        wanted |= {name for name in imported if not f"{name}.".startswith(left_out)} - found
-    return {name: _file(name) for name in sorted(found)}
+    for name in LEFT_OUT:
+        graph.remove_module(f"{root}.{name}")  # with what lies in it
+    for name in graph.modules - {root}:
+        graph.remove_import(importer=name, imported=root)
+        if (package := name.rpartition(".")[0]) != root:
+            graph.add_import(importer=name, imported=package)
+    return {name: _file(name) for name in sorted({module, *graph.find_upstream_modules(module)})}
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 GAP = 4
@@ -48,7 +48,7 @@ def contact_sheet(
 def animation(frames: Sequence[Image.Image], *, milliseconds: int = 200) -> bytes:
     """A GIF that shows the pictures in turn, for ever; small ones are enlarged as on a sheet."""
     factor = max(-(-SMALLEST // frames[0].height), 1)
-    shown = [frame.resize((factor * frame.width, factor * frame.height), Image.Resampling.NEAREST) for frame in frames]
+    shown = [ImageOps.scale(frame, factor, Image.Resampling.NEAREST) for frame in frames]
     file = io.BytesIO()
     shown[0].save(file, "GIF", save_all=True, append_images=shown[1:], duration=milliseconds, loop=0)
     return file.getvalue()

@@ -79,8 +79,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
         draft.mkdir()
         try:
-            with _refusals_of_safetensors():
-                yield draft
+            yield draft
             for written in (*draft.rglob("*"), draft):
                 _flush(written)
             if path.exists():
@@ -90,17 +89,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             for leftover in (draft, old):
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextmanager
-def _refusals_of_safetensors() -> Iterator[None]:
-    """Makes an `OSError` of what the library has only in words: ``No space left on device (os error 28)``."""
-    try:
-        yield
-    except SafetensorError as error:
-        if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(number[1]), str(error)) from error
-        raise
 
 
 @contextmanager
@@ -125,8 +113,7 @@ def is_intact(path: Path) -> bool:
     seal = _seal(path)
     if not path.is_file() or not seal.is_file():
         return False
-    digest = file_digest(path).encode()
-    return any(line.startswith(digest) for line in seal.read_bytes().splitlines())
+    return file_digest(path).encode() in [line[:64] for line in seal.read_bytes().splitlines()]
 
 
 def check_seal(path: Path) -> None:
@@ -158,10 +145,13 @@ def writing(path: Path) -> Iterator[None]:
     """Turns a disk's refusal to write `path` into one line for a person."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _REFUSALS:
+    except (OSError, SafetensorError) as error:
+        # The library has the number only in words: ``No space left on device (os error 28)``.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in _REFUSALS:
             raise
-        raise UserError(f"cannot write {path}: {_REFUSALS[error.errno]}") from error
+        raise UserError(f"cannot write {path}: {_REFUSALS[number]}") from error
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -246,13 +236,12 @@ def check_digests(folder: Path, *parts: str) -> None:
     for name, digest in digests.items():
         if parts and not any(name == part or name.startswith(f"{part}/") for part in parts):
             continue
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing, but listed in {DIGESTS}; {RESTORE}")
-        if file_digest(folder / name) != digest:
-            raise UserError(
-                f"{folder / name}: damaged, its SHA-256 is not the one in {DIGESTS}; {RESTORE}; "
-                f"if it was changed on purpose, remove {list_}"
-            )
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing, but listed in {DIGESTS}; {RESTORE}")
+        if file_digest(path) != digest:
+            damaged = f"{path}: damaged, its SHA-256 is not the one in {DIGESTS}; {RESTORE}"
+            raise UserError(f"{damaged}; if it was changed on purpose, remove {list_}")
 
 
 def _names(folder: Path) -> list[str]:
@@ -268,8 +257,8 @@ def _names(folder: Path) -> list[str]:
 
 def listing_digest(files: Iterable[tuple[str, Path]]) -> str:
     """SHA-256 over names and the contents of their files, in hexadecimal."""
-    lines = (f"{file_digest(path)}  {name}\n" for name, path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    text = "".join(f"{file_digest(path)}  {name}\n" for name, path in files)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_parent(path: Path) -> None:

@@ -7,13 +7,14 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
 from m2m.errors import UserError
@@ -117,14 +118,10 @@ def is_empty(photo: Image.Image) -> bool:
 def _first_frame(photo: Image.Image) -> Image.Image:
     """Of an animation that begins with nothing the first frame that shows something; the picture if there is none."""
     first = photo.copy()
-    try:
-        for number in range(1, FRAMES):
-            photo.seek(number)
-            photo.load()
-            if not is_empty(photo):
-                return photo.copy()
-    except EOFError:  # of what is no animation, too
-        pass
+    for frame in islice(ImageSequence.Iterator(photo), 1, FRAMES):
+        frame.load()
+        if not is_empty(frame):
+            return frame.copy()
     return first
 
 

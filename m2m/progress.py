@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Lock
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -27,67 +30,39 @@ def progress(total: int, description: str, *, unit: str) -> Iterator[Advance]:
     ...     advance(60, skipped=True)
     ...     advance(40)
     """
-    meter = _Meter(total, description, unit)
-    with _bar(meter) if sys.stderr.isatty() else _lines(meter, sys.stderr) as advance:
+    done = skipped_ones = 0
+    started = last = time.monotonic()
+    lock = Lock()
+    bars = _bars() if sys.stderr.isatty() else None
+    bar = bars.add_task(description, total=total, meter=f"0/{total} {unit}") if bars else None
+
+    def meter() -> str:
+        # Over the whole run the rate is steadier than the last moment's: the time left rests on it.
+        rate = (done - skipped_ones) / max(time.monotonic() - started, 1e-9)
+        left = f", {clock((total - done) / rate)} left" if rate and done < total else ""
+        return f"{done}/{total} {unit}" + (f", {rate:.3g} {unit}/s{left}" if rate else "")
+
+    def advance(count: int = 1, *, skipped: bool = False) -> None:
+        nonlocal done, skipped_ones, last
+        with lock:
+            done += count
+            skipped_ones += count if skipped else 0
+        if bars and bar is not None:
+            bars.update(bar, completed=done, meter=meter())
+        elif done >= total or time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{description}: {meter()}", file=sys.stderr, flush=True)
+
+    with bars or nullcontext():
         yield advance
 
 
-class _Meter:
-    """What has been done since when."""
-
-    def __init__(self, total: int, description: str, unit: str) -> None:
-        self.total, self.description, self.unit = total, description, unit
-        self.done = self.skipped = 0
-        self.started = time.monotonic()
-        self._lock = Lock()
-
-    def add(self, count: int, skipped: bool) -> None:
-        with self._lock:
-            self.done += count
-            self.skipped += count if skipped else 0
-
-    @property
-    def rate(self) -> float:
-        """Units a second, over the whole run: steadier than the last moment's, and what the time left rests on."""
-        return (self.done - self.skipped) / max(time.monotonic() - self.started, 1e-9)
-
-    def __str__(self) -> str:
-        text = f"{self.done}/{self.total} {self.unit}"
-        if self.rate:
-            text += f", {self.rate:.3g} {self.unit}/s"
-            if self.done < self.total:
-                text += f", {clock((self.total - self.done) / self.rate)} left"
-        return text
-
-
-@contextmanager
-def _bar(meter: _Meter) -> Iterator[Advance]:
+def _bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[meter]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-        bar = bars.add_task(meter.description, total=meter.total, meter=str(meter))
-
-        def advance(count: int = 1, *, skipped: bool = False) -> None:
-            meter.add(count, skipped)
-            bars.update(bar, completed=meter.done, meter=str(meter))
-
-        yield advance
-
-
-@contextmanager
-def _lines(meter: _Meter, stream: TextIO) -> Iterator[Advance]:
-    last = meter.started
-
-    def advance(count: int = 1, *, skipped: bool = False) -> None:
-        nonlocal last
-        meter.add(count, skipped)
-        if meter.done >= meter.total or time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{meter.description}: {meter}", file=stream, flush=True)
-
-    yield advance
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def clock(seconds: float) -> str:

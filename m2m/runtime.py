@@ -1,18 +1,32 @@
-"""What a stage works with and where, in one argument."""
+"""What this machine gives a command, and a stage in one argument: where things are, and what computes."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2m.store import Store
-from m2m.tracking import NullTracker, Tracker
+from m2m.errors import UserError
+from m2m.settings import TELEMETRY_OFF, Settings, revision
+from m2m.store import Store, open_store
+from m2m.tracking import NullTracker, Tracker, open_tracker, origin_tags
 from m2m.workers import ALONE, Workers
+
+QUIET = {
+    **TELEMETRY_OFF,
+    "DIFFUSERS_VERBOSITY": "error",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "WDS_SECURE": "1",
+}
+"""No library calls home, none asks a hub (models are folders), none chats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Nothing in it changes a result beyond rounding."""
+    """What a stage works with and where; nothing in it changes a result beyond rounding."""
 
     store: Store
     work: Path
@@ -29,3 +43,62 @@ class Runtime:
     def device_type(self) -> str:
         """What kept work depends on: one GPU is as good as another of its machine."""
         return self.device.partition(":")[0]
+
+
+class Machine:
+    """What a command needs of this machine; each part is made when it is asked for."""
+
+    def __init__(self, stage: str, *, offline: bool = True) -> None:
+        for name, value in QUIET.items():
+            if offline or name != "HF_HUB_OFFLINE":
+                os.environ.setdefault(name, value)
+        self._stage = stage
+        self.settings = Settings.from_environment()
+
+    def runtime(self) -> Runtime:
+        """All that a stage works with; torch is prepared for it.
+
+        On a CPU there are as many workers as torch has threads, one for each, and one for this thread; on a GPU just
+        this thread.
+        """
+        import torch
+
+        device, threads, workers = self.device(), self.threads(), ALONE
+        if device == "cpu":
+            torch.set_num_threads(1)
+            workers = Workers(threads)
+        store, tracker, work = self.store(), self.tracker(), self.settings.work
+        return Runtime(store=store, work=work, tracker=tracker, device=device, workers=workers, processes=threads)
+
+    def store(self) -> Store:
+        return open_store(self.settings.store, cache=self.settings.work / "cache")
+
+    def tracker(self) -> Tracker:
+        tags = {**origin_tags(self.settings.caller, revision()), "dvc.stage": self._stage}
+        return open_tracker(self.settings.tracking_uri, spool=self.settings.work / "spool", tags=tags)
+
+    def prepare_torch(self) -> None:
+        """Sets the number of threads, and keeps the progress bars of libraries off the terminal."""
+        import diffusers.utils.logging
+        import torch
+        import transformers.utils.logging
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+
+    def device(self) -> str:
+        """The device to compute on; torch is prepared for it."""
+        import torch
+
+        self.prepare_torch()
+        device, on_gpu = self.settings.device, torch.cuda.is_available()
+        if device.startswith("cuda") and not on_gpu:
+            raise UserError(f"M2M_DEVICE is {device}, but torch finds no GPU; unset it")
+        return device if device != "auto" else "cuda" if on_gpu else "cpu"
+
+    def threads(self) -> int:
+        import torch
+
+        return torch.get_num_threads()

@@ -1,20 +1,22 @@
-"""Work side by side on a CPU: each worker is a thread with one of torch's own threads to compute with.
+"""Work side by side on a CPU: in threads, or in processes where something belongs to one thread of its process.
 
-The operations of small networks are over before torch could share one out: two of its threads draw 1.1 times as many
-pictures as one, two workers 1.8 times. And what a worker makes does not depend on how many others there are.
+Each worker is a thread with one of torch's own threads to compute with. The operations of small networks are over
+before torch could share one out: two of its threads draw 1.1 times as many pictures as one, two workers 1.8 times. And
+what a worker makes does not depend on how many others there are.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import islice
-from threading import Lock
+from threading import Lock, Thread
 from typing import Final, TypeVar
-
-import torch
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -55,6 +57,8 @@ def once(make: Callable[[], Made]) -> Callable[[], Made]:
 
 def thread_pool(count: int, name: str = "worker") -> ThreadPoolExecutor:
     """Threads that compute with one of torch's each: more would spin on the cores of the others."""
+    import torch  # which the processes of a pool, that import this module, may do without
+
     return ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -73,3 +77,25 @@ def in_order(
         for future in waiting:
             future.cancel()
         wait(waiting)
+
+
+def process_pool(count: int) -> ProcessPoolExecutor:
+    """A pool whose processes start fresh when there is work (a forked graphics driver hangs) and end with this one.
+
+    What is handed to it should come from modules that are quick to import: each process imports them.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_belong_to_parent)
+
+
+def _belong_to_parent() -> None:
+    """Ends this process when its parent is gone, even killed; leaves an interrupt from the keyboard to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a child
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()

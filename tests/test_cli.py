@@ -164,7 +164,7 @@ def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call("verify", monkeypatch, SimpleNamespace(shards=1, sets=2, images=3, size=4))
+    call = Call("verify", monkeypatch, "1 shards: all whole")
     assert "all whole" in m2m("verify", "data/other.json").stdout
     assert call.given["manifest"] == Path("data/other.json")
 

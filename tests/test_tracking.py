@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from m2m.errors import UserError
+from m2m.errors import OutsideError, UserError
 from m2m.params import GateParams
 from m2m.settings import sqlite_uri, without_password
 from m2m.tracking import NullTracker, Tracker, check_tracking, open_history, open_tracker
@@ -39,8 +39,13 @@ PICTURE = Image.new("RGB", (8, 8), "teal")
 GATE = GateParams(metric="fid/mean", better="lower", require={})
 
 
+@pytest.fixture(autouse=True)
+def _requests_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2m.tracking.recording.SECONDS_BETWEEN_REQUESTS", 0.05)
+
+
 def tracker(uri: str, spool: Path) -> Tracker:
-    return open_tracker(uri, spool=spool, tags={"git.commit": "abc"}, interval=0.05, patience=60)
+    return open_tracker(uri, spool=spool, tags={"git.commit": "abc"})
 
 
 def runs(uri: str, experiment: str = "train") -> list[Run]:
@@ -269,9 +274,9 @@ def remove_run(database: str, run: str) -> None:
 
 def test_two_evaluations_look_at_the_champion_one_after_the_other(database: str, tmp_path: Path) -> None:
     """Both would replace the one that they saw, and the worse of them might come last."""
-    from m2m.tracking.remote import Remote
+    from m2m.tracking.remote import open_run
 
-    remote, journals, threads = Remote(database), [], []
+    journals, threads = [], []
     numbers = [version(database, "m", manifest="a", fid=fid) for fid in (3.0, 1.0, 2.0)]
     with FileLock(tmp_path / "aliases.lock"):
         for number in numbers:
@@ -283,7 +288,7 @@ def test_two_evaluations_look_at_the_champion_one_after_the_other(database: str,
             gate = {"metric": "fid/mean", "better": "lower"}
             journal.append("register", name="m", file="none/none", metrics={}, tags={}, gate=gate, time=1)
             arguments = (list(journal.pending()), journal)
-            threads.append(threading.Thread(target=remote.open_run(made).send, args=arguments))
+            threads.append(threading.Thread(target=open_run(database, made).send, args=arguments))
             threads[-1].start()
         time.sleep(0.5)
         assert MlflowClient(database).get_registered_model("m").aliases == {}
@@ -368,7 +373,7 @@ KILLED = """
     from pathlib import Path
     from PIL import Image
     from m2m.tracking import open_tracker
-    tracker = open_tracker(sys.argv[1], spool=Path(sys.argv[2]), interval=0.05)
+    tracker = open_tracker(sys.argv[1], spool=Path(sys.argv[2]), tags={})
     with tracker.run("train-self", stage="train", tags={}) as run:
         for step in range(10):
             run.metrics({"loss": 1 / (step + 1)}, step=step)
@@ -494,7 +499,7 @@ def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
 
 
 def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Path, tiny_pipeline: Path) -> None:
-    from m2m.tracking.remote import Remote
+    from m2m.tracking.remote import open_run
 
     header = Header("key", "run", "train", {}, database, 1_700_000_000_000)
     for _ in range(2):  # the second time as after a kill between sending and noting it
@@ -517,7 +522,7 @@ def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Pa
         for kind, values in sent:
             journal.append(kind, **values)
         for entry in journal.pending():
-            Remote(database).open_run(header).send([entry], journal)
+            open_run(database, header).send([entry], journal)
         journal.close()
         shutil.rmtree(tmp_path / "spool")
     (logged,) = runs(database)
@@ -530,14 +535,14 @@ def test_an_entry_that_is_sent_again_changes_nothing(database: str, tmp_path: Pa
 
 def test_a_run_that_is_killed_twice_has_each_point_once(database: str, tmp_path: Path) -> None:
     """The second kill comes after the note that the run was resumed, and before the points of the work done again."""
-    from m2m.tracking.remote import Remote
+    from m2m.tracking.remote import open_run
 
     made = Header("key", "run", "train", {}, database, 1_700_000_000_000)
     for life, steps in enumerate([range(10), range(6, 12), range(6, 14)]):
         journal = Journal.create(tmp_path / "spool", made)
         if life:
             journal.append("resume")
-        run = Remote(database).open_run(made)
+        run = open_run(database, made)
         for entry in journal.pending():
             run.send([entry], journal)
             journal.mark_sent(entry.end)
@@ -559,8 +564,7 @@ def test_a_run_that_is_killed_twice_has_each_point_once(database: str, tmp_path:
 def test_a_picture_whose_arrival_was_not_confirmed_is_there_once(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from m2m.tracking.connection import AwayError
-    from m2m.tracking.remote import Remote
+    from m2m.tracking.remote import open_run
 
     made = Header("key", "run", "train", {}, database, 1_700_000_000_000)
     journal = Journal.create(tmp_path / "spool", made)
@@ -568,7 +572,7 @@ def test_a_picture_whose_arrival_was_not_confirmed_is_there_once(
     image = journal.place("image.png")
     PICTURE.save(journal.kept(image))
     journal.append("image", key="p", step=6, time=1_700_000_000_000, file=image)
-    run = Remote(database).open_run(made)
+    run = open_run(database, made)
     log_image = MlflowClient.log_image
 
     def unconfirmed(*arguments: Any, **options: Any) -> None:
@@ -579,7 +583,7 @@ def test_a_picture_whose_arrival_was_not_confirmed_is_there_once(
     run.send([first], journal)
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "log_image", unconfirmed)
-        with pytest.raises(AwayError):
+        with pytest.raises(OutsideError):
             run.send([second], journal)
     run.send([second], journal)
     journal.close()
@@ -681,7 +685,7 @@ def test_no_password_is_written_or_said(uri: str, tmp_path: Path, caplog: pytest
 
 
 def test_none_turns_tracking_off(tmp_path: Path) -> None:
-    null = open_tracker("none", spool=tmp_path)
+    null = open_tracker("none", spool=tmp_path, tags={})
     assert isinstance(null, NullTracker)
     with null.run("run", stage="train", tags={}, resume_key="key") as run:
         run.params({})

@@ -1,7 +1,14 @@
-"""Workers hand back in order what they make side by side, each with one of torch's threads."""
+"""Workers hand back in order what they make side by side, each with one of torch's threads.
+
+The processes of a pool start fresh, and end with their parent, however that ends.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -10,7 +17,7 @@ import pytest
 import torch
 
 from m2m.errors import UserError
-from m2m.workers import ALONE, Workers, in_order, once, thread_pool
+from m2m.workers import ALONE, Workers, in_order, once, process_pool, thread_pool
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -139,3 +146,37 @@ def test_leaving_early_ends_the_thread() -> None:
     next(batches)
     batches.close()
     assert threading.active_count() == before
+
+
+def test_they_compute() -> None:
+    with process_pool(1) as pool:
+        assert list(pool.map(abs, [-1, 2])) == [1, 2]
+        assert pool.submit(os.getpid).result() != os.getpid()
+
+
+def test_they_do_not_outlive_a_killed_parent() -> None:
+    script = """
+import os, sys, time
+from m2m.workers import process_pool
+pool = process_pool(1)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def alive(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as status:  # noqa: PTH123
+            return status.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

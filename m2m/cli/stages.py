@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, FoundationFolder, ParamsFile, app
-from m2m.machine import Machine
 from m2m.params import EvaluatedTask, Task, Variant
 from m2m.params_file import load_params
+from m2m.runtime import Machine
 
 if TYPE_CHECKING:
     from m2m.manifest import Manifest

@@ -10,9 +10,9 @@ import typer
 
 from m2m.cli.program import FOUNDATION, MANIFEST, FoundationFolder, app
 from m2m.errors import UserError
-from m2m.machine import Machine
 from m2m.params import SolverName, Task
 from m2m.params_file import load_params
+from m2m.runtime import Machine
 
 PROFILES = Path("profiles")
 DRAWN_CONTEXT = "How many drawn pictures later ones read, the first of them; 0: the given ones alone; all: what fits."
@@ -31,9 +31,7 @@ def verify(manifest: Annotated[Path, typer.Argument(help="Manifest of the datase
     machine = Machine("verify")
     from m2m.commands import verify
 
-    found = verify.run(manifest, store=machine.store())
-    size = f"{found.shards} shards, {found.sets} sets, {found.images} images, {found.size} bytes"
-    typer.echo(f"{manifest}: {size}: all whole")
+    typer.echo(f"{manifest}: {verify.run(manifest, store=machine.store())}")
 
 
 @app.command()
@@ -110,8 +108,8 @@ def render(
     Machine("render")
     from m2m.commands import render
 
-    made = render.run(meshes or [], out=out, views=views, size=size, seed=seed)
-    typer.echo(f"{out}: {made.rendered} meshes rendered from {views} sides, {len(made.bad)} left out")
+    bad = render.run(meshes or [], out=out, views=views, size=size, seed=seed)
+    typer.echo(f"{out}: {len(meshes or []) - len(bad)} meshes rendered from {views} sides, {len(bad)} left out")
 
 
 @app.command()
@@ -123,8 +121,7 @@ def lineage(
     machine = Machine("lineage")
     from m2m.commands import lineage
 
-    found = lineage.run(ref, tracking_uri=machine.settings.tracking_uri)
-    typer.echo(lineage.to_json(found) if as_json else lineage.to_text(found))
+    typer.echo(lineage.run(ref, tracking_uri=machine.settings.tracking_uri, as_json=as_json))
 
 
 @app.command()
@@ -172,9 +169,9 @@ def check(foundation: FoundationFolder = FOUNDATION) -> None:
     from m2m.commands import check
 
     to_do = 0
-    for finding in check.run(machine.settings, checkout=Path.cwd(), foundation=foundation):
-        typer.echo(str(finding))
-        to_do += not finding.ok
+    for ok, line in check.run(machine.settings, checkout=Path.cwd(), foundation=foundation):
+        typer.echo(line)
+        to_do += not ok
     raise typer.Exit(1 if to_do else 0)
 
 

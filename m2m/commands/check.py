@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from m2m.errors import UserError
@@ -23,24 +22,15 @@ FREE_SPACE = 4 * 2**30
 FOUNDATION = ("stable-diffusion/model_index.json", "dino/config.json", "clip/config.json", "inception/config.json")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the answer."""
-
-    name: str
-    ok: bool
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.name:<10}  {'ok     ' if self.ok else 'TO DO  '}  {self.text}"
-
-
-def run(settings: Settings, *, checkout: Path, foundation: Path) -> Iterator[Finding]:
+def run(settings: Settings, *, checkout: Path, foundation: Path) -> Iterator[tuple[bool, str]]:
     """Looks at one thing after the other; nothing is changed but for a trial object in the store, which is removed.
 
     Args:
         checkout: folder with ``constraints.txt``, datasets and models.
         foundation: folder with the foundation's models.
+
+    Yields:
+        whether a thing is as it should be, and the line that says so, or what to do.
     """
     checks: dict[str, Callable[[], str]] = {
         "python": _python,
@@ -54,9 +44,10 @@ def run(settings: Settings, *, checkout: Path, foundation: Path) -> Iterator[Fin
     }
     for name, check in checks.items():
         try:
-            yield Finding(name, True, check())
+            ok, text = True, check()
         except UserError as error:
-            yield Finding(name, False, str(error))
+            ok, text = False, str(error)
+        yield ok, f"{name:<10}  {'ok     ' if ok else 'TO DO  '}  {text}"
 
 
 def _python() -> str:
@@ -134,10 +125,8 @@ def _outputs(settings: Settings, checkout: Path) -> str:
         digest = folder_digest(path) if is_model else Manifest.read(path).digest
         made_by = history.libraries("model" if is_model else "manifest", digest)
         silent += not made_by
-        changed = [
-            f"{name} {version}" for name, version in made_by.items() if installed_libraries().get(name) != version
-        ]
-        other += [f"{path.relative_to(checkout)} (by {', '.join(changed)})"] if changed else []
+        if changed := [" ".join(library) for library in made_by.items() - installed_libraries().items()]:
+            other.append(f"{path.relative_to(checkout)} (by {', '.join(sorted(changed))})")
     if other:
         raise UserError(f"made by other libraries: {'; '.join(other)}; keep them, or make them anew: dvc repro --force")
     told = f"{len(manifests)} datasets and {len(models)} models"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from textwrap import wrap
 
 from m2m.settings import saved_experiments, without_password
 from m2m.tracking import Chain, PastRun, Trace, open_history
+from m2m.tracking.history import Origin
 
 HASH = 12
 """Digits of a hash that a person reads."""
@@ -17,33 +18,25 @@ COLUMN = 12
 WIDTH = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """What the command tells."""
-
-    ref: str
-    tracking: str
-    """The address, without a password."""
-    trace: Trace
-    again: str
-    """The command that makes it again."""
-    notes: Sequence[str]
-    """What that command cannot bring back."""
-
-
-def run(ref: str, *, tracking_uri: str) -> Lineage:
+def run(ref: str, *, tracking_uri: str, as_json: bool) -> str:
     """Asks MLflow what led to a model version, a run or an experiment, and git whether the experiment is saved here.
+
+    Returns:
+        the chain from top to bottom, hashes shortened; or JSON of all of it, of the metrics the main ones.
 
     Raises:
         UserError: nothing of this name is recorded, or the server does not answer.
     """
-    trace = open_history(tracking_uri).trace(ref)
-    again, notes = _again(trace.run)
-    return Lineage(ref=ref, tracking=without_password(tracking_uri), trace=trace, again=again, notes=notes)
+    trace, tracking = open_history(tracking_uri).trace(ref), without_password(tracking_uri)
+    again, notes = _again(trace.run.origin)
+    if not as_json:
+        return "\n".join(_lines(trace, tracking, again, notes))
+    found = {"ref": ref, "tracking": tracking, "trace": asdict(trace), "again": again, "notes": notes}
+    return json.dumps(_with_main_metrics(found), indent=1)
 
 
-def _again(run: PastRun) -> tuple[str, list[str]]:
-    origin = run.origin
+def _again(origin: Origin) -> tuple[str, list[str]]:
+    """The command that makes a run again, and what that cannot bring back."""
     notes: list[str] = []
     if origin.experiment in saved_experiments():
         # Not &&: that the run left a stage out, and nothing of it is here, is an error to dvc exp apply.
@@ -55,11 +48,6 @@ def _again(run: PastRun) -> tuple[str, list[str]]:
     if len(origin.commit) != 40:
         return "dvc repro", [*notes, "it ran outside of git: which code made it is not known"]
     return f"git checkout {origin.commit} && dvc repro {origin.stage}".rstrip(), notes
-
-
-def to_json(lineage: Lineage) -> str:
-    """All of it, of the metrics the main ones."""
-    return json.dumps(_with_main_metrics(asdict(lineage)), indent=1)
 
 
 def _with_main_metrics(value: object) -> object:
@@ -74,17 +62,12 @@ def _main(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if main.fullmatch(name)}
 
 
-def to_text(lineage: Lineage) -> str:
-    """The chain from top to bottom, hashes shortened."""
-    return "\n".join(_lines(lineage))
-
-
-def _lines(lineage: Lineage) -> Iterator[str]:
-    for chain in lineage.trace.chains:
-        yield from _chain(chain, lineage.tracking)
+def _lines(trace: Trace, tracking: str, again: str, notes: Sequence[str]) -> Iterator[str]:
+    for chain in trace.chains:
+        yield from _chain(chain, tracking)
         yield ""
-    yield _row("again", lineage.again)
-    for note in lineage.notes:
+    yield _row("again", again)
+    for note in notes:
         yield _row("", f"but {note}")
 
 

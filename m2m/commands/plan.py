@@ -107,10 +107,8 @@ def run(
     work = []
     for stage, (images, row) in asked.items():
         rate = Number(given[stage], "given") if stage in given else _measured(row, results, stage)
-        gpu_hours = images / rate.value / HOUR
-        work.append(
-            Work(stage=stage, images=images, images_per_second=rate, gpu_hours=gpu_hours, hours=gpu_hours / gpus)
-        )
+        hours = images / rate.value / HOUR
+        work.append(Work(stage=stage, images=images, images_per_second=rate, gpu_hours=hours, hours=hours / gpus))
 
     size = Number(BYTES_PER_PIXEL * pixels**2, f"assumed, {BYTES_PER_PIXEL:g} a pixel")
     if bytes_per_image is not None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from m2m.data.folder_sets import TO_OPENCV
 from m2m.errors import UserError
-from m2m.files import write_atomically
+from m2m.files import new_file
 from m2m.progress import progress
 from m2m.seeds import derive
 from m2m.world.cameras import Camera
@@ -22,16 +19,7 @@ from m2m.world.cameras import Camera
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RenderReport:
-    """What became of the meshes."""
-
-    rendered: int
-    bad: tuple[str, ...]
-    """Those left out, and why."""
-
-
-def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) -> RenderReport:
+def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) -> list[str]:
     """Makes a folder for each mesh, named like its file: ``000.png`` (RGBA), ``000.npy``, ``001.png`` …
 
     Files of one name get those of their folders before it, as many as tell them apart: ``shoe-meshes-model``. The
@@ -41,6 +29,9 @@ def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) 
     Args:
         views: pictures of each mesh.
         size: pixels of a side.
+
+    Returns:
+        of each mesh that is left out, why.
 
     Raises:
         UserError: no mesh is given, one is given twice, none can be rendered, or the disk refuses.
@@ -62,13 +53,15 @@ def run(meshes: Sequence[Path], *, out: Path, views: int, size: int, seed: int) 
                 bad.append(str(error))
             else:
                 for view, (picture, camera) in enumerate(zip(pictures, cameras, strict=True)):
-                    write_atomically(out / name / f"{view:03}.png", _png(picture))
-                    # The flip of two axes is its own inverse.
-                    write_atomically(out / name / f"{view:03}.npy", _npy(TO_OPENCV["blender"] @ camera.matrix()))
+                    with new_file(out / name / f"{view:03}.png") as draft:
+                        Image.fromarray(picture).save(draft, "PNG")
+                    with new_file(out / name / f"{view:03}.npy") as draft, draft.open("wb") as file:
+                        # The flip of two axes is its own inverse.
+                        np.save(file, TO_OPENCV["blender"] @ camera.matrix(), allow_pickle=False)
             advance()
     if len(bad) == len(named):
         raise UserError(f"no mesh could be rendered: {bad[0]}")
-    return RenderReport(rendered=len(named) - len(bad), bad=tuple(bad))
+    return bad
 
 
 def _named(meshes: Sequence[Path]) -> dict[str, Path]:
@@ -91,15 +84,3 @@ def _named(meshes: Sequence[Path]) -> dict[str, Path]:
             )
         named[name] = path
     return named
-
-
-def _png(picture: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
-
-
-def _npy(matrix: NDArray[np.float64]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, matrix, allow_pickle=False)
-    return file.getvalue()

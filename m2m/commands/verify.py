@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,19 +14,11 @@ from m2m.progress import progress
 from m2m.store import Store
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyReport:
-    """What was found whole."""
-
-    shards: int
-    sets: int
-    images: int
-    size: int
-    """Bytes."""
-
-
-def run(manifest: Path, *, store: Store) -> VerifyReport:
+def run(manifest: Path, *, store: Store) -> str:
     """Reads every shard from the store, past any cache, and holds it against its entry: length, SHA-256, content.
+
+    Returns:
+        how much was found whole, in words.
 
     Raises:
         UserError: the manifest cannot be read, the store does not answer, or shards are bad: names all of them.
@@ -43,12 +34,8 @@ def run(manifest: Path, *, store: Store) -> VerifyReport:
     if problems:
         count = len({problem.partition(":")[0] for problem in problems})
         raise UserError("\n  ".join([f"{manifest}: {count} of {len(dataset.shards)} shards are bad:", *problems]))
-    return VerifyReport(
-        shards=len(dataset.shards),
-        sets=len(seen),
-        images=sum(seen.values()),
-        size=sum(shard.size for shard in dataset.shards),
-    )
+    size = sum(shard.size for shard in dataset.shards)
+    return f"{len(dataset.shards)} shards, {len(seen)} sets, {sum(seen.values())} images, {size} bytes: all whole"
 
 
 def _problems(shard: ShardEntry, set_sizes: range, store: Store, seen: dict[str, int]) -> list[str]:

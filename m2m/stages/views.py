@@ -13,9 +13,9 @@ from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import FolderViews, WorldViews
-from m2m.processes import process_pool
 from m2m.runtime import Runtime
 from m2m.seeds import derive
+from m2m.workers import process_pool
 from m2m.world.corpus import draw_views
 from m2m.world.grammar import WORLD, Caption, view_captions
 

@@ -73,9 +73,7 @@ class Patience:
 CHECKING = Patience(tries=4, pause=0.3, seconds=7.0)
 WORKING = Patience(tries=5, pause=1.0, seconds=120.0)
 
-_NO_KEYS = "no access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _NO_RIGHT = "the access key may not read and write there; ask for the right, or set another AWS_ACCESS_KEY_ID"
-_NO_ANSWER = "the endpoint does not answer; start the server, or set AWS_ENDPOINT_URL"
 _NOT_S3 = "the endpoint is no S3 server; set AWS_ENDPOINT_URL"
 _OTHER_REGION = "the bucket is in another region; set AWS_DEFAULT_REGION"
 _CAUSES = {
@@ -122,15 +120,10 @@ class S3Store:
     def check(self) -> None:
         probe = self._object(f".check-{token_hex(6)}")
         deadline = time.monotonic() + CHECKING.seconds
-
-        def read() -> None:
-            with closing(self._quick.get_object(**probe)["Body"]) as body:
-                body.read()
-
         # Writes and reads say in their answer's body what is wrong; the answer to a HEAD request has none.
         for request in (
             lambda: self._quick.put_object(**probe, Body=b"m2m"),
-            read,
+            lambda: self._quick.get_object(**probe)["Body"].read(),
             lambda: self._quick.delete_object(**probe),
         ):
             self._ask(request, patience=replace(CHECKING, seconds=deadline - time.monotonic()))
@@ -264,27 +257,33 @@ class S3Store:
         """Says in one line which of address, keys and bucket is wrong. No message of botocore's is passed on whole."""
         try:
             yield
-        except ClientError as error:
-            code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        except (BotoCoreError, ClientError, ResponseParserError) as error:
+            code = _code(error) if isinstance(error, ClientError) else ""
+            if key and code in _ABSENT:
+                raise UserError(f"{key} is not in the store {self._where}; {MADE_AGAIN}") from error
+            kind, text = _in_words(error, code, key)
+            raise kind(f"store {self._where}: {text}") from error
+
+
+def _in_words(error: Exception, code: str, key: str) -> tuple[type[UserError], str]:
+    """What an error of botocore's, with the code of a server's refusal, means for a person."""
+    match error:
+        case ClientError():
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status in (408, 429) or (status >= 500 and status != 501) or code in _PASSING:
                 answer = f"{status} {code}" if code != str(status) else code
-                text = f"the server is busy or failing ({answer}); try again later"
-                raise OutsideError(f"store {self._where}: {text}") from error
-            if key and code in _ABSENT:
-                text = f"{key} is not in the store {self._where}; {MADE_AGAIN}"
-                raise UserError(text) from error
-            refusal = f"it refuses {key} with {code}" if key else f"it refuses with {code}"
-            raise UserError(f"store {self._where}: {_CAUSES.get(code, refusal)}") from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise UserError(f"store {self._where}: {_NO_KEYS}") from error
-        except ParamValidationError as error:
-            raise UserError(f"store {self._where}: no bucket can have this name; set M2M_STORE to another") from error
-        except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
-            raise OutsideError(f"store {self._where}: {_NO_ANSWER}") from error
-        except ResponseParserError as error:
-            raise UserError(f"store {self._where}: {_NOT_S3}") from error
-        except BotoCoreError as error:
-            raise UserError(f"store {self._where}: cannot be used ({type(error).__name__})") from error
+                return OutsideError, f"the server is busy or failing ({answer}); try again later"
+            return UserError, _CAUSES.get(code, " ".join(["it refuses", *filter(None, [key]), "with", code]))
+        case ConnectionError() | HTTPClientError() | IncompleteReadError():
+            return OutsideError, "the endpoint does not answer; start the server, or set AWS_ENDPOINT_URL"
+        case NoCredentialsError() | PartialCredentialsError():
+            return UserError, "no access key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        case ParamValidationError():
+            return UserError, "no bucket can have this name; set M2M_STORE to another"
+        case ResponseParserError():
+            return UserError, _NOT_S3
+        case _:
+            return UserError, f"cannot be used ({type(error).__name__})"
 
 
 def _code(error: ClientError) -> str:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
 from m2m.errors import OutsideError, UserError
 from m2m.settings import TELEMETRY_OFF, sqlite_file, without_password, without_secrets
-from m2m.tracking.contract import NullTracker, Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from m2m.tracking.history import History
+
+Answer = TypeVar("Answer")
 
 MLFLOW_ENVIRONMENT = {
     **TELEMETRY_OFF,
@@ -54,33 +55,6 @@ PLACES = (
 """MLflow's columns that say where artifacts are."""
 
 
-class AwayError(Exception):
-    """The server does not answer, or cannot do its work now: try again later."""
-
-
-class RefusedError(Exception):
-    """The server will not take this, now or later."""
-
-
-def open_tracker(
-    uri: str, *, spool: Path, tags: Mapping[str, str] | None = None, interval: float = 2.0, patience: float = 120.0
-) -> Tracker:
-    """The tracker at `uri`: an MLflow server, a database (``sqlite:////folder/mlflow.db``), or ``none``; not asked yet.
-
-    Args:
-        spool: folder for what waits to be sent.
-        tags: for every run.
-        interval: seconds between two requests with metrics.
-        patience: seconds that the end of a run may wait for a slow server before it leaves the rest to a later run.
-    """
-    if uri == "none":
-        return NullTracker()
-    _prepare_mlflow()
-    from m2m.tracking.recording import MlflowTracker
-
-    return MlflowTracker(uri=uri, spool=spool, tags=dict(tags or {}), interval=interval, patience=patience)
-
-
 def check_tracking(uri: str) -> None:
     """Returns if runs can be recorded at `uri`.
 
@@ -102,7 +76,7 @@ def open_history(uri: str) -> History:
         raise UserError("MLFLOW_TRACKING_URI is none: nothing is recorded; unset it, or name a database or a server")
     if (file := sqlite_file(uri)) and not file.exists():
         raise UserError(f"nothing is recorded yet: there is no {file}; dvc repro makes it")
-    _prepare_mlflow()
+    prepare_mlflow()
     from mlflow import MlflowClient
 
     from m2m.tracking.history import History
@@ -111,7 +85,7 @@ def open_history(uri: str) -> History:
         return History(MlflowClient(uri, uri))
 
 
-def _prepare_mlflow() -> None:
+def prepare_mlflow() -> None:
     """Before its import: no telemetry, no pickles, no chatter."""
     for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -122,7 +96,7 @@ def connect(uri: str) -> MlflowClient:
 
     It makes a database that is not there yet; two processes that did so at the same time would crash.
     """
-    _prepare_mlflow()
+    prepare_mlflow()
     from mlflow import MlflowClient
 
     database = sqlite_file(uri)
@@ -135,33 +109,42 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def classified(uri: str) -> Iterator[None]:
-    """Says of any error of what is asked of `uri`, but those for people, whether trying again can help."""
+def classified(uri: str, whose: str = "") -> Iterator[None]:
+    """Makes one line, which begins with `whose`, of any error of what is asked of `uri`, but those that are one.
+
+    Raises:
+        OutsideError: the server does not answer, or cannot do its work now: trying again can help.
+        UserError: the server will not take this, now or later.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except UserError:
         raise
-    except MlflowException as error:
-        kind = RefusedError if error.error_code in _REFUSALS else AwayError
-        raise kind(_short(error, uri)) from error
-    except OSError as error:  # connections that break are OSErrors, too; requests' exceptions as well
-        kind = RefusedError if isinstance(error, FileNotFoundError) else AwayError
-        raise kind(_short(error, uri)) from error
     except Exception as error:
-        raise RefusedError(_short(error, uri)) from error
+        if isinstance(error, MlflowException):
+            away = error.error_code not in _REFUSALS
+        else:  # connections that break are OSErrors, too; requests' exceptions as well
+            away = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        raise (OutsideError if away else UserError)(whose + _short(error, uri)) from error
 
 
-@contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turns any error of what is asked of `uri` into one line for a person."""
+def explained(uri: str) -> AbstractContextManager[None]:
+    """As `classified`, for a person who did not say where to ask."""
+    return classified(uri, f"tracking at {without_password(uri)}: ")
+
+
+def unless(code: str, ask: Callable[[], Answer]) -> Answer | None:
+    """What MLflow answers; None if it refuses with an error of this code."""
+    from mlflow.exceptions import MlflowException
+
     try:
-        with classified(uri):
-            yield
-    except (AwayError, RefusedError) as error:
-        kind = OutsideError if isinstance(error, AwayError) else UserError
-        raise kind(f"tracking at {without_password(uri)}: {error}") from error
+        return ask()
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
+        return None
 
 
 def _short(error: Exception, uri: str) -> str:

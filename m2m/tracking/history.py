@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from m2m.errors import UserError
 from m2m.settings import Caller, Revision
-from m2m.tracking.connection import explained
+from m2m.tracking.connection import explained, unless
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 COMMIT, DIRTY = "mlflow.source.git.commit", "git.dirty"
 STAGE, EXPERIMENT = "dvc.stage", "dvc.experiment"
 FLOW_RUN, FLOW_RUN_URL = "prefect.flow_run", "prefect.flow_run_url"
+ORIGIN = {
+    "commit": COMMIT,
+    "stage": STAGE,
+    "experiment": EXPERIMENT,
+    "flow_run": FLOW_RUN,
+    "flow_run_url": FLOW_RUN_URL,
+}
+"""The tags that say where a run comes from, by the fields of `Origin`."""
 PARENT = "mlflow.parentRunId"
 """MLflow shows the run below that one, in the lists of either's experiment."""
+UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
+"""MLflow's answer to who asks for what is not there."""
 LIBRARIES = "libraries"
 """Of those that compute, the versions by which a run made what it made."""
 COMPUTING = (
@@ -45,8 +55,6 @@ FOUNDATION = "foundation."
 """Prefix of the parameters that name what a model started from."""
 PARENT_MODEL = "parent."
 """Prefix of the parameter that names the model which fine-tuning started from."""
-
-Found = TypeVar("Found")
 
 
 def origin_tags(caller: Caller, code: Revision) -> dict[str, str]:
@@ -79,17 +87,6 @@ class Origin:
     experiment: str
     flow_run: str
     flow_run_url: str
-
-    @classmethod
-    def of(cls, tags: Mapping[str, str]) -> Self:
-        return cls(
-            commit=tags.get(COMMIT, ""),
-            dirty=tags.get(DIRTY) == "true",
-            stage=tags.get(STAGE, ""),
-            experiment=tags.get(EXPERIMENT, ""),
-            flow_run=tags.get(FLOW_RUN, ""),
-            flow_run_url=tags.get(FLOW_RUN_URL, ""),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,19 +208,15 @@ class History:
         if version := re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number>\d{1,9}))", ref):
             name, number = version["name"], version["number"]
             number = number or self._aliases().get((name, version["alias"]))
-            registered = _found(lambda: self._client.get_model_version(name, number)) if number else None
+            registered = unless(UNKNOWN, lambda: self._client.get_model_version(name, number)) if number else None
             if registered is None:
                 return []
-            run = self._run(registered.run_id) if registered.run_id else None
-            tags = registered.tags
-            runs = [run] if run else self._tagged("model", tags["model"]) if "model" in tags else []
-            if not runs:
+            if not (runs := self._run(registered.run_id) or self._tagged("model", registered.tags.get("model"))):
                 gone = f"its run {registered.run_id} was removed from MLflow" if registered.run_id else "by no run"
                 raise UserError(f"{ref} is registered, but {gone}: nothing tells any more where it comes from")
             return runs
         if re.fullmatch(r"[0-9a-f]{32}", ref):
-            run = self._run(ref)
-            return self._tagged(PARENT, ref) or ([run] if run else [])
+            return self._tagged(PARENT, ref) or self._run(ref)
         return self._tagged(EXPERIMENT, ref) if re.fullmatch(r"[\w.-]+", ref) else []
 
     def _chain(self, seed: Run) -> Chain:
@@ -259,13 +252,17 @@ class History:
         what = f"there is {there}" if there else "no model is registered yet"
         return f"name a version (models:/NAME@ALIAS, models:/NAME/3), an MLflow run id or a DVC experiment; {what}"
 
-    def _run(self, run_id: str) -> Run | None:
-        return _found(lambda: self._client.get_run(run_id))
+    def _run(self, run_id: str | None) -> list[Run]:
+        """The run of this id, if there is one."""
+        run = unless(UNKNOWN, lambda: self._client.get_run(run_id)) if run_id else None
+        return [run] if run else []
 
-    def _tagged(self, tag: str, value: str) -> list[Run]:
+    def _tagged(self, tag: str, value: str | None) -> list[Run]:
         """The runs with a tag, oldest first, deleted ones too."""
         from mlflow.entities import ViewType
 
+        if not value:
+            return []
         everywhere = [one.experiment_id for one in self._client.search_experiments(ViewType.ALL)]
         query, oldest_first = f"tags.`{tag}` = '{value}'", ["attributes.start_time ASC"]
         return list(self._client.search_runs(everywhere, query, ViewType.ALL, order_by=oldest_first))
@@ -285,6 +282,8 @@ class History:
         return stage or str(self._client.get_experiment(run.info.experiment_id).name)
 
     def _past(self, run: Run) -> PastRun:
+        tags = run.data.tags
+        told = {field: tags.get(tag, "") for field, tag in ORIGIN.items()}
         return PastRun(
             id=run.info.run_id,
             name=run.info.run_name,
@@ -293,23 +292,11 @@ class History:
             deleted=_is_deleted(run),
             started=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
             page=f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
-            origin=Origin.of(run.data.tags),
-            model=run.data.tags.get("model", ""),
-            manifest=run.data.tags.get("manifest", ""),
+            origin=Origin(dirty=tags.get(DIRTY) == "true", **told),
+            model=tags.get("model", ""),
+            manifest=tags.get("manifest", ""),
             metrics=run.data.metrics,
         )
-
-
-def _found(ask: Callable[[], Found]) -> Found | None:
-    """What MLflow has; None if what is asked for does not exist."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ask()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
 
 
 def _is_deleted(run: Run) -> bool:

@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,10 +41,6 @@ class Header:
     beside: str = ""
     """Of a database in a file, the way to it from the spool: both may be moved, or copied, together."""
 
-    def is_for(self, other: Header) -> bool:
-        """Whether it is meant for the same server as another."""
-        return self.server == other.server or (bool(self.beside) and self.beside == other.beside)
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -62,7 +59,8 @@ class Journal:
         self.folder, self.header = folder, header
         self._lock, self._writing = lock, threading.Lock()
         self._lines = (folder / "entries.jsonl").open("ab")
-        self.sent = int(_read_text(folder / "sent") or 0)
+        note = folder / "sent"
+        self.sent = int(note.read_text()) if note.exists() else 0
 
     @classmethod
     def create(cls, spool: Path, header: Header) -> Self:
@@ -79,7 +77,9 @@ class Journal:
         if lock is None:
             raise UserError(f"run {header.key} is being recorded by another process; wait for it, or stop it")
         _replace(folder / "header.json", json.dumps(asdict(header)))
-        _cut_torn_line(folder / "entries.jsonl")
+        entries = folder / "entries.jsonl"
+        if entries.exists():  # a kill may have left its last line without its end
+            os.truncate(entries, entries.read_bytes().rfind(b"\n") + 1)
         return cls(folder, header, lock)
 
     @classmethod
@@ -90,7 +90,9 @@ class Journal:
         """
         headers = {path.parent: header for path in spool.glob("*/header.json") if (header := _read_header(path))}
         for folder, header in sorted(headers.items(), key=lambda item: item[1].started):
-            lock = _lock(folder) if header.is_for(own) else None
+            # Of a database that was moved, the place beside the spool tells that it is the same.
+            is_meant = header.server == own.server or (header.beside and header.beside == own.beside)
+            lock = _lock(folder) if is_meant else None
             if lock is None:
                 continue
             if (folder / "header.json").exists():
@@ -189,13 +191,6 @@ def _read_header(path: Path) -> Header | None:
         return None
 
 
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
-
-
 def _replace(path: Path, text: str) -> None:
     """Whole or not at all, but without waiting for the disk: what is sent again after a power cut is recognized."""
     draft = path.with_suffix(".draft")
@@ -203,18 +198,9 @@ def _replace(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Drops the last line if a kill left it without its end."""
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
-
-
 def _copy(source: str, target: str) -> None:
     if Path(source).stat().st_size >= LINK_FROM:
-        try:
+        with suppress(OSError):  # another file system, or one without links
             os.link(source, target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, target)
-    else:
-        shutil.copyfile(source, target)
+            return
+    shutil.copyfile(source, target)

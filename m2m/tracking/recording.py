@@ -13,32 +13,38 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psutil
 
+from m2m.errors import OutsideError, UserError
 from m2m.params import GateParams
 from m2m.settings import sqlite_file, without_password
-from m2m.tracking.connection import AwayError, RefusedError
-from m2m.tracking.contract import Run
+from m2m.tracking import Run
 from m2m.tracking.journal import Entry, Header, Journal
-from m2m.tracking.remote import PARAMS_PER_REQUEST, POINTS_PER_REQUEST, Remote, ServerRun
+from m2m.tracking.remote import ServerRun, open_run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SECONDS_BETWEEN_REQUESTS = 2.0
+"""With metrics."""
 SECONDS_BETWEEN_ATTEMPTS = 10.0
 SECONDS_BETWEEN_SAMPLES = 10.0
+ENTRIES_AT_ONCE = 1000
+"""Of metrics: each is a point of one or more curves."""
+PATIENCE = 120.0
+"""Seconds that the end of a run may wait for a slow server before it leaves the rest to a later run."""
 MEGABYTE = 2**20
 _logger = logging.getLogger("m2m.tracking")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MlflowTracker:
     """Records runs on an MLflow server or in its database; implements `m2m.tracking.Tracker`."""
 
@@ -46,10 +52,6 @@ class MlflowTracker:
     spool: Path
     tags: Mapping[str, str]
     """For every run."""
-    interval: float
-    """Seconds between two requests with metrics."""
-    patience: float
-    """Seconds that the end of a run may wait for a slow server."""
 
     @contextmanager
     def run(self, name: str, *, stage: str, tags: Mapping[str, str], resume_key: str | None = None) -> Iterator[Run]:
@@ -61,27 +63,27 @@ class MlflowTracker:
         if resume_key:
             journal.append("resume")
             journal.append("tags", values=header.tags)  # it may be another flow run that goes on with it
-        delivery = Delivery(journal, Remote(self.uri), spool=self.spool, interval=self.interval)
+        delivery = Delivery(journal, self.uri)
         run = JournaledRun(journal, delivery)
-        status, patience = "FAILED", self.patience
+        status, patience = "FAILED", PATIENCE
         try:
             with sampling(run.metrics):
                 yield run
             status = "FINISHED"
         except BaseException as error:
             if not isinstance(error, Exception):  # an interrupt, an exit, Prefect's signal of a cancelled flow
-                status, patience = "KILLED", min(self.patience, 5.0)
+                status, patience = "KILLED", 5.0
             raise
         finally:
             journal.append("end", status=status, time=now())
             delivery.leave(patience=patience)
 
 
-class JournaledRun:
-    """Writes a run's journal; implements `m2m.tracking.Run`."""
+class JournaledRun(Run):
+    """Writes a run's journal."""
 
     def __init__(self, journal: Journal, delivery: Delivery) -> None:
-        self.id = journal.header.key
+        super().__init__(journal.header.key)
         self._journal, self._delivery = journal, delivery
 
     def server_id(self, *, patience: float) -> str | None:
@@ -92,15 +94,12 @@ class JournaledRun:
         self._journal.append("tags", values=dict(values))
 
     def params(self, values: Mapping[str, object]) -> None:
-        flat = iter(_flatten(values))
-        while part := dict(islice(flat, PARAMS_PER_REQUEST)):
-            self._journal.append("params", values=part)
+        self._journal.append("params", values=dict(_flatten(values)))
 
     def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None:
         time = now()
-        points = ((_allowed(key), float(value), step or 0, time) for key, value in values.items())
-        while part := list(islice(points, POINTS_PER_REQUEST)):
-            self._journal.append("metrics", points=part)
+        points = [(key, value, step or 0, time) for key, value in _figures(values).items()]
+        self._journal.append("metrics", points=points)
 
     def image(self, image: Image, *, key: str, step: int) -> None:
         place = self._journal.place("image.png")
@@ -120,13 +119,9 @@ class JournaledRun:
             "register",
             name=name,
             file=self._journal.keep(model_folder),
-            metrics={_allowed(key): float(value) for key, value in metrics.items()},
+            metrics=_figures(metrics),
             tags=dict(tags),
-            gate={
-                "metric": _allowed(gate.metric),
-                "better": gate.better,
-                "require": {_allowed(key): value for key, value in gate.require.items()},
-            },
+            gate={"metric": _allowed(gate.metric), "better": gate.better, "require": _figures(gate.require)},
             time=now(),
         )
         run = self._delivery.drain()
@@ -136,6 +131,10 @@ class JournaledRun:
 def _allowed(key: str) -> str:
     """A name as MLflow allows them."""
     return re.sub(r"[^\w\-./: ]", "-", key, flags=re.ASCII)
+
+
+def _figures(values: Mapping[str, float]) -> dict[str, float]:
+    return {_allowed(key): float(value) for key, value in values.items()}
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -149,8 +148,8 @@ def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[s
 class Delivery:
     """The thread that sends what stands in a run's journal, and what earlier runs left behind."""
 
-    def __init__(self, journal: Journal, remote: Remote, *, spool: Path, interval: float) -> None:
-        self._journal, self._remote, self._spool, self._interval = journal, remote, spool, interval
+    def __init__(self, journal: Journal, uri: str) -> None:
+        self._journal, self._uri, self._spool = journal, uri, journal.folder.parent
         self._run: ServerRun | None = None
         self._change = threading.Condition()
         self._hurry = self._leaving = self._away = False
@@ -183,31 +182,28 @@ class Delivery:
         self._thread.join(min(patience, 5.0))
         if self._thread.is_alive():  # it hangs in a request: the journal stays its own until the process ends
             return
-        if arrived:
-            self._journal.remove()
-        else:
-            self._journal.close()
+        self._journal.remove() if arrived else self._journal.close()
 
     def _work(self) -> None:
         while not self._leaving:
             server = self._journal.header.server
             try:
                 try:
-                    self._run = self._run or self._remote.open_run(self._journal.header)
+                    self._run = self._run or open_run(self._uri, self._journal.header)
                     self._send_own()
-                except AwayError:
+                except OutsideError:
                     raise
                 except Exception as error:  # a thread that died would let the end of the run wait for ever
                     self._failed(f"{server} cannot record the run: {error}", self._journal.folder)
                 if self._left_behind:
                     self._send_left_behind()
-            except AwayError as error:
+            except OutsideError as error:
                 self._failed(f"{server} does not answer: {error}", self._spool)
             except Exception as error:
                 self._failed(f"what earlier runs left cannot be read: {error}", self._spool)
                 self._left_behind = False
             with self._change:
-                pause = SECONDS_BETWEEN_ATTEMPTS if self._away else self._interval
+                pause = SECONDS_BETWEEN_ATTEMPTS if self._away else SECONDS_BETWEEN_REQUESTS
                 self._change.wait_for(lambda: self._hurry or self._leaving, pause)
                 self._hurry = False
 
@@ -221,25 +217,22 @@ class Delivery:
         """Brings what earlier runs left, each for itself: one that cannot be recorded holds up no other."""
         for journal in Journal.left_behind(self._spool, self._journal.header):
             name = journal.header.name
-            try:
-                if not journal.ended:
-                    journal.append("end", status="KILLED", time=now())
-                run = self._remote.open_run(journal.header)
-                for _ in _deliver(journal, run):
-                    if self._leaving:
-                        journal.close()
-                        return
-                    self._send_own()  # weights of an earlier run may take long
-            except AwayError:
-                journal.close()
-                raise
-            except Exception as error:
-                journal.close()
-                text = "tracking: the earlier run %s cannot be recorded, and waits in %s: %s"
-                _logger.warning(text, name, journal.folder, error)
-                continue
-            _logger.warning("tracking: sent what was left of the earlier run %s", name)
-            journal.remove()
+            with closing(journal):
+                try:
+                    if not journal.ended:
+                        journal.append("end", status="KILLED", time=now())
+                    for _ in _deliver(journal, open_run(self._uri, journal.header)):
+                        if self._leaving:
+                            return
+                        self._send_own()  # weights of an earlier run may take long
+                except OutsideError:
+                    raise
+                except Exception as error:
+                    text = "tracking: the earlier run %s cannot be recorded, and waits in %s: %s"
+                    _logger.warning(text, name, journal.folder, error)
+                    continue
+                _logger.warning("tracking: sent what was left of the earlier run %s", name)
+                journal.remove()
         self._left_behind = False
         with self._change:
             self._change.notify_all()
@@ -263,43 +256,32 @@ class Delivery:
 def _deliver(journal: Journal, run: ServerRun) -> Iterator[None]:
     """Sends the pending entries in order; yields after each request.
 
+    Metrics that follow each other go together, everything else alone.
+
     Raises:
-        AwayError: what has not arrived stays pending.
+        OutsideError: what has not arrived stays pending.
     """
-    for batch in _batches(journal.pending()):
-        try:
-            run.send(batch, journal)
-        except RefusedError as error:
-            if len(batch) > 1:
-                _one_by_one(batch, journal, run)
-            else:
-                _logger.warning("tracking: %s of run %s was refused: %s", batch[0].kind, journal.header.name, error)
-        journal.mark_sent(batch[-1].end)
-        yield
+    for kind, entries in groupby(journal.pending(), lambda entry: entry.kind):
+        while batch := list(islice(entries, ENTRIES_AT_ONCE if kind == "metrics" else 1)):
+            _send(batch, journal, run)
+            journal.mark_sent(batch[-1].end)
+            yield
 
 
-def _one_by_one(batch: list[Entry], journal: Journal, run: ServerRun) -> None:
-    for entry in batch:
-        try:
-            run.send([entry], journal)
-        except RefusedError as error:
-            names = ", ".join(point[0] for point in entry.values["points"])
-            _logger.warning("tracking: metrics %s of run %s were refused: %s", names, journal.header.name, error)
-
-
-def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """Metrics that follow each other together, up to the size of a request; everything else alone."""
-    batch: list[Entry] = []
-    points = 0
-    for entry in entries:
-        size = len(entry.values["points"]) if entry.kind == "metrics" else POINTS_PER_REQUEST
-        if batch and points + size > POINTS_PER_REQUEST:
-            yield batch
-            batch, points = [], 0
-        batch.append(entry)
-        points += size
-    if batch:
-        yield batch
+def _send(batch: list[Entry], journal: Journal, run: ServerRun) -> None:
+    """Sends entries; of several, of which any may be refused, each alone."""
+    try:
+        run.send(batch, journal)
+    except OutsideError:
+        raise
+    except UserError as error:
+        if len(batch) > 1:
+            for entry in batch:
+                _send([entry], journal, run)
+            return
+        names = ", ".join(point[0] for point in batch[0].values.get("points", ()))
+        what = f"{batch[0].kind} {names}".rstrip()
+        _logger.warning("tracking: %s of run %s was refused: %s", what, journal.header.name, error)
 
 
 def now() -> int:

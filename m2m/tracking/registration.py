@@ -17,7 +17,6 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import mlflow.pyfunc
@@ -25,14 +24,14 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from PIL import Image
 
+from m2m.tracking.connection import unless
+
 CANDIDATE, CHAMPION = "candidate", "champion"
-NOTHING: Mapping[str, float] = MappingProxyType({})
 _logger = logging.getLogger("m2m.tracking")
 
 SIGNATURE = ModelSignature(
@@ -84,13 +83,8 @@ def register(
     else:
         model_id = _log_model(client, run_id, experiment_id, name, folder, tags)
     points = [Metric(key, value, time, 0, model_id=model_id, run_id=run_id) for key, value in metrics.items()]
-    for start in range(0, len(points), 1000):
-        client.log_batch(run_id, metrics=points[start : start + 1000])
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    client.log_batch(run_id, metrics=points)
+    unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_registered_model(name))
     # MLflow resolves the models:/ address with its global setting, whatever the client's own is.
     mlflow.set_tracking_uri(client.tracking_uri)
     version = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
@@ -129,7 +123,7 @@ def set_aliases(
     *,
     metric: str,
     better: Literal["higher", "lower"],
-    require: Mapping[str, float] = NOTHING,
+    require: Mapping[str, float] | None = None,
 ) -> None:
     """Points the aliases to a new version where it deserves them; calling it again changes nothing.
 
@@ -139,51 +133,42 @@ def set_aliases(
     aliases = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
     if int(aliases.get(CANDIDATE, 0)) < int(version):  # what was delivered late is not the newest
         client.set_registered_model_alias(name, CANDIDATE, version)
-    if lacks := _lacks(client, name, version, require):
+    ours, champion = client.get_model_version(name, version), aliases.get(CHAMPION)
+    if lacks := _lacks(_figures(client, ours) or {}, require or {}):
         _logger.warning("tracking: version %s of %s cannot be champion: %s", version, name, lacks)
-        return
-    champion = aliases.get(CHAMPION)
-    if champion is None or _beats(client, name, version, champion, metric, better):
+    elif champion is None or _beats(client, ours, client.get_model_version(name, champion), metric, better):
         client.set_registered_model_alias(name, CHAMPION, version)
 
 
-def _lacks(client: MlflowClient, name: str, version: str, require: Mapping[str, float]) -> str:
-    """The first requirement that a version does not meet, in words; empty if it meets all."""
-    figures = client.get_run(str(client.get_model_version(name, version).run_id)).data.metrics if require else {}
+def _lacks(figures: Mapping[str, float], require: Mapping[str, float]) -> str:
+    """The first requirement that figures do not meet, in words; empty if they meet all."""
     for metric, least in require.items():
-        value = figures.get(metric)
-        if value is None:
+        if metric not in figures:
             return f"it has no {metric}"
-        if not value >= least:
-            return f"{metric} is {value:.3g}, at least {least:g} is required"
+        if not figures[metric] >= least:
+            return f"{metric} is {figures[metric]:.3g}, at least {least:g} is required"
     return ""
 
 
 def _figures(client: MlflowClient, version: ModelVersion) -> Mapping[str, float] | None:
     """The metrics of the run that registered a version; None if the run is gone, as after ``mlflow gc``."""
-    try:
-        figures: Mapping[str, float] = client.get_run(str(version.run_id)).data.metrics
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return figures
+    run = unless("RESOURCE_DOES_NOT_EXIST", lambda: client.get_run(str(version.run_id)))
+    return run.data.metrics if run else None
 
 
-def _beats(client: MlflowClient, name: str, version: str, champion: str, metric: str, better: str) -> bool:
-    ours, theirs = (client.get_model_version(name, number) for number in (version, champion))
-    if _figures(client, theirs) is None:
-        _logger.warning(
-            "tracking: version %s replaces version %s as champion of %s: the run of that one was removed from MLflow",
-            *(version, champion, name),
-        )
+def _beats(client: MlflowClient, ours: ModelVersion, theirs: ModelVersion, metric: str, better: str) -> bool:
+    name, version, champion = ours.name, ours.version, theirs.version
+    to_beat = _figures(client, theirs)
+    if to_beat is None:
+        text = "tracking: version %s replaces version %s as champion of %s: the run of that one was removed from MLflow"
+        _logger.warning(text, version, champion, name)
         return True
+    figures = _figures(client, ours) or {}
     if ours.tags.get("manifest") != theirs.tags.get("manifest"):
         reason = "they were evaluated on different datasets"
+    elif metric in figures and metric in to_beat:
+        return figures[metric] > to_beat[metric] if better == "higher" else figures[metric] < to_beat[metric]
     else:
-        score, to_beat = ((_figures(client, one) or {}).get(metric) for one in (ours, theirs))
-        if score is not None and to_beat is not None:
-            return bool(score > to_beat if better == "higher" else score < to_beat)
         reason = f"one of them has no {metric}"
     _logger.warning("tracking: version %s stays champion of %s; version %s: %s", champion, name, version, reason)
     return False

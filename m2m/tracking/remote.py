@@ -9,27 +9,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.data.http_dataset_source import HTTPDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
+from m2m.errors import UserError
 from m2m.settings import sqlite_file
-from m2m.tracking.connection import ARTIFACTS, RefusedError, classified, connect
+from m2m.tracking.connection import ARTIFACTS, classified, connect, unless
 from m2m.tracking.journal import Entry, Header, Journal
 from m2m.tracking.registration import register, set_aliases
 
 RUN_TAG = "m2m.run"
-POINTS_PER_REQUEST = 1000
-PARAMS_PER_REQUEST = 100
-"""MLflow's limits."""
 SYSTEM = "system/"
 """MLflow shows metrics of this prefix on a page of their own."""
 
@@ -50,10 +44,11 @@ class ServerRun:
         """What the model was registered as."""
 
     def send(self, entries: Sequence[Entry], journal: Journal) -> None:
-        """Sends entries of one kind; several only of metrics, which go in one request.
+        """Sends entries of one kind; several only of metrics, which go together, cut by MLflow as it takes them.
 
         Raises:
-            AwayError, RefusedError
+            OutsideError: the server is away.
+            UserError: it will not take them.
         """
         unsure, self._unsure = self._unsure, True
         with classified(self._uri):
@@ -106,10 +101,8 @@ class ServerRun:
             self._client.log_artifact(self.id, str(path), folder or None)
 
     def _dataset(self, values: dict[str, Any]) -> None:
-        source = HTTPDatasetSource(values["source"])
-        made = MetaDataset(source, name=values["name"], digest=values["digest"])  # type: ignore[abstract]
-        fields = made._to_mlflow_entity().to_dictionary()
-        dataset = Dataset(**{**fields, "profile": json.dumps(values["sets"])})
+        source, sets = json.dumps({"url": values["source"]}), json.dumps(values["sets"])
+        dataset = Dataset(values["name"], values["digest"], "http", source, profile=sets)
         tags = [InputTag("mlflow.data.context", values["context"])]
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
@@ -154,49 +147,37 @@ class ServerRun:
         }
 
 
-class Remote:
-    """An MLflow server, or a database that is used without one."""
+def open_run(uri: str, header: Header) -> ServerRun:
+    """Finds or makes a run on an MLflow server, or in a database that is used without one.
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    Raises:
+        OutsideError: the server is away.
+        UserError: it will not take it.
+    """
+    with classified(uri):
+        client = connect(uri)
+        # In all experiments: a person may have given it another name since, or the run another experiment.
+        everywhere = [str(one.experiment_id) for one in client.search_experiments()]
+        found = client.search_runs(everywhere, f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
+        if found:
+            run = ServerRun(client, found[0])
+            run.look()
+            return run
+        experiment_id, tags = _experiment(client, header.experiment), {**header.tags, RUN_TAG: header.key}
+        return ServerRun(client, client.create_run(experiment_id, header.started, tags, header.name))
 
-    @cached_property
-    def _client(self) -> MlflowClient:
-        return connect(self._uri)
 
-    def open_run(self, header: Header) -> ServerRun:
-        """Finds or makes a run.
-
-        Raises:
-            AwayError, RefusedError
-        """
-        with classified(self._uri):
-            # In all experiments: a person may have given it another name since, or the run another experiment.
-            everywhere = [str(one.experiment_id) for one in self._client.search_experiments()]
-            found = self._client.search_runs(everywhere, f"tags.`{RUN_TAG}` = '{header.key}'", max_results=1)
-            if found:
-                remote = ServerRun(self._client, found[0])
-                remote.look()
-                return remote
-            experiment_id = self._experiment(header.experiment)
-            tags = {**header.tags, RUN_TAG: header.key}
-            return ServerRun(self._client, self._client.create_run(experiment_id, header.started, tags, header.name))
-
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage != "active":
-                number = found.experiment_id
-                raise RefusedError(
-                    f"experiment {name} was deleted in MLflow; mlflow experiments restore -x {number} brings it back, "
-                    f"mlflow gc --experiment-ids {number} makes room for a new one"
-                )
-            return str(found.experiment_id)
-        database = sqlite_file(self._uri)
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_file(str(client.tracking_uri))
         place = (database.parent / ARTIFACTS / name).as_uri() if database else None
-        try:
-            return str(self._client.create_experiment(name, place))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return self._experiment(name)
+        made = unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_experiment(name, place))
+        return str(made) if made else _experiment(client, name)
+    number = str(found.experiment_id)
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"experiment {name} was deleted in MLflow; mlflow experiments restore -x {number} brings it back, "
+            f"mlflow gc --experiment-ids {number} makes room for a new one"
+        )
+    return number

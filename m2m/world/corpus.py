@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2m.manifest import Split
-from m2m.processes import process_pool
+from m2m.workers import process_pool
 from m2m.world.cameras import CORPUS_DISTANCES, CORPUS_ELEVATIONS, Camera
 from m2m.world.grammar import KINDS, Caption, picture_captions, procedure_captions, view_captions
 from m2m.world.pictures import SIDE, Variation, paint

@@ -27,7 +27,7 @@ def record(database: str, spool: Path, stage: str, caller: Caller, *, dirty: boo
     """A run as the stage records it, registration apart; gives MLflow's id."""
     tags = {**origin_tags(caller, Revision(COMMIT, dirty=dirty)), "dvc.stage": f"{stage}@dino"}
     made = {"manifest": MANIFEST, **({"model": MODEL} if stage == "evaluate" else {})}
-    tracker = open_tracker(database, spool=spool, tags=tags, interval=0.05)
+    tracker = open_tracker(database, spool=spool, tags=tags)
     with tracker.run(f"{stage}-dino", stage=stage, tags=made) as run:
         run.dataset(
             "mis",

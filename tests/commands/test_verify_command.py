@@ -42,8 +42,8 @@ def shards(store: LocalStore, tmp_path: Path) -> list[ShardEntry]:
 
 def test_a_whole_store_is_proved(store: LocalStore, shards: list[ShardEntry], tmp_path: Path) -> None:
     report = verify.run(write_manifest(tmp_path / "mis.json", *shards), store=store)
-    assert (report.shards, report.sets, report.images) == (3, 6, 12)
-    assert report.size == sum((tmp_path / "store" / shard.key).stat().st_size for shard in shards)
+    size = sum((tmp_path / "store" / shard.key).stat().st_size for shard in shards)
+    assert report == f"3 shards, 6 sets, 12 images, {size} bytes: all whole"
 
 
 def flip(path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_good_copy_in_the_cache_does_not_hide_a_bad_object(s3_server: Any, tmp
     shard = add(store, [image_set(0), image_set(1)], tmp_path)
     manifest = write_manifest(tmp_path / "mis.json", shard)
     store.get(shard.key, shard.sha256, shard.size)
-    assert verify.run(manifest, store=store).shards == 1
+    assert verify.run(manifest, store=store).startswith("1 shards, ")
     s3_server.write(shard.key, b"something else")
     with pytest.raises(UserError, match=f"{shard.key}: it has 14 bytes"):
         verify.run(manifest, store=store)

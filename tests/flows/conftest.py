@@ -73,7 +73,7 @@ if number <= plan.get("unanswered", 0):
     pathlib.Path(os.environ["M2M_OUTSIDE_NOTE"]).write_text("away")
     sys.exit("m2m: the store does not answer")
 if plan.get("recorded"):
-    from m2m.machine import Machine
+    from m2m.runtime import Machine
     with Machine(stage).tracker().run(stage, stage=stage, tags={}):
         pass
 if plan.get("wrong"):

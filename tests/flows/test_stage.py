@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.stage import Children, Progress
+from flows.stage import Children, progress_in
 
 ENV = dict(os.environ)
 
@@ -106,7 +106,7 @@ time.sleep(300)
     ],
 )
 def test_progress_is_read_from_the_lines_that_tell_of_it(line: str, percent: int | None) -> None:
-    progress = Progress.of(line)
-    assert (progress and progress.percent) == percent
+    progress = progress_in(line)
+    assert (progress and progress[1]) == percent
     if progress:
-        assert line == f"{progress.what}: {progress.text}"
+        assert line.startswith(f"{progress[0]}: ")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.artifacts import _parts
+from flows.artifacts import summary
 from flows.workplace import workplace
 from m2m.errors import UserError, made_again
 from m2m.params_file import load_params
@@ -87,7 +87,7 @@ def test_what_an_experiment_left_out_does_not_keep_it_from_coming_back(checkout:
         run(place.folder, "dvc", "repro", "generate")
         place.save("half", ["generate"])
     (named,) = re.findall(r"`(dvc exp apply NAME[^`]*)`", GUIDE.read_text())
-    text = "\n".join(_parts(checkout, {}, {}, {}, [], "half"))
+    text = "\n".join(summary(checkout, before={}, unfinished={}, links=[], experiment="half"))
     assert re.findall(r"`(dvc exp apply [^`]*)`", text) == [named.replace("NAME", "half")]
     run(checkout, "sh", "-c", named.replace("NAME", "half"))
     assert load_params(checkout / "params.yaml").captions.train == 7

@@ -437,7 +437,7 @@ def test_who_copies_given_pictures_cannot_be_champion(
     params = PARAMS.model_copy(
         update={"gate": GateParams(metric="validation/pattern_score", better="higher", require=require)}
     )
-    tracker = open_tracker(database, spool=workplace.root / "spool", tags={}, interval=0.05, patience=60)
+    tracker = open_tracker(database, spool=workplace.root / "spool", tags={})
     assert workplace.evaluate(params, tracker=tracker).version == "1"
     found = MlflowClient(database).get_registered_model("m2m-self").aliases
     assert ("champion" in found) == passes

@@ -136,7 +136,7 @@ def test_each_caption_has_its_set(made: Workplace) -> None:
         assert one.extras == {"seeds": [image_seed(3, one.id, index) for index in range(3)]}
     pictures = np.concatenate([one.images for one in sets.values()])
     assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == 24
-    assert verify.run(made.manifest, store=made.store).images == 24
+    assert ", 24 images, " in verify.run(made.manifest, store=made.store)
 
 
 def test_an_image_can_be_drawn_again_from_what_the_set_says(made: Workplace) -> None:
@@ -201,7 +201,7 @@ def test_s3_holds_the_same_bytes(made: Workplace, s3_server: Any, tmp_path: Path
     place.run()
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
     assert len(s3_server.keys()) == 5
-    assert verify.run(place.manifest, store=store).shards == 5
+    assert verify.run(place.manifest, store=store).startswith("5 shards, ")
 
 
 def test_batches_have_one_shape_and_each_image_its_own_noise(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
