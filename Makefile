@@ -45,7 +45,7 @@ profile: $(READY) ## Make PROFILE (embedded, smoke, full, gpu, paper) the active
 test: lint ## Lint, types, layers, all tests but the slow ones; which lines they reach: TEST="--cov --cov-report=term"
 	$(PYTEST) -m "not slow" $(TEST)
 
-slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers that are killed
+slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers and trainings that are killed, the compiler
 	$(PYTEST) -m slow --timeout=600 $(TEST)
 
 fuzz: $(READY) ## Give each reader of foreign bytes ten thousand damaged files

@@ -171,6 +171,7 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
     assert not drawn[0].equals(drawn[2])
 
 
+@pytest.mark.slow  # another process learns of the whole of torch and MLflow
 def test_a_registered_model_loads_where_this_project_is_not_installed(
     database: str, tmp_path: Path, tiny_pipeline: Path
 ) -> None:
@@ -301,6 +302,7 @@ def test_two_evaluations_look_at_the_champion_one_after_the_other(database: str,
 # A server that goes and comes back
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_the_server_and_all_is_sent_once(
     mlflow_server: Any,
     database: str,

@@ -52,6 +52,7 @@ def at(checkout: Path) -> dict[tuple[str, str], float]:
     return {(name, what): float(time) for name, what, time, *_ in events(checkout)}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_stages_side_by_side_and_then_dvc_finds_nothing_to_do(checkout: Path) -> None:
     plan(checkout, generate={"steps": 3}, **{"train@self": {"seconds": 2}, "train@dino": {"seconds": 2}})
@@ -77,6 +78,7 @@ def test_two_stages_side_by_side_and_then_dvc_finds_nothing_to_do(checkout: Path
     assert "[evaluate@self] unchanged, 2 of 3" in out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_failed_stage_lets_those_beside_it_end_and_the_next_run_goes_on_there(checkout: Path) -> None:
     plan(checkout, **{"train@self": {"wrong": True}, "train@dino": {"seconds": 3}})

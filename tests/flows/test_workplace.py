@@ -81,6 +81,7 @@ def test_values_that_are_not_committed_are_not_left_out_of_an_experiment(checkou
         assert load_params(place.folder / "params.yaml") == load_params(file)
 
 
+@pytest.mark.slow
 def test_what_an_experiment_left_out_does_not_keep_it_from_coming_back(checkout: Path) -> None:
     """By the command that the docs and a flow run's page name, in a checkout where nothing has been made."""
     with workplace(checkout, experiment="half", profile=None, changes={"captions.train": 7}) as place:
@@ -123,6 +124,7 @@ def test_what_is_not_up_to_date_is_not_saved(checkout: Path) -> None:
     assert run(checkout, "dvc", "exp", "list", "--names-only").split() == []
 
 
+@pytest.mark.slow
 def test_two_at_once_both_come_through(checkout: Path) -> None:
     def make(number: int) -> None:
         with workplace(checkout, experiment=f"n{number}", profile=None, changes={"captions.train": number}) as place:

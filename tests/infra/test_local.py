@@ -409,6 +409,7 @@ def test_ports_that_are_taken_are_named_in_one_line(tmp_path: Path) -> None:
     assert not home.processes()
 
 
+@pytest.mark.slow  # it waits for what never comes
 def test_nothing_is_left_running_when_a_server_does_not_come_up(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     with closing(sqlite3.connect(home.folder / "mlflow.db")) as database, database:

@@ -14,6 +14,7 @@ from m2m.models.pose import POSE_DIM, Viewpoints
 from m2m.models.unet import ContextImages, ImageSetUNet
 from m2m.params import Variant
 
+pytestmark = pytest.mark.slow  # the compiler takes longer than all that it compiles
 SETS, POSITIONS, LENGTH, DINO_DIM = 2, 5, 4, 24
 VARIANTS = pytest.mark.parametrize("variant", ["self", "dino"])
 

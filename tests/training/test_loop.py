@@ -203,6 +203,7 @@ def test_the_held_out_loss_is_that_of_the_averages_and_always_from_the_same_draw
     assert held_out.loss(state.ema) != before
 
 
+@pytest.mark.slow  # it compiles
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
 def test_what_is_held_out_makes_no_graphs(make: Made, dataset: Any, foundation: Path) -> None:
     state, batches = make(params={"images": 48})
