@@ -60,7 +60,7 @@ PARAMS = EvaluateMis(
     probes=ProbeParams(sets=2, generated=2),
     validation_sets=VALIDATION_SETS,
     solver="ddim",
-    num_inference_steps=2,
+    num_inference_steps=1,
     guidance_scale=1.5,
     context_timestep=0,
     drawn_context=1,
