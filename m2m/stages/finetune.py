@@ -54,14 +54,5 @@ def run(
         pipeline = take_poses(pipeline, seed=common.seed)
     freeze(pipeline.unet, own.frozen)
     return train_model(
-        pipeline,
-        data,
-        common,
-        own,
-        stage="finetune",
-        task=task,
-        parents=parents,
-        out=out,
-        curve=curve,
-        runtime=runtime,
+        pipeline, data, common, own, stage="finetune", task=task, parents=parents, out=out, curve=curve, runtime=runtime
     )

@@ -38,13 +38,5 @@ def run(
     parents = [Parent.of(folder) for folder in weights_of(foundation, variant, encoder=encoder)]
     pipeline = from_stable_diffusion(foundation, variant, common, encoder=encoder)
     return train_model(
-        pipeline,
-        data,
-        common,
-        params,
-        stage="train",
-        parents=parents,
-        out=out,
-        curve=curve,
-        runtime=runtime,
+        pipeline, data, common, params, stage="train", parents=parents, out=out, curve=curve, runtime=runtime
     )
