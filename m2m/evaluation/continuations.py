@@ -103,8 +103,7 @@ class Continuations:
     def by_set(self) -> Iterator[NDArray[np.uint8]]:
         """Of each set, in order, the pictures (n, H, W, 3) that were drawn, from where they are kept."""
         where = {place: (block, row) for block in self._blocks for row, place in enumerate(block)}
-        for place in range(self.count):
-            block, row = where[place]
+        for block, row in map(where.__getitem__, range(self.count)):
             yield np.array(np.load(self._path(block), mmap_mode="r", allow_pickle=False)[row])
 
     def rows(self, count: int) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:

@@ -222,14 +222,13 @@ class Ground:
             UserError: a caption does not parse.
         """
         told_of = [[getattr(caption, attribute) for attribute in ATTRIBUTES] for caption in map(parse, captions)]
-        # Of pictures alone: nothing of what solids and procedures show is a value that a set could share.
-        words = [one.meaning for one in picture_captions("train")]
         numbers = [{None: 0} | {word: number for number, word in enumerate(classes[one])} for one in ATTRIBUTES]
 
         def numbered(rows: Sequence[Sequence[str | None]]) -> NDArray[np.int64]:
             return np.array([[known[word] for known, word in zip(numbers, row, strict=True)] for row in rows])
 
-        combinations = numbered(words)
+        # Of pictures alone: nothing of what solids and procedures show is a value that a set could share.
+        combinations = numbered([one.meaning for one in picture_captions("train")])
         seen = np.zeros(combinations.max(axis=0) + 1, bool)
         seen[tuple(combinations.T)] = True
         values, confidences = read_values(held_out.logits)

@@ -94,7 +94,6 @@ def run(
         "code": code_digest(__name__),
     }
     item = variant if task == "mis" else f"{variant}-{task}"
-    drafts = runtime.work / f"evaluate-{item}"
     load = partial(load_pipeline, device=runtime.device, precision=params.precision)
     pipeline = load(model)
     subject: Subject[Any] = Subject(
@@ -106,7 +105,7 @@ def run(
         untuned=load(untuned) if untuned else pipeline,
         networks=networks,
         stable_diffusion=foundation / "stable-diffusion",
-        folder=folder_of(drafts, made_from),
+        folder=folder_of(runtime.work / f"evaluate-{item}", made_from),
         runtime=runtime,
     )
     require, measure = EVALUATORS[task]
@@ -142,5 +141,5 @@ def run(
         if register:
             scored = known_by | {key: found.numbers[key] for key in params.gate.require if key in found.numbers}
             version = record.register(model, f"m2m-{item}", metrics=scored, tags=tags, gate=params.gate)
-    shutil.rmtree(drafts)
+    shutil.rmtree(subject.folder.parent)
     return Evaluation(numbers, version)
