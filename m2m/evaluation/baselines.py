@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import permutations
-from types import MappingProxyType
+from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,96 +35,60 @@ from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_draw
-from m2m.evaluation.networks import Clip
-from m2m.evaluation.observations import PICTURES_AT_ONCE, Batch, Observations
+from m2m.evaluation.networks import PICTURES_AT_ONCE, Batch, Clip, Observations
 from m2m.files import folder_digest
-from m2m.params import EvaluateMis, SolverName
+from m2m.params import EvaluateMis
 from m2m.workers import once
 from m2m.world.grammar import Caption
 from m2m.world.pictures import Variation, paint
 from m2m.world.vocabulary import ATTRIBUTES, PICTURE_WORDS
 
-Hypothesis = tuple[bool, bool, bool]
-"""Whether the caption names noun, colour, style."""
-
-HYPOTHESES: tuple[Hypothesis, ...] = (
-    (True, False, False),
-    (False, True, False),
-    (False, False, True),
-    (True, True, False),
-    (True, False, True),
-    (False, True, True),
-    (True, True, True),
-)
-"""That nothing is shared is none of them: no caption names nothing."""
-
-EQUAL: Mapping[Hypothesis, float] = MappingProxyType({one: 1 / len(HYPOTHESES) for one in HYPOTHESES})
+HYPOTHESES = sorted(product((True, False), repeat=3), key=sum)[1:]
+"""Whether the caption names noun, colour, style; that nothing is shared is none of them: no caption names nothing."""
 
 
 class IdealReader:
-    """Reads given pictures by Bayes' rule, and draws what may come next.
+    """Reads given pictures by Bayes' rule, and draws what may come next; each hypothesis is as likely as the others.
 
     Args:
         seen: (nouns, colours, styles), the combinations that training shows. One that it never shows counts like its
             neighbours, since the reader does not know what was left out.
         epsilon: how often the class network takes a value for another, each other one alike. Without it one misread
             picture would rule out all explanations.
-        prior: odds of each hypothesis before a picture is seen; they need not sum to 1.
 
     Raises:
-        ValueError: epsilon is not between 0 and 1, or the prior has no odds for any hypothesis.
+        ValueError: epsilon is not between 0 and 1.
     """
 
-    def __init__(self, seen: NDArray[np.bool_], *, epsilon: float, prior: Mapping[Hypothesis, float] = EQUAL) -> None:
+    def __init__(self, seen: NDArray[np.bool_], *, epsilon: float) -> None:
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon is {epsilon}, expected more than 0 and less than 1")
-        if sum(prior.get(one, 0) for one in HYPOTHESES) <= 0:
-            raise ValueError("prior: expected odds above 0 for some set of named attributes")
         self._epsilon = epsilon
         self._classes = seen.shape
         # Of all E explanations, row by row:
-        named, values, log_prior, completions, shown = [], [], [], [], []
-        triples = np.indices(seen.shape).reshape(3, -1).T  # (T, 3)
+        named, values, odds, completions, shown = [], [], [], [], []
+        self._triples = np.indices(seen.shape).reshape(3, -1).T  # (T, 3)
+        for hypothesis in HYPOTHESES:
+            free = tuple(axis for axis in range(3) if not hypothesis[axis])
+            counts = seen.sum(axis=free, keepdims=True)
+            told = np.indices(counts.shape).reshape(3, -1).T  # (M, 3), 0 where free
+            within = ((self._triples == told[:, None]) | ~np.array(hypothesis)).all(axis=2)  # (M, T)
+            known = counts.reshape(-1) if free else np.ones(len(told), np.int64)
+            named.append(np.tile(hypothesis, (len(told), 1)))
+            values.append(told)
+            odds.append((known > 0) * (1 / len(HYPOTHESES)) / np.count_nonzero(counts))
+            completions.append(np.maximum(known, 1))
+            shown.append(within & seen.reshape(-1) if free else within)
+        self.named = np.concatenate(named)  # (E, 3)
+        self.values = np.concatenate(values)  # (E, 3)
         with np.errstate(divide="ignore"):
-            for hypothesis in HYPOTHESES:
-                free = tuple(axis for axis in range(3) if not hypothesis[axis])
-                counts = seen.sum(axis=free, keepdims=True)
-                told = np.indices(counts.shape).reshape(3, -1).T  # (M, 3), 0 where free
-                within = ((triples == told[:, None]) | ~np.array(hypothesis)).all(axis=2)  # (M, T)
-                known = counts.reshape(-1) if free else np.ones(len(told), np.int64)
-                odds = (known > 0) * prior.get(hypothesis, 0.0) / np.count_nonzero(counts)
-                named.append(np.tile(hypothesis, (len(told), 1)))
-                values.append(told)
-                log_prior.append(np.log(odds))
-                completions.append(np.maximum(known, 1))
-                shown.append(within & seen.reshape(-1) if free else within)
-        self._named = np.concatenate(named)  # (E, 3)
-        self._values = np.concatenate(values)  # (E, 3)
-        self._log_prior = np.concatenate(log_prior)  # (E,)
+            self._log_prior = np.log(np.concatenate(odds))  # (E,)
         self._completions = np.concatenate(completions)  # (E,)
-        self._triples = triples
         self._shown = np.concatenate(shown) / self._completions[:, None]  # (E, T): what the next picture shows
-
-    def posterior(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Probability of each hypothesis, in the order of `HYPOTHESES`: (sets, n, 3) to (sets, 7)."""
-        of_hypothesis = (self._named[:, None] == np.array(HYPOTHESES)).all(axis=2)  # (E, 7)
-        odds: NDArray[np.float64] = self._explanations(given) @ of_hypothesis
-        return odds
-
-    def shared(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Probability that each attribute is shared: (sets, n, 3) to (sets, 3)."""
-        odds: NDArray[np.float64] = self._explanations(given) @ self._named
-        return odds
-
-    def keeps(self, given: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Probability that each attribute is shared, and with this value: (sets, n, 3) and (sets, 3) to (sets, 3)."""
-        agrees = self._named & (self._values == values[:, None])  # (sets, E, 3)
-        odds: NDArray[np.float64] = np.einsum("se,sea->sa", self._explanations(given), agrees)
-        return odds
 
     def shows(self, given: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
         """Probability that the next picture shows this value, shared or not: (sets, n, 3), (sets, 3) to (sets, 3)."""
-        following = self._explanations(given) @ self._shown  # (sets, T)
+        following = self.explanations(given) @ self._shown  # (sets, T)
         agrees = self._triples == values[:, None]  # (sets, T, 3)
         odds: NDArray[np.float64] = np.einsum("st,sta->sa", following, agrees)
         return odds
@@ -137,7 +101,7 @@ class IdealReader:
         Args:
             given: (sets, n, 3).
         """
-        odds = self._explanations(given).cumsum(axis=1)  # (sets, E)
+        odds = self.explanations(given).cumsum(axis=1)  # (sets, E)
         chosen = _sample(np.broadcast_to(odds, (repeats, *odds.shape)), random)  # (repeats, sets)
         following = self._shown.cumsum(axis=1)  # (E, T)
         # A repeat at a time: the odds of all triples are held for each set.
@@ -146,15 +110,15 @@ class IdealReader:
         ]
         return self._triples[np.stack(drawn)]
 
-    def _explanations(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(sets, E), each row summing to 1."""
+    def explanations(self, given: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The odds of what is `named`, and the `values`: (sets, n, 3) to (sets, E), each row summing to 1."""
         logs = self._log_prior - given.shape[1] * np.log(self._completions)  # (E,)
         logs = np.tile(logs, (len(given), 1))  # (sets, E)
         for axis, classes in enumerate(self._classes):
             right = (given[:, :, axis, None] == np.arange(classes)).sum(axis=1)  # (sets, classes)
             of_values = right * np.log(1 - self._epsilon)
             of_values += (given.shape[1] - right) * np.log(self._epsilon / (classes - 1))
-            logs += np.where(self._named[:, axis], of_values[:, self._values[:, axis]], 0)
+            logs += np.where(self.named[:, axis], of_values[:, self.values[:, axis]], 0)
         odds = np.exp(logs - logs.max(axis=1, keepdims=True))
         normalised: NDArray[np.float64] = odds / odds.sum(axis=1, keepdims=True)
         return normalised
@@ -189,48 +153,53 @@ class PaintedSets:
     def __init__(
         self, sets: Starts, seen: Observations, given: int, classes: Mapping[str, Sequence[str]], *, seed: int
     ) -> None:
-        self._sets, self._given, self._seed = sets, given, seed
-        self._words: list[NDArray[np.str_]] = []  # of each attribute, (sets, given)
+        self._sets, self._seed = sets, seed
+        words = []  # of each attribute, (sets, given)
         for attribute in ATTRIBUTES:
-            words = PICTURE_WORDS[attribute]
-            numbers = [list(classes[attribute]).index(word) for word in words]
+            known = PICTURE_WORDS[attribute]
+            numbers = [list(classes[attribute]).index(word) for word in known]
             likeliest = seen.logits[attribute][:, :given, numbers].argmax(dim=2).cpu().numpy()
-            self._words.append(np.array(words)[likeliest])
+            words.append(np.array(known)[likeliest])
+        self._words = np.stack(words, axis=2)  # (sets, given, 3)
 
     def __getitem__(self, index: int, /) -> ImageSet:
         """One set; it is the same each time."""
         member, images = self._sets[index], []
-        for place in range(self._given):
-            noun, colour, style = (str(words[index, place]) for words in self._words)
+        for place, words in enumerate(self._words[index].tolist()):
             random = np.random.default_rng(seeds.derive(self._seed, "paint anew", member.id, place))
-            images.append(paint(Caption(noun, colour, style), Variation.draw(random)))
+            images.append(paint(Caption(*words), Variation.draw(random)))
         return replace(member, images=np.stack(images), latents=None, extras={})
 
 
 @torch.no_grad()
 def mean_embeddings(sets: ImageSets, clip: Clip, device: torch.device) -> Tensor:
     """Of each set the direction of its pictures' mean embedding, (sets, D); a set at a time is in memory."""
-    return torch.stack([_mean(clip, torch.from_numpy(sets[index].images).to(device)) for index in range(len(sets))])
+    means = []
+    for index in range(len(sets)):
+        pixels = torch.from_numpy(sets[index].images).to(device).permute(0, 3, 1, 2).contiguous()
+        embedded = torch.cat([clip.embed(part) for part in pixels.split(PICTURES_AT_ONCE)])  # type: ignore[no-untyped-call]
+        means.append(F.normalize(embedded.mean(dim=0), dim=0).cpu())
+    return torch.stack(means)
 
 
-def nearest(given: Tensor, training: Tensor) -> list[int]:
-    """Of embedded given pictures (sets, n, D) and training sets (M, D): the number of the nearest one of each set."""
-    return (F.normalize(given.mean(dim=1), dim=1) @ training.T).argmax(dim=1).tolist()
+def nearest(
+    given: Tensor, training: ImageSets, means: Tensor, positions: int, *, batch: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The first pictures of the training sets nearest to given ones, batch by batch; from the first again if few.
 
+    Args:
+        given: embedded, (sets, n, D).
+        means: of the training sets, by `mean_embeddings`.
 
-def pictures_of(training: ImageSets, numbers: list[int], positions: int, *, batch: int) -> Iterator[NDArray[np.uint8]]:
-    """The first pictures of these sets, (sets, positions, H, W, 3), batch by batch; from the first again if few."""
-    for start in range(0, len(numbers), batch):
-        chosen = numbers[start : start + batch]
+    Returns:
+        (sets, positions, H, W, 3) each.
+    """
+    numbers = (F.normalize(given.mean(dim=1), dim=1) @ means.T).argmax(dim=1)
+    for chosen in numbers.split(batch):
         # In the order of the shards, so that each is decoded once a batch.
-        found = {number: training[number].images for number in sorted(set(chosen))}
-        yield np.stack([found[number][np.arange(positions) % len(found[number])] for number in chosen])
-
-
-def _mean(clip: Clip, images: Tensor) -> Tensor:
-    pixels = images.permute(0, 3, 1, 2).contiguous()
-    embedded = torch.cat([clip.embed(part) for part in pixels.split(PICTURES_AT_ONCE)])  # type: ignore[no-untyped-call]
-    return F.normalize(embedded.mean(dim=0), dim=0).cpu()
+        found = {number: training[number].images for number in sorted({*chosen.tolist()})}
+        pictures = [found[number] for number in chosen.tolist()]
+        yield np.stack([images[np.arange(positions) % len(images)] for images in pictures])
 
 
 _SHUFFLES = np.array([order for order in permutations(range(3)) if order != (0, 1, 2)])
@@ -242,12 +211,6 @@ def held_out(sets: ImageSets, *, count: int, batch: int) -> Iterator[Batch]:
         members = [sets[index] for index in range(start, min(start + batch, count))]
         images = np.stack([member.images for member in members])
         yield Batch([member.caption for member in members], images[:, :0], images)
-
-
-def following(batches: Iterable[Batch], drawn: Iterable[NDArray[np.uint8]], *, given: int) -> Iterator[Batch]:
-    """What was drawn for held-out sets, batch by batch, as if it followed their first `given` pictures."""
-    for batch, images in zip(batches, drawn, strict=True):
-        yield Batch(batch.captions, batch.images[:, :given], images)
 
 
 def colours_shuffled(batches: Iterable[Batch], *, seed: int) -> Iterator[Batch]:
@@ -263,64 +226,44 @@ class Painter:
     """Stable Diffusion, loaded when the first picture is missing; what it drew is kept for the next model.
 
     Args:
-        name: of the folder in which pictures are kept, which are the same for every model.
+        name: of the folder in which pictures are kept, which are the same for every model, and of their noise.
+        options: solver, steps and guidance scale, as of `StableDiffusion`.
 
     Raises:
         UserError: the folder is no Stable Diffusion pipeline.
     """
 
-    def __init__(
-        self,
-        subject: Subject[EvaluateMis],
-        name: str,
-        *,
-        solver: SolverName,
-        num_inference_steps: int,
-        guidance_scale: float,
-    ) -> None:
+    def __init__(self, subject: Subject[EvaluateMis], name: str, **options: Any) -> None:
+        self._subject, self._name = subject, name
         params, runtime, folder = subject.params, subject.runtime, subject.stable_diffusion
         self._made_from = {
-            **{"solver": solver, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale},
+            **options,
             **params.model_dump(mode="json", include={"seed", "sets_per_batch", "precision"}),
             "weights": folder_digest(folder),
             "device": runtime.device_type,
             "code": code_digest(__name__),
         }
-        self._load = once(
-            lambda: StableDiffusion(
-                folder,
-                solver=solver,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                device=runtime.device,
-                precision=params.precision,
-            )
-        )
-        self._params, self._work, self._workers = params, runtime.work / name, runtime.workers
+        load = partial(StableDiffusion, folder, device=runtime.device, precision=params.precision, **options)
+        self._load = once(load)
 
-    def draw(self, captions: Sequence[str], positions: int, *, noise: str) -> Iterator[NDArray[np.uint8]]:
-        """Pictures (sets, positions, H, W, 3) of a caption a set, batch by batch.
-
-        Args:
-            noise: the name of their noise: other lots of another name start from other noise.
-        """
-        folder = folder_of(
-            self._work, {**self._made_from, "captions": list(captions), "positions": positions, "noise": noise}
-        )
+    def draw(self, captions: Sequence[str], positions: int) -> Iterator[NDArray[np.uint8]]:
+        """Pictures (sets, positions, H, W, 3) of a caption a set, batch by batch, each from its own noise."""
+        runtime, step = self._subject.runtime, self._subject.params.sets_per_batch
+        made_from = {**self._made_from, "captions": list(captions), "positions": positions}
+        folder = folder_of(runtime.work / self._name, made_from)
+        seed = seeds.derive(self._subject.params.seed, self._name)
 
         def batch(start: int) -> NDArray[np.uint8]:
-            words = captions[start : start + self._params.sets_per_batch]
-            numbers = range(start * positions, (start + len(words)) * positions)
-            draw = partial(self._draw, words, numbers, seeds.derive(self._params.seed, noise))
+            words = captions[start : start + step]
+
+            def draw() -> NDArray[np.uint8]:
+                base, numbers = self._load(), range(start * positions, (start + len(words)) * positions)
+                noise = seeds.normal(base.latent_shape, *(seeds.generator(seed, number) for number in numbers))
+                latents = base.denoise(noise, base.embed(words).repeat_interleave(positions, dim=0))
+                pictures: NDArray[np.uint8] = base.decode(latents).cpu().numpy()
+                return pictures
+
             pictures, _ = read_or_draw(folder / f"from-{start:06}.npy", draw)
             return pictures.reshape(len(words), positions, *pictures.shape[1:])
 
-        yield from self._workers.map(batch, range(0, len(captions), self._params.sets_per_batch))
-
-    def _draw(self, captions: Sequence[str], numbers: Sequence[int], seed: int) -> NDArray[np.uint8]:
-        """Pictures (n, H, W, 3) by number, each from its own noise; equally many a caption."""
-        base = self._load()
-        noise = seeds.normal(base.latent_shape, *(seeds.generator(seed, number) for number in numbers))
-        embeddings = base.embed(captions).repeat_interleave(len(numbers) // len(captions), dim=0)
-        pictures: NDArray[np.uint8] = base.decode(base.denoise(noise, embeddings)).cpu().numpy()
-        return pictures
+        yield from runtime.workers.map(batch, range(0, len(captions), step))

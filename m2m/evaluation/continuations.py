@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
-from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -27,8 +26,7 @@ from m2m.data.sets import ImageSets
 from m2m.data.shards import ImageSet
 from m2m.diffusion.sampler import make_scheduler
 from m2m.evaluation.figures import Number
-from m2m.evaluation.networks import Networks
-from m2m.evaluation.observations import Batch
+from m2m.evaluation.networks import Batch, Networks
 from m2m.files import is_intact, sealed_file, write_atomically
 from m2m.manifest import Manifest, Split
 from m2m.params import DrawingParams
@@ -41,20 +39,6 @@ RUN = "run"
 Params = TypeVar("Params", bound=DrawingParams)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Stopwatch:
-    """What drawing took a worker; pictures kept from an earlier run do not count."""
-
-    seconds: float = 0.0
-    pictures: int = 0
-    _lock: Lock = field(default_factory=Lock)
-
-    def add(self, seconds: float, pictures: int) -> None:
-        with self._lock:
-            self.seconds += seconds
-            self.pictures += pictures
 
 
 class Starts(Protocol):
@@ -82,7 +66,8 @@ class Continuations:
     params: DrawingParams
     folder: Path
     """Where drawn batches are kept; it belongs to these parameters, these models and these sets alone."""
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    timed: list[tuple[float, int]] = field(default_factory=list)
+    """Seconds that drawing a batch took a worker, and its pictures; those kept from an earlier run do not count."""
     workers: Workers = ALONE
 
     @property
@@ -100,11 +85,10 @@ class Continuations:
     @cached_property
     def _blocks(self) -> Sequence[Sequence[int]]:
         """Places of the sets of each batch, which are of one length: none is drawn beyond its end."""
-        found = []
-        for _, group in groupby(sorted(range(self.count), key=self._lengths.__getitem__), self._lengths.__getitem__):
-            while block := list(islice(group, self.params.sets_per_batch)):
-                found.append(block)
-        return found
+        length = self._lengths.__getitem__
+        groups = [[*group] for _, group in groupby(sorted(range(self.count), key=length), length)]
+        step = self.params.sets_per_batch
+        return [group[start : start + step] for group in groups for start in range(0, len(group), step)]
 
     def batches(self, advance: Advance) -> Iterator[Batch]:
         """Given and drawn pictures of all sets, the shorter ones first, else in order."""
@@ -119,8 +103,7 @@ class Continuations:
     def by_set(self) -> Iterator[NDArray[np.uint8]]:
         """Of each set, in order, the pictures (n, H, W, 3) that were drawn, from where they are kept."""
         where = {place: (block, row) for block in self._blocks for row, place in enumerate(block)}
-        for place in range(self.count):
-            block, row = where[place]
+        for block, row in map(where.__getitem__, range(self.count)):
             yield np.array(np.load(self._path(block), mmap_mode="r", allow_pickle=False)[row])
 
     def rows(self, count: int) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -141,7 +124,7 @@ class Continuations:
     def _draw(self, members: Sequence[ImageSet], images: int) -> NDArray[np.uint8]:
         started = time.perf_counter()
         pictures = continue_sets(self.pipeline, members, given=self.given, images=images, params=self.params)
-        self.stopwatch.add(time.perf_counter() - started, pictures.shape[0] * pictures.shape[1])
+        self.timed.append((time.perf_counter() - started, pictures.shape[0] * pictures.shape[1]))
         return pictures
 
 
@@ -152,16 +135,13 @@ def continue_sets(
     scheduler = make_scheduler(params.solver, pipeline.scheduler.config)  # it remembers its own batch
     own = M2MPipeline(**{**pipeline.components, "scheduler": scheduler})
     own.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
-    set_seeds = [seeds.derive(params.seed, "evaluate", member.id) for member in members]
+    drawing = params.model_dump(include={"num_inference_steps", "guidance_scale", "context_timestep", "drawn_context"})
     result: Any = own(
         [[Image.fromarray(image) for image in member.images[:given]] for member in members],
         images,
-        num_inference_steps=params.num_inference_steps,
-        guidance_scale=params.guidance_scale,
-        context_timestep=params.context_timestep,
-        drawn_context=params.drawn_context,
-        generator=set_seeds,
+        generator=[seeds.derive(params.seed, "evaluate", member.id) for member in members],
         poses=[member.cameras()[: given + images] for member in members] if own.unet.pose_dim else None,
+        **drawing,
     )
     return np.stack([np.stack([np.asarray(image) for image in of_set]) for of_set in result.images])
 
@@ -183,13 +163,13 @@ class Subject(Generic[Params]):
     folder: Path
     """Where drawn batches are kept."""
     runtime: Runtime
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    timed: list[tuple[float, int]] = field(default_factory=list)
+    """Of all continuations."""
 
     def after(self, name: str, starts: Starts, **options: Any) -> Continuations:
         """Sets that are to be continued, by the model unless another is named; options as of `Continuations`."""
-        shared = {"params": self.params, "folder": self.folder, "stopwatch": self.stopwatch}
-        every = {"pipeline": self.pipeline, "workers": self.runtime.workers, **shared, **options}
-        return Continuations(name=name, starts=starts, **every)
+        shared = {"params": self.params, "folder": self.folder, "timed": self.timed, "pipeline": self.pipeline}
+        return Continuations(name=name, starts=starts, **{"workers": self.runtime.workers, **shared, **options})
 
     def draw(self, lots: Sequence[Continuations], about: str = "") -> None:
         """Draws all of them, and tells how far it is."""
@@ -209,7 +189,7 @@ class Measured:
     """What the numbers rest on, besides the sets."""
     galleries: Mapping[str, Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]]
     """By name; rows of a caption, given and drawn pictures"""
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = field(default_factory=dict)
     """What else lies beside the galleries."""
 
 

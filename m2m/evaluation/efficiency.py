@@ -167,12 +167,10 @@ def image_set_costs(
     preceding = PrecedingImages(unet, sets=1, timestep=0, device=META, use_cache=True)
     time = torch.empty((), device=META)
     for given in range(max((*guided, *plain)) + 1):
-        if given in plain:
-            window = preceding.window(guided=False)
-            found.plain[given] = operations(partial(unet, _latents(unet, side), time, window))
-        if given in guided:
-            window = preceding.window(guided=True)
-            found.guided[given] = operations(partial(unet, _latents(unet, side, rows=2), time, window))
+        for wanted, costs, rows in ((plain, found.plain, 1), (guided, found.guided, 2)):
+            if given in wanted:
+                window = preceding.window(guided=rows > 1)
+                costs[given] = operations(partial(unet, _latents(unet, side, rows), time, window))
         if given < reading:
             found.reading.append(operations(partial(preceding.append, context)))
         else:  # only to come to the next: counting takes longer

@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 LEVEL = 0.95
 Number = float | int | str
-N = TypeVar("N", float, Number)
 DETAILS = "details.json"
 """All numbers, beside the plots; the numbers file holds the headlines alone."""
 
@@ -76,10 +74,8 @@ def spread(statistics: Sequence[Statistic], weights: NDArray[np.float64]) -> Est
 def share(hits: NDArray[np.float64], tries: NDArray[np.float64]) -> Statistic:
     """Hits by tries, both summed by caption: (captions, …), or (captions,) tries for all."""
 
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return divide(np.tensordot(weights, hits, 1), np.tensordot(weights, _like(tries, hits), 1))
-
-    return statistic
+    of_captions = tries.reshape(*tries.shape, *[1] * (hits.ndim - tries.ndim))
+    return lambda weights: divide(np.tensordot(weights, hits, 1), np.tensordot(weights, of_captions, 1))
 
 
 def by_caption(values: NDArray[np.generic], captions: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -105,10 +101,6 @@ def _quantiles(values: NDArray[np.float64], at: Sequence[float]) -> list[NDArray
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All-NaN slice encountered")
         return list(np.nanquantile(values, at, axis=0))
-
-
-def _like(tries: NDArray[np.float64], hits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.broadcast_to(tries.reshape(*tries.shape, *[1] * (hits.ndim - tries.ndim)), hits.shape)
 
 
 def paired_interval(first: Tensor, second: Tensor, *, resamples: int, seed: int) -> Estimate:
@@ -154,17 +146,11 @@ def require_gate(gate: GateParams, measured: Mapping[str, float], *, task: str) 
     """
     known = sorted(name for name in measured if name.startswith("validation/"))
     for part, metric in (("metric", gate.metric), *(("require", name) for name in gate.require)):
-        if metric in known:
-            continue
-        raise UserError(
-            f"evaluate.{task}.gate.{part} is {metric}, which is not measured on validation sets; take one of "
-            f"{', '.join(known)}"
-        )
-
-
-def headline(numbers: Mapping[str, N], keys: Sequence[str]) -> dict[str, N]:
-    """The scores by which a run is known, as many as there are, in place of all."""
-    return {key: numbers[key] for key in keys if key in numbers}
+        if metric not in known:
+            raise UserError(
+                f"evaluate.{task}.gate.{part} is {metric}, which is not measured on validation sets; take one of "
+                f"{', '.join(known)}"
+            )
 
 
 def to_json(numbers: Mapping[str, Number]) -> bytes:

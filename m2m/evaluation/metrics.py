@@ -16,7 +16,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from m2m.evaluation.figures import by_position, to_csv
-from m2m.evaluation.observations import Observations
+from m2m.evaluation.networks import Observations
 from m2m.params import EvaluateMis
 
 SPLITS, LEAST_IN_SPLIT = 10, 50
@@ -172,11 +172,8 @@ class Benchmark:
         others = [image for image in range(self.given, features.shape[1]) if image != self.given + position]
         return features[:, others].flatten(0, 1)
 
-    def fid(self, lot: Observations) -> list[float]:
-        """FID of each position after the given pictures."""
-        return self._distances(lot, fid)
-
-    def _distances(self, lot: Observations, distance: Callable[[Tensor, Tensor], float]) -> list[float]:
+    def distances(self, lot: Observations, distance: Callable[[Tensor, Tensor], float]) -> list[float]:
+        """FID, or another distance, of each position after the given pictures."""
         features = lot.features
         return [distance(features[:, position], self.reference(position)) for position in range(features.shape[1])]
 
@@ -191,8 +188,8 @@ class Benchmark:
         joint = [joint_logits([head[:, position] for head in heads]) for position in range(lot.features.shape[1])]
         return Metrics(
             {
-                "fid": self.fid(lot),
-                "kid": self._distances(lot, kid),
+                "fid": self.distances(lot, fid),
+                "kid": self.distances(lot, kid),
                 "inception_score": [inception_score(logits) for logits in joint],
                 "clip_text_image": lot.text_image.tolist(),
                 "clip_image_image": clip_image_image(lot.embeddings, given).tolist(),
@@ -222,17 +219,13 @@ def compare(
     main = benchmark.metrics(ours[params.main], attributes)
     after = range(params.main, params.main + params.generated)
     copied = [position % params.main for position in range(params.generated)]
-    ceiling = benchmark.metrics(held_out.at(after), attributes)
-    shuffled_fid = benchmark.fid(shuffled)
-    numbers = {
-        **main.flat(),
-        **ceiling.flat("baseline/mis/"),
-        **benchmark.metrics(held_out.at(copied), attributes).flat("baseline/copy/"),
-        **by_position("baseline/shuffled/fid", shuffled_fid),
-        **relative(main, ceiling, shuffled_fid),
-    }
-    for name, lot in baselines.items():
-        numbers |= benchmark.metrics(lot, attributes).flat(f"baseline/{name}/")
+    lots = {"mis": held_out.at(after), "copy": held_out.at(copied), **baselines}
+    beside = {name: benchmark.metrics(lot, attributes) for name, lot in lots.items()}
+    shuffled_fid = benchmark.distances(shuffled, fid)
+    numbers = main.flat() | relative(main, beside["mis"], shuffled_fid)
+    numbers |= by_position("baseline/shuffled/fid", shuffled_fid)
+    for name, metrics in beside.items():
+        numbers |= metrics.flat(f"baseline/{name}/")
     for given, lot in ours.items():
         metrics = Benchmark(held_out, given).metrics(lot, attributes) if given != params.main else main
         for name, values in metrics.by_position.items():
@@ -246,12 +239,8 @@ def relative(ours: Metrics, ceiling: Metrics, shuffled_fid: Sequence[float]) -> 
     The unit of ``relative/fid_drift`` is what exchanging the colours of held-out pictures costs in FID. Left out is
     what has no ceiling or no unit.
     """
-    numbers = {}
-    if (most := _mean(ceiling.by_position["diversity"])) > 0:
-        numbers["relative/diversity"] = _mean(ours.by_position["diversity"]) / most
-    for name, value in ours.overall.items():
-        if (most := ceiling.overall[name]) > 0:
-            numbers[f"relative/{name}"] = value / most
+    varied, most = ({"diversity": _mean(one.by_position["diversity"]), **one.overall} for one in (ours, ceiling))
+    numbers = {f"relative/{name}": value / most[name] for name, value in varied.items() if most[name] > 0}
     fid = ours.by_position["fid"]
     if (unit := _mean(shuffled_fid) - _mean(ceiling.by_position["fid"])) > 0:
         numbers["relative/fid_drift"] = (fid[-1] - fid[0]) / unit

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from m2m.data.sets import ImageSets
 from m2m.errors import UserError
-from m2m.evaluation import baselines, claim, places
+from m2m.evaluation import baselines, places
 from m2m.evaluation.continuations import Continuations, Measured, Subject
 from m2m.evaluation.figures import require_gate, told
 from m2m.evaluation.metrics import Benchmark, compare
-from m2m.evaluation.networks import Networks
-from m2m.evaluation.observations import Batch, Observations, nearest_other, observe
-from m2m.evaluation.pattern import ASPECTS
+from m2m.evaluation.networks import Batch, Networks, Observations, nearest_other, observe, read_values
+from m2m.evaluation.pattern import ASPECTS, PAINTED, Ground, drift, pattern_numbers, rival_numbers, scores
 from m2m.params import EvaluateMis
 from m2m.progress import progress
 
@@ -53,29 +52,17 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
     params, networks, test = subject.params, subject.networks, subject.sets["test"]
     floor, named = _painters(subject)
     held_out, ground = look_at(test, params.sets, networks, params)
-    draws = {
-        given: subject.after(f"given-{given}", test, count=params.sets, given=given, generated=params.generated)
-        for given in params.given
-    }
+    drawn = {"count": params.sets, "generated": params.generated}
+    draws = {given: subject.after(f"given-{given}", test, given=given, **drawn) for given in params.given}
     long = subject.after("long", test, count=params.long.sets, given=params.long.given, generated=params.long.generated)
-    validation = subject.after(
-        "validation",
-        subject.sets["validation"],
-        count=params.validation_sets,
-        given=params.main,
-        generated=params.generated,
-    )
+    for_gate = {**drawn, "count": params.validation_sets, "given": params.main}
+    validation = subject.after("validation", subject.sets["validation"], **for_gate)
     rivals = _rivals(subject, held_out) if ground and params.compared.sets else {}
     probes = places.probes(ground, test, params) if ground and params.probes.sets else {}
+    options = {"generated": params.probes.generated}
     probing = {
-        name: subject.after(
-            f"places-{name}",
-            probe.starts,
-            count=probe.count,
-            given=probe.given.shape[2],
-            generated=params.probes.generated,
-        )
-        for name, probe in probes.items()
+        name: subject.after(f"places-{name}", one.starts, count=len(one.starts), given=one.given.shape[2], **options)
+        for name, one in probes.items()
     }
     in_other_ways = [draw for of_given in rivals.values() for draw in of_given.values()]
     to_draw = [*draws.values(), long, validation, *in_other_ways, *probing.values()]
@@ -89,22 +76,23 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
         of_long = read(long) if params.long.sets else None
         compared = {name: {given: read(draw) for given, draw in of_given.items()} for name, of_given in rivals.items()}
         probed = {name: read(draw) for name, draw in probing.items()}
-    of_gate = gate_numbers(of_validation, subject.sets["validation"], networks, params)
-    require_gate(params.gate, of_gate, task="mis")
+    decisive = gate_numbers(of_validation, subject.sets["validation"], networks, params)
+    require_gate(params.gate, decisive, task="mis")
 
     unconditional = _unconditional(subject, floor)
     nearest = _nearest(subject, held_out) if ground else {}
     beside = {"stable_diffusion": unconditional} | ({"nearest": nearest[params.main]} if nearest else {})
-    scores, numbers = compare(ours, held_out, beside, _shuffled(subject), networks.attributes, params)
-    numbers = told(of_gate) | numbers
+    quality, numbers = compare(ours, held_out, beside, _shuffled(subject), networks.attributes, params)
+    numbers = told(decisive) | numbers
     if ground:
         everywhere = {"stable_diffusion": dict.fromkeys(params.given, unconditional), "nearest": nearest}
-        numbers |= claim.pattern_numbers(ground, ours, everywhere, params)
+        numbers |= pattern_numbers(ground, ours, everywhere, params)
         if of_long:
-            numbers |= claim.drift(ground, of_long, params)
-        numbers |= claim.rival_numbers(ground, ours, compared | _named(subject, ground, named), params)
-        shown = {name: claim.read_of(seen)[0] for name, seen in probed.items()}
+            numbers |= drift(ground, of_long, params)
+        numbers |= rival_numbers(ground, ours, compared | _named(subject, ground, named), params)
+        shown = {name: read_values(seen.logits)[0] for name, seen in probed.items()}
         numbers |= places.place_numbers(probes, shown, ground.reader, params)
+    images = sum(draw.pictures for draw in draws.values())
     examples = _examples(probes, probing, max(params.gallery_sets // 2, 1))
     return Measured(
         numbers=numbers,
@@ -115,20 +103,14 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
             *("fid/mean", "kid/mean", "inception_score/mean", "clip_text_image/mean", "clip_image_image/mean"),
             "relative/diversity",
         ],
-        about={
-            "images": sum(draw.pictures for draw in draws.values()),
-            "given": params.main,
-            **networks.recorded("inception", "clip"),
-        },
+        about={"images": images, "given": params.main, **networks.recorded("inception", "clip")},
         galleries={f"given-{given}": draw.rows(params.gallery_sets) for given, draw in draws.items()}
         | ({"consistency": examples} if examples else {}),
-        files={"positions.csv": scores.to_csv()},
+        files={"positions.csv": quality.to_csv()},
     )
 
 
-def look_at(
-    sets: ImageSets, count: int, networks: Networks, params: EvaluateMis
-) -> tuple[Observations, claim.Ground | None]:
+def look_at(sets: ImageSets, count: int, networks: Networks, params: EvaluateMis) -> tuple[Observations, Ground | None]:
     """What both networks see in all pictures of the first sets, and the ground, if there is one."""
 
     def batches() -> Iterator[Batch]:
@@ -139,7 +121,7 @@ def look_at(
         return seen, None
     others = np.concatenate([nearest_other(batch.images) for batch in batches()])
     captions = [sets[index].caption for index in range(count)]
-    return seen, claim.Ground.of(captions, seen, others, networks.inception.classes)
+    return seen, Ground.of(captions, seen, others, networks.inception.classes)
 
 
 def gate_numbers(drawn: Observations, sets: ImageSets, networks: Networks, params: EvaluateMis) -> dict[str, float]:
@@ -156,9 +138,8 @@ def gate_numbers(drawn: Observations, sets: ImageSets, networks: Networks, param
         numbers["diversity_of_ceiling"] = numbers["diversity"] / most
     if ground:
         sums = ground.pattern(params.main, params.generated).count(ground.lot(drawn))
-        alike = np.ones((1, sums.captions))
-        numbers["pattern_score"] = float(sums.strict_score(alike)[0])
-        numbers |= {name: float(values(sums.scores(alike)).mean()) for name, values in ASPECTS.items()}
+        found = scores(sums, np.ones((1, sums.shape[1])))
+        numbers |= {name: float(found[name].mean()) for name in ("pattern_score", *ASPECTS)}
     return {f"validation/{name}": value for name, value in numbers.items()}
 
 
@@ -178,21 +159,34 @@ def _rivals(subject: Subject[EvaluateMis], held_out: Observations) -> dict[str, 
 
     Independent pictures each read the given ones only, none that was drawn before.
     """
-    params, sets = subject.params, subject.sets["test"]
-    classes = subject.networks.inception.classes
+    params, sets, classes = subject.params, subject.sets["test"], subject.networks.inception.classes
     painted = baselines.PaintedSets(sets, held_out, params.main, classes, seed=params.seed)
     options: dict[str, Any] = {"count": params.compared.sets, "generated": params.generated}
-    alone = params.model_copy(update={"drawn_context": 0})
+    alone = {**options, "params": params.model_copy(update={"drawn_context": 0})}
     return {
         "independent": {
-            given: subject.after(f"independent-{given}", sets, given=given, params=alone, **options)
+            given: subject.after(f"independent-{given}", sets, given=given, **alone)
             for given in dict.fromkeys((params.given[0], params.main))
         },
-        claim.PAINTED: {params.main: subject.after("painted", painted, given=params.main, **options)},
+        PAINTED: {params.main: subject.after("painted", painted, given=params.main, **options)},
     }
 
 
-def _held_out(subject: Subject[EvaluateMis], count: int | None = None) -> Iterator[Batch]:
+def _observed(
+    subject: Subject[EvaluateMis],
+    drawn: Iterator[NDArray[np.uint8]],
+    given: int,
+    count: int = 0,
+    *,
+    by_clip: bool = True,
+) -> Observations:
+    """What was drawn for the first sets (all, unless told), as if it followed their `given` first pictures."""
+    batches = zip(_held_out(subject, count), drawn, strict=True)
+    following = (Batch(batch.captions, batch.images[:, :given], images) for batch, images in batches)
+    return observe(following, subject.networks, by_clip=by_clip)
+
+
+def _held_out(subject: Subject[EvaluateMis], count: int = 0) -> Iterator[Batch]:
     params = subject.params
     return baselines.held_out(subject.sets["test"], count=count or params.sets, batch=params.sets_per_batch)
 
@@ -200,8 +194,7 @@ def _held_out(subject: Subject[EvaluateMis], count: int | None = None) -> Iterat
 def _unconditional(subject: Subject[EvaluateMis], floor: baselines.Painter) -> Observations:
     params = subject.params
     positions = params.generated if subject.networks.attributes else UNCONDITIONAL_POSITIONS
-    drawn = floor.draw([""] * params.sets, positions, noise="unconditional")
-    return observe(baselines.following(_held_out(subject), drawn, given=params.main), subject.networks)
+    return _observed(subject, floor.draw([""] * params.sets, positions), params.main)
 
 
 def _shuffled(subject: Subject[EvaluateMis]) -> Observations:
@@ -212,42 +205,35 @@ def _shuffled(subject: Subject[EvaluateMis]) -> Observations:
 
 
 def _named(
-    subject: Subject[EvaluateMis], ground: claim.Ground, painter: baselines.Painter
+    subject: Subject[EvaluateMis], ground: Ground, painter: baselines.Painter
 ) -> dict[str, dict[int, Observations]]:
     """What Stable Diffusion draws of what the given pictures of the first sets agree on."""
-    params, networks = subject.params, subject.networks
-    count = params.compared.sets
-    if not count:
+    params, classes, found = subject.params, subject.networks.inception.classes, {}
+    if not (count := params.compared.sets):
         return {}
-
-    def batches(given: int) -> Iterator[Batch]:
-        captions = baselines.agreed_captions(ground.values[:count, :given], networks.inception.classes)
-        drawn = painter.draw(captions, params.generated, noise="named")
-        return baselines.following(_held_out(subject, count), drawn, given=given)
-
-    return {"name_then_draw": {given: observe(batches(given), networks, by_clip=False) for given in params.given}}
+    for given in params.given:
+        captions = baselines.agreed_captions(ground.values[:count, :given], classes)
+        drawn = painter.draw(captions, params.generated)
+        found[given] = _observed(subject, drawn, given, count, by_clip=False)
+    return {"name_then_draw": found}
 
 
 def _nearest(subject: Subject[EvaluateMis], held_out: Observations) -> dict[int, Observations]:
     """The training set that is nearest to the given pictures, as if drawn, by number of given ones."""
-    params, training, networks = subject.params, subject.sets["train"], subject.networks
-    embedded = baselines.mean_embeddings(training, networks.clip, networks.device)
-
-    def batches(given: int) -> Iterator[Batch]:
-        numbers = baselines.nearest(held_out.embeddings[:, :given], embedded)
-        pictures = baselines.pictures_of(training, numbers, params.generated, batch=params.sets_per_batch)
-        return baselines.following(_held_out(subject), pictures, given=given)
-
-    return {given: observe(batches(given), networks) for given in params.given}
+    params, training, networks, found = subject.params, subject.sets["train"], subject.networks, {}
+    means = baselines.mean_embeddings(training, networks.clip, networks.device)
+    for given in params.given:
+        of_given = held_out.embeddings[:, :given]
+        pictures = baselines.nearest(of_given, training, means, params.generated, batch=params.sets_per_batch)
+        found[given] = _observed(subject, pictures, given)
+    return found
 
 
 def _examples(probes: Mapping[str, places.Probe], drawn: Mapping[str, Continuations], count: int) -> Rows:
     """The first sets of each of `EXAMPLES`, in their first order."""
     rows: Rows = []
-    for name, what in EXAMPLES.items():
-        if name not in probes:
-            continue
-        probe, pictures = probes[name], list(drawn[name].by_set())
+    for name, probe in ((name, probes[name]) for name in EXAMPLES if name in probes):
+        pictures = list(drawn[name].by_set())
         chosen = np.flatnonzero(probe.shared == places.STYLE)[:count] * probe.given.shape[1]
-        rows += [(what, probe.starts[start].images, pictures[start]) for start in chosen.tolist()]
+        rows += [(EXAMPLES[name], probe.starts[start].images, pictures[start]) for start in chosen.tolist()]
     return rows

@@ -1,17 +1,23 @@
-"""The networks that judge pictures: by features, classes and attributes, by text and image embeddings, by likeness."""
+"""The networks that judge pictures, what they make of a lot of them, and which of these do not count.
+
+They judge by features, classes and attributes, by text and image embeddings, by likeness. A lot is some sets' pictures
+at the same positions, whoever drew them. Misses are those that the class network cannot read, and copies of earlier
+ones: what is rarer among held-out pictures than one in a hundred.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPModel, CLIPProcessor
 
 from m2m.devices import align
@@ -26,6 +32,8 @@ LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
     INCEPTION_V3: InceptionV3.from_pretrained,
 }
+PICTURES_AT_ONCE = 128
+RARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,9 @@ class Networks:
         with reading_foundation(published):
             likeness = Lpips.from_pretrained(published).to(where) if published.is_dir() else None
 
-        def named(architecture: str, part: str) -> str:
-            return f"{architecture}@{folder_digest(foundation / part)[:12]}"
-
-        names = {"inception": named(architecture, "inception"), "clip": named("clip", "clip")}
-        names["perceptual"] = named(LPIPS, "perceptual") if likeness else names["inception"]
+        judges = {"inception": architecture, "clip": "clip"} | ({"perceptual": LPIPS} if likeness else {})
+        names = {part: f"{name}@{folder_digest(foundation / part)[:12]}" for part, name in judges.items()}
+        names.setdefault("perceptual", names["inception"])
         return cls(inception=inception.to(where), clip=clip, names=names, device=where, lpips=likeness)
 
     def perceptual(self, first: Tensor, second: Tensor) -> Tensor:
@@ -80,12 +86,12 @@ class Networks:
         return tuple(attribute for attribute in ATTRIBUTES if attribute in self.inception.classes)
 
 
+@dataclass(frozen=True)
 class Clip:
-    """A CLIP folder: unit embeddings of pictures, and torchmetrics' score of them against captions."""
+    """A CLIP folder: unit embeddings of pictures and of captions."""
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor) -> None:
-        self.model = model
-        self.processor = processor
+    model: CLIPModel
+    processor: CLIPProcessor
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
@@ -105,38 +111,13 @@ class Clip:
         pixels = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"].to(images.device)
         return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
 
-    def score(self) -> CLIPScore:
-        """A fresh CLIPScore: give it embedded pictures, shaped (n, 1, 1, D) since it wants pictures, and n captions."""
-        return CLIPScore(model_name_or_path=lambda: (Embedded(self.model), self.prepare))  # type: ignore[arg-type, return-value]
-
-    def prepare(self, *, text: Sequence[str] | None = None, images: Sequence[Tensor] = (), **options: Any) -> Any:
-        """Tokens of captions, cut before the end token is set, not after; or a batch of embedded pictures."""
-        if text is None:
-            return {"pixel_values": torch.stack(list(images))}
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """Unit embeddings (n, D) of captions, cut before the end token is set, not after."""
         limit = self.model.text_model.embeddings.position_embedding.num_embeddings
-        return self.processor(text=list(text), truncation=True, max_length=limit, **options)
-
-
-class Embedded(nn.Module):
-    """CLIP as torchmetrics 1.9 calls it, for pictures that are embedded already: no picture goes through it twice.
-
-    It gives tensors, which torchmetrics expects, where transformers 5 gives output objects.
-    """
-
-    def __init__(self, model: CLIPModel) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-
-    def get_image_features(self, embeddings: Tensor) -> Tensor:
-        """(n, 1, 1, D) to (n, D)."""
-        return embeddings.flatten(1)
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D)."""
-        output = self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        features: Tensor = output.pooler_output
-        return features
+        tokens = self.processor(
+            text=list(captions), return_tensors="pt", padding=True, truncation=True, max_length=limit
+        )
+        return F.normalize(self.model.get_text_features(**tokens.to(self.model.device)).pooler_output, dim=-1)
 
 
 def perceptual_distance(network: WorldClassifier | InceptionV3, first: Tensor, second: Tensor) -> Tensor:
@@ -160,3 +141,182 @@ def _features(network: WorldClassifier | InceptionV3, images: Tensor) -> list[Te
         for hook in hooks:
             hook.remove()
     return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sets."""
+
+    captions: Sequence[str]
+    given: NDArray[np.uint8]
+    """(sets, n, H, W, 3); n is 0 if the pictures follow none"""
+    images: NDArray[np.uint8]
+    """(sets, positions, H, W, 3)"""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What both networks see in a lot."""
+
+    features: Tensor
+    """(sets, positions, F), of the class network"""
+    logits: Mapping[str, Tensor]
+    """its heads to (sets, positions, classes)"""
+    geometry: Tensor
+    """(sets, positions, 5), or 0 where the network measures none"""
+    nearest: NDArray[np.float64]
+    """(sets, positions), the distance to the nearest given or earlier picture; infinite if there is none"""
+    embeddings: Tensor
+    """(sets, positions, D), CLIP's, of unit length; D is 0 where it was not asked"""
+    text_image: Tensor
+    """(positions,), CLIPScore against the captions (Hessel et al., 2021), 100 · cosine; NaN where it was not asked"""
+
+    def at(self, positions: Sequence[int]) -> Observations:
+        """Those of some positions, in this order, repeated if named twice."""
+        chosen = list(positions)
+        those = {name: getattr(self, name)[:, chosen] for name in ("features", "geometry", "nearest", "embeddings")}
+        logits = {head: values[:, chosen] for head, values in self.logits.items()}
+        return Observations(**those, logits=logits, text_image=self.text_image[chosen])
+
+
+@torch.no_grad()
+def observe(batches: Iterable[Batch], networks: Networks, *, by_clip: bool = True) -> Observations:
+    """Shows a lot to the networks, a batch at a time: only numbers stay in memory.
+
+    Args:
+        by_clip: else the class network alone looks.
+    """
+    parts: list[dict[str, Tensor]] = []
+    nearest: list[NDArray[np.float64]] = []
+    text_image: list[Tensor] = []
+    for batch in batches:
+        shape = batch.images.shape[:2]
+        images = torch.from_numpy(np.ascontiguousarray(batch.images)).to(networks.device)
+        pixels = images.permute(0, 1, 4, 2, 3).contiguous().flatten(0, 1)  # (sets · positions, 3, H, W)
+        some = pixels.split(PICTURES_AT_ONCE)  # type: ignore[no-untyped-call]
+        read = [networks.inception(part) for part in some]
+        seen = {head: torch.cat([one.logits[head] for one in read]) for head in read[0].logits}
+        seen["geometry"] = torch.cat([one.geometry for one in read])
+        seen["features"] = torch.cat([one.features for one in read])
+        seen["embeddings"] = seen["features"][:, :0]
+        if by_clip:
+            seen["embeddings"] = torch.cat([networks.clip.embed(one) for one in some])
+            texts = networks.clip.embed_texts(batch.captions)  # (sets, D)
+            places = seen["embeddings"].unflatten(0, shape).unbind(1)
+            scores = [(100 * (F.normalize(place, dim=-1) * texts).sum(dim=-1)).sum() for place in places]
+            text_image.append(torch.stack(scores))
+        parts.append({name: values.unflatten(0, shape).cpu() for name, values in seen.items()})
+        # Only who reads patterns asks which pictures are copies.
+        nearest.append(nearest_earlier(batch.given, batch.images) if networks.attributes else np.full(shape, np.inf))
+    logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found = np.concatenate(nearest)
+    none = torch.full((found.shape[1],), torch.nan)
+    return Observations(
+        features=logits.pop("features"),
+        geometry=logits.pop("geometry"),
+        embeddings=logits.pop("embeddings"),
+        logits=logits,
+        nearest=found,
+        text_image=(sum(text_image) / len(found)).clamp_min(0).cpu() if text_image else none,
+    )
+
+
+def some_at_once(sets: Iterable[NDArray[np.uint8]], lengths: list[int] | None = None) -> Iterator[NDArray[np.uint8]]:
+    """The pictures (n, H, W, 3) of sets, as many at once as the networks look at; the last ones are fewer.
+
+    Args:
+        lengths: takes how many pictures each set has.
+    """
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for of_set in sets:
+            if lengths is not None:
+                lengths.append(len(of_set))
+            yield from of_set
+
+    every = pictures()
+    while some := list(islice(every, PICTURES_AT_ONCE)):
+        yield np.stack(some)
+
+
+def read_values(logits: Mapping[str, Tensor]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The likeliest class of each attribute and its probability, (sets, positions, attributes) each.
+
+    Args:
+        logits: of these heads, (sets, positions, classes) each.
+    """
+    best = [logits[attribute].double().softmax(dim=2).max(dim=2) for attribute in ATTRIBUTES]
+    values = torch.stack([one.indices for one in best], dim=2)  # (sets, positions, attributes)
+    confidences = torch.stack([one.values for one in best], dim=2)
+    return values.cpu().numpy(), confidences.cpu().numpy()
+
+
+def nearest_earlier(given: NDArray[np.uint8], drawn: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Root mean square difference of each drawn picture to the nearest given or earlier drawn one of its set.
+
+    Args:
+        given: (sets, n, H, W, 3); n may be 0.
+        drawn: (sets, positions, H, W, 3).
+
+    Returns:
+        (sets, positions), in steps of the 8-bit scale; infinite where there is no earlier one.
+    """
+    pictures = np.concatenate([given, drawn], axis=1)
+    return _nearest(pictures, np.tri(pictures.shape[1], k=-1, dtype=bool))[:, given.shape[1] :]
+
+
+def nearest_other(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The same to the nearest of all others of the set, earlier or later: (sets, N, H, W, 3) to (sets, N)."""
+    return _nearest(pictures, ~np.eye(pictures.shape[1], dtype=bool))
+
+
+def _nearest(pictures: NDArray[np.uint8], others: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each set, (sets, N, H, W, 3), the distances (N) to the nearest of the others, (N, N)."""
+    return np.stack([np.where(others, _distances(of_set), np.inf).min(axis=1) for of_set in pictures])
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What all but the rarest held-out pictures reach."""
+
+    confidence: NDArray[np.float64]
+    """(attributes,), of the likeliest class"""
+    distance: float
+    """to the nearest other picture of the set"""
+
+    @classmethod
+    def of_held_out(cls, confidences: NDArray[np.float64], nearest: NDArray[np.float64]) -> Self:
+        """Of confidences (sets, N, attributes) and distances by `nearest_other` (sets, N).
+
+        The more others there are, the nearer is the nearest: sets should have at least as many pictures as those that
+        are judged, the given ones included. Then no more than the rarest held-out pictures pass for copies.
+        """
+        return cls(np.quantile(confidences, RARE, axis=(0, 1)), float(np.quantile(nearest, RARE)))
+
+    def misses(self, confidences: NDArray[np.float64], nearest: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where a picture misses: in an attribute that cannot be read, in all if it is a copy.
+
+        Args:
+            confidences: (sets, positions, attributes).
+            nearest: (sets, positions), by `nearest_earlier`.
+
+        Returns:
+            (sets, positions, attributes).
+        """
+        # An exact copy is one even where held-out sets have some themselves and the threshold is 0.
+        copies = (nearest < self.distance) | (nearest == 0)
+        missed: NDArray[np.bool_] = (confidences < self.confidence) | copies[:, :, None]
+        return missed
+
+
+def _distances(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Root mean square differences (N, N) of pictures (N, H, W, 3).
+
+    By scalar products: they are whole numbers far below 2^53, so that float64 holds them exactly and equal pictures are
+    at distance 0.
+    """
+    rows = pictures.reshape(len(pictures), -1).astype(np.float64)  # (N, H·W·3)
+    products = rows @ rows.T  # (N, N)
+    squares = np.diag(products)
+    distances: NDArray[np.float64] = np.sqrt((squares[:, None] + squares - 2 * products) / rows.shape[1])
+    return distances

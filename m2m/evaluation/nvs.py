@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Self
 
 import numpy as np
 import torch
@@ -18,8 +17,7 @@ from m2m.contact_sheet import animation
 from m2m.errors import UserError
 from m2m.evaluation.continuations import Measured, Starts, Subject, continue_sets
 from m2m.evaluation.figures import estimated, paired_interval, require_gate
-from m2m.evaluation.networks import Networks
-from m2m.evaluation.observations import some_at_once
+from m2m.evaluation.networks import Networks, some_at_once
 from m2m.params import EvaluateNvs
 
 METRICS = ("psnr", "ssim", "perceptual")
@@ -29,16 +27,6 @@ MOST_PSNR = 100.0
 """dB; what equal pictures count, whose PSNR is infinite: one in a mean would hide all others."""
 TURNED, FRAMES = 4, 12
 """Objects of the turntable, and views of each."""
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """Of each view that is to be drawn, the given view whose camera stands nearest in direction."""
-
-    index: NDArray[np.int64]
-    """(sets, views), among the given ones"""
-    angle: NDArray[np.float64]
-    """(sets, views), degrees between the two directions from the object"""
 
 
 def require(subject: Subject[EvaluateNvs]) -> None:
@@ -73,47 +61,31 @@ def measure(subject: Subject[EvaluateNvs]) -> Measured:
     validation, count = subject.sets["validation"], params.validation_sets
     for_gate = subject.after(f"validation/tuned-given-{few}", validation, count=count, given=few)
     subject.draw([for_gate], ", validation")
-    views = Views.of(validation, count, few)
-    scores = compare_views(for_gate.by_set(), views.true(), networks)
-    numbers |= {f"validation/{key}": value for key, value in numbers_of(scores, views.nearest, given=few).items()}
+    scores = compare_views(for_gate.by_set(), _true(validation, count, few), networks)
+    of_gate = numbers_of(scores, nearest_given(_cameras(validation, count), few)[1], given=few)
+    numbers |= {f"validation/{key}": value for key, value in of_gate.items()}
     require_gate(params.gate, numbers, task="nvs")
+    images = tuned[few].pictures + few * params.sets
     return Measured(
         numbers=numbers,
         headlines=[
             *(f"{name}/given={given}/mean" for given in (1, 2) for name in METRICS),
             *("baseline/nearest/psnr/given=1/mean", "paired/psnr/given=2-minus-1/mean"),
         ],
-        about={
-            "images": tuned[few].pictures + few * params.sets,
-            **networks.recorded("inception", "clip", "perceptual"),
-        },
+        about={"images": images, **networks.recorded("inception", "clip", "perceptual")},
         galleries={f"given-{given}": draw.rows(params.gallery_sets) for given, draw in tuned.items()},
         files={"turntable.gif": turntable(subject)},
     )
 
 
-@dataclass(frozen=True)
-class Views:
-    """The first sets, of which the first views are given."""
+def _cameras(sets: Starts, count: int) -> NDArray[np.float64]:
+    """Of the first sets, (sets, n, 3, 4)."""
+    return np.stack([sets[place].cameras() for place in range(count)])
 
-    sets: Starts
-    count: int
-    given: int
-    nearest: Nearest
 
-    @classmethod
-    def of(cls, sets: Starts, count: int, given: int) -> Self:
-        """Looks at the cameras alone."""
-        cameras = np.stack([sets[place].cameras() for place in range(count)])  # (sets, n, 3, 4)
-        return cls(sets, count, given, nearest_given(cameras, given))
-
-    def true(self) -> Iterator[NDArray[np.uint8]]:
-        """Of each set the views that are to be drawn, (views, H, W, 3)."""
-        return (self.sets[place].images[self.given :] for place in range(self.count))
-
-    def copied(self) -> Iterator[NDArray[np.uint8]]:
-        """In their places the nearest given ones."""
-        return (self.sets[place].images[self.nearest.index[place]] for place in range(self.count))
+def _true(sets: Starts, count: int, given: int) -> Iterator[NDArray[np.uint8]]:
+    """Of each of the first sets the views that are to be drawn, (views, H, W, 3)."""
+    return (sets[place].images[given:] for place in range(count))
 
 
 def beside_baselines(
@@ -130,15 +102,19 @@ def beside_baselines(
         untuned: the same by the model that knows no poses, after fewer given views.
     """
     few, many = params.given
-    views = {given: Views.of(sets, params.sets, given) for given in params.given}
-    scores = {given: compare_views(tuned[given], views[given].true(), networks) for given in params.given}
-    numbers = more_given(scores[few], scores[many], counts=(few, many), resamples=params.bootstrap, seed=params.seed)
-    for given, of_given in views.items():
-        numbers |= numbers_of(scores[given], of_given.nearest, given=given)
-        copied = compare_views(of_given.copied(), of_given.true(), networks)
-        numbers |= numbers_of(copied, of_given.nearest, given=given, prefix="baseline/nearest/")
-    blind = compare_views(untuned, views[few].true(), networks)
-    return numbers | numbers_of(blind, views[few].nearest, given=few, prefix="baseline/untuned/")
+    numbers, scores, cameras = dict[str, float](), {}, _cameras(sets, params.sets)
+    for given in (many, few):
+        index, angle = nearest_given(cameras, given)
+        scores[given] = compare_views(tuned[given], _true(sets, params.sets, given), networks)
+        nearest = (sets[place].images[of_set] for place, of_set in enumerate(index))
+        copied = compare_views(nearest, _true(sets, params.sets, given), networks)
+        numbers |= numbers_of(scores[given], angle, given=given)
+        numbers |= numbers_of(copied, angle, given=given, prefix="baseline/nearest/")
+    blind = compare_views(untuned, _true(sets, params.sets, few), networks)
+    numbers |= numbers_of(blind, angle, given=few, prefix="baseline/untuned/")
+    return numbers | more_given(
+        scores[few], scores[many], counts=(few, many), resamples=params.bootstrap, seed=params.seed
+    )
 
 
 def turntable(subject: Subject[EvaluateNvs]) -> bytes:
@@ -163,13 +139,20 @@ def orbit(camera: NDArray[np.float64], frames: int = FRAMES) -> NDArray[np.float
     return np.concatenate([camera[:, :3] @ turns, np.broadcast_to(camera[:, 3:], (frames, 3, 1))], axis=2)
 
 
-def nearest_given(cameras: NDArray[np.float64], given: int) -> Nearest:
-    """What is nearest to each camera after the given first ones: (sets, n, 3, 4), world-to-camera."""
+def nearest_given(cameras: NDArray[np.float64], given: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which of the given first cameras stands nearest in direction to each one after them, and how near.
+
+    Args:
+        cameras: (sets, n, 3, 4), world-to-camera.
+
+    Returns:
+        (sets, views) each: its number, and the degrees between both directions from the object.
+    """
     rotations, translations = cameras[..., :3], cameras[..., 3]
     positions = -np.einsum("snji,snj->sni", rotations, translations)  # (sets, n, 3), in the world
     directions = positions / np.linalg.norm(positions, axis=-1, keepdims=True)
     cosines = np.einsum("svi,sgi->svg", directions[:, given:], directions[:, :given])  # (sets, views, given)
-    return Nearest(cosines.argmax(axis=2), np.degrees(np.arccos(cosines.max(axis=2).clip(-1, 1))))
+    return cosines.argmax(axis=2), np.degrees(np.arccos(cosines.max(axis=2).clip(-1, 1)))
 
 
 @torch.no_grad()
@@ -177,26 +160,26 @@ def compare_views(
     drawn: Iterable[NDArray[np.uint8]], real: Iterable[NDArray[np.uint8]], networks: Networks
 ) -> Mapping[str, Tensor]:
     """Every drawn view against the true one, (views, H, W, 3) of each set: metrics to (sets, views), float64."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in METRICS}
+    parts: list[tuple[Tensor, ...]] = []
     counts: list[int] = []
-
-    def counted() -> Iterator[NDArray[np.uint8]]:
-        for views in drawn:
-            counts.append(len(views))
-            yield views
-
-    for pair in zip(some_at_once(counted()), some_at_once(real), strict=True):
+    for pair in zip(some_at_once(drawn, counts), some_at_once(real), strict=True):
         ours, true = (torch.from_numpy(one).permute(0, 3, 1, 2).to(networks.device) for one in pair)
         a, b = ours.float(), true.float()  # (n, 3, H, W), 0 to 255
         psnr = [peak_signal_noise_ratio(x, y, data_range=255.0) for x, y in zip(a, b, strict=True)]
-        parts["psnr"].append(torch.stack(psnr).clamp(max=MOST_PSNR))
-        parts["ssim"].append(structural_similarity_index_measure(a, b, data_range=255.0, reduction="none"))  # type: ignore[arg-type]
-        parts["perceptual"].append(networks.perceptual(ours, true))
-    return {name: torch.cat(values).double().cpu().reshape(len(counts), -1) for name, values in parts.items()}
+        ssim = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")  # type: ignore[arg-type]
+        parts.append((torch.stack(psnr).clamp(max=MOST_PSNR), ssim, networks.perceptual(ours, true)))
+    whole = [torch.cat(values).double().cpu().reshape(len(counts), -1) for values in zip(*parts, strict=True)]
+    return dict(zip(METRICS, whole, strict=True))
 
 
-def numbers_of(scores: Mapping[str, Tensor], nearest: Nearest, *, given: int, prefix: str = "") -> dict[str, float]:
-    """Flat numbers: the mean, the spread over views, each view and each bin of angles that is not empty."""
+def numbers_of(
+    scores: Mapping[str, Tensor], angle: NDArray[np.float64], *, given: int, prefix: str = ""
+) -> dict[str, float]:
+    """Flat numbers: the mean, the spread over views, each view and each bin of angles that is not empty.
+
+    Args:
+        angle: (sets, views), degrees from the nearest given view.
+    """
     numbers: dict[str, float] = {}
     for name, values in scores.items():
         key = f"{prefix}{name}/given={given}"
@@ -204,8 +187,8 @@ def numbers_of(scores: Mapping[str, Tensor], nearest: Nearest, *, given: int, pr
         for view, value in enumerate(values.mean(dim=0).tolist(), start=given + 1):
             numbers[f"{key}/view/{view:02}"] = value
         for low, high in pairwise(ANGLES):
-            below = nearest.angle < high if high < ANGLES[-1] else True  # half a turn is in the last bin
-            inside = torch.from_numpy((nearest.angle >= low) & below)
+            below = angle < high if high < ANGLES[-1] else True  # half a turn is in the last bin
+            inside = torch.from_numpy((angle >= low) & below)
             if inside.any():
                 numbers[f"{key}/angle/{low:03}-{high:03}"] = float(values[inside].mean())
     return numbers

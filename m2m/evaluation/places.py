@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from m2m import seeds
 from m2m.data.shards import ImageSet
 from m2m.evaluation.baselines import IdealReader
-from m2m.evaluation.claim import Ground
 from m2m.evaluation.continuations import Starts
 from m2m.evaluation.figures import caption_weights, estimated, interval, share, spread
+from m2m.evaluation.pattern import Ground
 from m2m.params import EvaluateMis
 from m2m.world.vocabulary import ATTRIBUTES
 
@@ -33,93 +33,48 @@ NOUN, COLOUR, STYLE = range(3)
 IDEAL_DRAWS = 64
 
 
+Values = NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Probe:
     """Some sets of pictures, each in several orders: starts of one set follow each other."""
 
-    name: str
     starts: tuple[ImageSet, ...]
-    given: NDArray[np.int64]
+    given: Values
     """(sets, orders, n, 3), what they show"""
-    shared: NDArray[np.int64]
+    shared: Values
     """(sets,), the attribute that is shared; of mixed ones anything"""
-
-    @property
-    def count(self) -> int:
-        """How many starts there are."""
-        return len(self.starts)
-
-
-class Pool:
-    """Pictures of which it is known what they show."""
-
-    def __init__(self, ground: Ground, sets: Starts) -> None:
-        named = np.broadcast_to(ground.named[:, None], ground.values.shape)
-        shown = (ground.values == ground.wanted[:, None]) | ~named
-        sure = ground.confidences >= ground.thresholds.confidence
-        self._where = np.argwhere((shown & sure).all(axis=2))  # (pictures, 2)
-        self.values = ground.values[tuple(self._where.T)]  # (pictures, 3)
-        self._sets = sets
-
-    def image(self, number: int) -> NDArray[np.uint8]:
-        """(H, W, 3)."""
-        index, place = self._where[number]
-        image: NDArray[np.uint8] = self._sets[int(index)].images[place]
-        return image
-
-    def sharing(
-        self, shared: Mapping[int, int], count: int, random: np.random.Generator, avoid: Sequence[int] = ()
-    ) -> list[int]:
-        """Pictures that show the shared values and differ from each other in all else; fewer if there are no more.
-
-        Args:
-            shared: attribute -> value.
-            avoid: pictures from which they differ in all else too.
-        """
-        fits = np.all([self.values[:, axis] == value for axis, value in shared.items()], axis=0)
-        return self._different(
-            np.flatnonzero(fits), [axis for axis in range(3) if axis not in shared], count, random, avoid
-        )
-
-    def outlier(self, among: Sequence[int], random: np.random.Generator) -> list[int]:
-        """A picture that differs from others in everything, if there is one."""
-        return self._different(np.arange(len(self.values)), range(3), 1, random, among)
-
-    def alike(self, count: int) -> list[NDArray[np.int64]]:
-        """Of each noun, colour and style that so many pictures show: their numbers."""
-        _, kind = np.unique(self.values, axis=0, return_inverse=True)
-        groups = [np.flatnonzero(kind.reshape(-1) == one) for one in range(int(kind.max(initial=-1)) + 1)]
-        return [group for group in groups if len(group) >= count]
-
-    def _different(
-        self,
-        candidates: NDArray[np.int64],
-        axes: Sequence[int],
-        count: int,
-        random: np.random.Generator,
-        avoid: Sequence[int],
-    ) -> list[int]:
-        found: list[int] = []
-        for number in random.permutation(candidates).tolist():
-            others = self.values[[*avoid, *found]][:, list(axes)]
-            if not (others == self.values[number, list(axes)]).any():
-                found.append(number)
-            if len(found) == count:
-                break
-        return found
 
 
 def probes(ground: Ground, sets: Starts, params: EvaluateMis) -> dict[str, Probe]:
     """All probes, of up to `params.probes.sets` sets each; one for which there are no pictures is left out."""
-    pool = Pool(ground, sets)
+    named = np.broadcast_to(ground.named[:, None], ground.values.shape)
+    shown = (ground.values == ground.wanted[:, None]) | ~named
+    sure = ground.confidences >= ground.thresholds.confidence
+    where = np.argwhere((shown & sure).all(axis=2))  # (pictures, 2)
+    values = ground.values[tuple(where.T)]  # (pictures, 3)
     wanted = {
-        "a": _rotated(pool, params),
-        "b": _with_outlier(pool, params),
-        **{name: _mixed(pool, params, name) for name in MIXED},
-        "content": _of_one_content(pool, params),
+        "a": _rotated(values, params),
+        "b": _with_outlier(values, params),
+        **{name: _mixed(values, params, count) for name, count in MIXED.items()},
+        "content": _of_one_content(values, params),
     }
-    listed = {name: list(rows) for name, rows in wanted.items()}
-    return {name: _probe(pool, name, rows) for name, rows in listed.items() if rows}
+    made = {}
+    for name, rows in ((name, list(rows)) for name, rows in wanted.items()):
+        starts = [
+            ImageSet(
+                id=f"places-{name}-{number}",
+                caption="",
+                images=np.stack([sets[index].images[place] for index, place in where[order].tolist()]),
+            )
+            for number, (_, orders) in enumerate(rows)
+            for order in orders
+        ]
+        if rows:
+            given = values[np.array([orders for _, orders in rows])]
+            made[name] = Probe(tuple(starts), given, np.array([axis for axis, _ in rows]))
+    return made
 
 
 def place_numbers(
@@ -131,20 +86,19 @@ def place_numbers(
         drawn: by probe, what drawn pictures show, (starts, generated, 3).
     """
     numbers: dict[str, float] = {}
+    ordered = {name: drawn[name].reshape(*one.given.shape[:2], *drawn[name].shape[1:]) for name, one in made.items()}
     for name, hits_of in (("a", repeated), ("b", kept_beside_outlier)):
-        if name not in made:
-            continue
-        probe = made[name]
-        hits, tries = hits_of(probe, _ordered(probe, drawn[name]))
-        weights = caption_weights(len(hits), resamples=params.bootstrap, seed=params.seed)
-        shares = [share(hits[:, place], tries) for place in range(FOUR)]
-        for place, one in enumerate(shares, start=1):
-            numbers |= estimated(f"places/{name}/{place}", interval(one, weights))
-        numbers |= estimated(f"places/{name}/spread", spread(shares, weights))
-        numbers[f"places/{name}/sets"] = len(hits)
+        if name in made:
+            hits, tries = hits_of(made[name], ordered[name])
+            weights = caption_weights(len(hits), resamples=params.bootstrap, seed=params.seed)
+            shares = [share(hits[:, place], tries) for place in range(FOUR)]
+            for place, one in enumerate(shares, start=1):
+                numbers |= estimated(f"places/{name}/{place}", interval(one, weights))
+            numbers |= estimated(f"places/{name}/spread", spread(shares, weights))
+            numbers[f"places/{name}/sets"] = len(hits)
     for name in MIXED:
         if name in made:
-            numbers |= _mixed_numbers(made[name], _ordered(made[name], drawn[name]), reader, params)
+            numbers |= _mixed_numbers(name, made[name].given, ordered[name], reader, params)
     return numbers
 
 
@@ -163,98 +117,103 @@ def repeated(probe: Probe, drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64
 
 def kept_beside_outlier(probe: Probe, drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Probe b: how often drawn pictures keep the shared value, by the outlier's place, (sets, places), and tries."""
-    rows = np.arange(len(drawn))
-    common = probe.given[rows, 0, 1, probe.shared]  # the outlier of the first order comes first
-    shown = drawn[
-        rows[:, None, None], np.arange(drawn.shape[1])[:, None], np.arange(drawn.shape[2]), probe.shared[:, None, None]
-    ]
-    hits = (shown == common[:, None, None]).sum(axis=2)
+    # The outlier of the first order comes first, so that any other picture there shows what is shared.
+    common = np.take_along_axis(probe.given[:, 0, 1], probe.shared[:, None], axis=1)  # (sets, 1)
+    shown = np.take_along_axis(drawn, probe.shared[:, None, None, None], axis=3)[..., 0]  # (sets, orders, generated)
+    hits = (shown == common[:, None]).sum(axis=2)
     return hits.astype(np.float64), np.full(len(hits), drawn.shape[2], np.float64)
 
 
 def _mixed_numbers(
-    probe: Probe, drawn: NDArray[np.int64], reader: IdealReader, params: EvaluateMis
+    name: str, given: Values, drawn: Values, reader: IdealReader, params: EvaluateMis
 ) -> dict[str, float]:
     numbers: dict[str, float] = {}
     weights = caption_weights(len(drawn), resamples=params.bootstrap, seed=params.seed)
-    random = np.random.default_rng(seeds.derive(params.seed, "ideal reader", probe.name))
+    random = np.random.default_rng(seeds.derive(params.seed, "ideal reader", name))
     for order in range(drawn.shape[1]):
-        given = probe.given[:, order]  # (sets, n, 3)
-        whose = {"a": given[:, order]} | ({"b": given[:, order - 1]} if given.shape[1] > 1 else {})
-        expected = reader.draw(given, IDEAL_DRAWS, random)[0]  # (sets, IDEAL_DRAWS, 3)
+        here = given[:, order]  # (sets, n, 3)
+        whose = {"a": here[:, order]} | ({"b": here[:, order - 1]} if here.shape[1] > 1 else {})
+        expected = reader.draw(here, IDEAL_DRAWS, random)[0]  # (sets, IDEAL_DRAWS, 3)
         for letter, values in whose.items():
-            key = f"probe/{probe.name}/at={order + 1}/{letter}"
+            key = f"probe/{name}/at={order + 1}/{letter}"
             for prefix, of_drawn in (("", drawn[:, order]), ("baseline/ideal/", expected)):
-                for aspect, hits in _shown(of_drawn, values).items():
+                same = of_drawn == values[:, None]  # (sets, generated, 3)
+                shown = {
+                    **dict(zip(ATTRIBUTES, np.moveaxis(same, 2, 0), strict=True)),
+                    "content": same[..., :STYLE].all(2),
+                }
+                for aspect, hits in shown.items():
                     each = share(hits.sum(axis=1).astype(np.float64), np.full(len(hits), float(hits.shape[1])))
                     numbers |= estimated(f"{prefix}{key}/{aspect}", interval(each, weights))
-            for attribute, odds in zip(ATTRIBUTES, reader.shows(given, values).mean(axis=0), strict=True):
+            for attribute, odds in zip(ATTRIBUTES, reader.shows(here, values).mean(axis=0), strict=True):
                 numbers[f"baseline/ideal/{key}/{attribute}"] = float(odds)
     return numbers
-
-
-def _shown(drawn: NDArray[np.int64], values: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    same = drawn == values[:, None]  # (sets, generated, 3)
-    singly = {attribute: same[..., axis] for axis, attribute in enumerate(ATTRIBUTES)}
-    return {**singly, "content": same[..., NOUN] & same[..., COLOUR]}
 
 
 _Rows = Iterator[tuple[int, list[list[int]]]]
 """Of each set the shared attribute, and its pictures in each order."""
 
 
-def _rotated(pool: Pool, params: EvaluateMis) -> _Rows:
-    for axis, four, _ in _quartets(pool, params, "a", FOUR):
-        yield axis, [[four[(place + turn) % FOUR] for place in range(FOUR)] for turn in range(FOUR)]
+def _different(
+    values: Values, shared: Mapping[int, int], count: int, random: np.random.Generator, avoid: Sequence[int] = ()
+) -> list[int]:
+    """Pictures that show the shared values and differ from each other in all else; fewer if there are no more.
+
+    Args:
+        values: (pictures, 3), what all show.
+        shared: attribute -> value.
+        avoid: pictures from which they differ in all else too.
+    """
+    found: list[int] = []
+    fits = (values[:, list(shared)] == list(shared.values())).all(axis=1)
+    free = [axis for axis in range(3) if axis not in shared]
+    for number in random.permutation(np.flatnonzero(fits)).tolist():
+        if not (values[[*avoid, *found]][:, free] == values[number, free]).any():
+            found.append(number)
+        if len(found) == count:
+            break
+    return found
 
 
-def _with_outlier(pool: Pool, params: EvaluateMis) -> _Rows:
-    for axis, three, random in _quartets(pool, params, "b", FOUR - 1):
-        for outlier in pool.outlier(three, random):
+def _rotated(values: Values, params: EvaluateMis) -> _Rows:
+    for axis, four, _ in _quartets(values, params, "a", FOUR):
+        yield axis, [four[turn:] + four[:turn] for turn in range(FOUR)]
+
+
+def _with_outlier(values: Values, params: EvaluateMis) -> _Rows:
+    for axis, three, random in _quartets(values, params, "b", FOUR - 1):
+        for outlier in _different(values, {}, 1, random, three):
             yield axis, [[*three[:place], outlier, *three[place:]] for place in range(FOUR)]
 
 
-def _mixed(pool: Pool, params: EvaluateMis, name: str) -> _Rows:
-    groups, others = pool.alike(max(MIXED.values()) - 1), MIXED[name] - 1
+def _mixed(values: Values, params: EvaluateMis, count: int) -> _Rows:
+    _, kinds, counts = np.unique(values, axis=0, return_inverse=True, return_counts=True)
+    groups = [np.flatnonzero(kinds.reshape(-1) == one) for one in np.flatnonzero(counts >= max(MIXED.values()) - 1)]
     for number in range(params.probes.sets if groups else 0):
         random = np.random.default_rng(seeds.derive(params.seed, "places", "mixed", number))
         b = random.permutation(groups[int(random.integers(len(groups)))]).tolist()
-        for a in pool.outlier(b[:1], random):
-            yield NOUN, [[*b[:place], a, *b[place:others]] for place in range(others + 1)]
+        for a in _different(values, {}, 1, random, b[:1]):
+            yield NOUN, [[*b[:place], a, *b[place : count - 1]] for place in range(count)]
 
 
-def _of_one_content(pool: Pool, params: EvaluateMis) -> _Rows:
+def _of_one_content(values: Values, params: EvaluateMis) -> _Rows:
     """For the picture of examples: one noun and colour in four styles."""
-    contents = np.unique(pool.values[:, :STYLE], axis=0)
+    contents = np.unique(values[:, :STYLE], axis=0)
     random, found = np.random.default_rng(seeds.derive(params.seed, "places", "content")), 0
     for noun, colour in random.permutation(contents).tolist():
-        four = pool.sharing({NOUN: noun, COLOUR: colour}, FOUR, random)
+        four = _different(values, {NOUN: noun, COLOUR: colour}, FOUR, random)
         if found < min(params.gallery_sets, params.probes.sets) and len(four) == FOUR:
             found += 1
             yield STYLE, [four]
 
 
 def _quartets(
-    pool: Pool, params: EvaluateMis, name: str, count: int
+    values: Values, params: EvaluateMis, name: str, count: int
 ) -> Iterator[tuple[int, list[int], np.random.Generator]]:
     for number in range(params.probes.sets):
         random, axis = np.random.default_rng(seeds.derive(params.seed, "places", name, number)), number % 3
-        for value in random.permutation(np.unique(pool.values[:, axis])).tolist():
-            found = pool.sharing({axis: value}, count, random)
+        for value in random.permutation(np.unique(values[:, axis])).tolist():
+            found = _different(values, {axis: value}, count, random)
             if len(found) == count:
                 yield axis, found, random
                 break
-
-
-def _probe(pool: Pool, name: str, rows: Sequence[tuple[int, list[list[int]]]]) -> Probe:
-    starts = [
-        ImageSet(id=f"places-{name}-{number}", caption="", images=np.stack([pool.image(one) for one in order]))
-        for number, (_, orders) in enumerate(rows)
-        for order in orders
-    ]
-    given = pool.values[np.array([orders for _, orders in rows])]  # (sets, orders, n, 3)
-    return Probe(name, tuple(starts), given, np.array([axis for axis, _ in rows]))
-
-
-def _ordered(probe: Probe, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-    return drawn.reshape(*probe.given.shape[:2], *drawn.shape[1:])

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,14 +35,38 @@ FEATURES = 2048
 CLASSES = 1008
 
 Kernel = tuple[int, int]
+Layer = tuple[str, int, Kernel] | tuple[str, int, Kernel, int] | tuple[str, nn.Module]
+"""A convolution: its name, channels, kernel and, if it makes pictures smaller, stride; or another layer."""
+
+
+class Published(nn.Module):
+    """A network whose weights somebody else trained."""
+
+    architecture: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """In eval mode, with the ``model.safetensors`` of a folder whose ``config.json`` names its architecture.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the folder holds another architecture.
+            RuntimeError: the weights are of another network.
+        """
+        found = json.loads((folder / "config.json").read_text())["architecture"]
+        if found != cls.architecture:
+            raise ValueError(f"{folder}: architecture is {found!r}, expected {cls.architecture!r}")
+        with torch.device("meta"):
+            network = cls()  # random weights would take seconds, only to be overwritten
+        network.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+        align(network)
+        return network.eval().requires_grad_(False)
 
 
 class Convolution(nn.Module):
     """Convolution, batch normalisation, ReLU; ``same`` keeps height and width."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: Kernel, *, stride: int = 1, same: bool = True
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1, same: bool = True) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2) if same else (0, 0)
         self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
@@ -55,11 +79,18 @@ class Convolution(nn.Module):
 class Mixed(nn.Module):
     """Paths side by side, concatenated: each a row of named layers; rows that begin alike share their beginning."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], paths: Sequence[tuple[str, ...]]) -> None:
+    def __init__(self, width: int, *paths: Sequence[Layer]) -> None:
         super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.paths = tuple(paths)
+        for path in paths:
+            channels = width
+            for name, *layer in path:
+                match layer:
+                    case [nn.Module() as other]:
+                        self.add_module(name, other)
+                    case [int(wide), kernel, *stride]:
+                        self.add_module(name, Convolution(channels, wide, kernel, *stride, same=not stride))
+                        channels = wide
+        self.paths = [tuple(layer[0] for layer in path) for path in paths]
 
     def forward(self, hidden: Tensor) -> Tensor:
         done: dict[tuple[str, ...], Tensor] = {(): hidden}
@@ -70,101 +101,75 @@ class Mixed(nn.Module):
         return torch.cat([done[path] for path in self.paths], dim=1)
 
 
-def _average() -> nn.Module:
-    return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+def _pool(*, average: bool = False, stride: int = 2) -> tuple[str, nn.Module]:
+    if average:
+        return "pool", nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+    return "pool", nn.MaxPool2d(3, stride=stride, padding=2 - stride)
 
 
 def _a(width: int, pooled: int) -> Mixed:
     """35 x 35: 1x1, 5x5, two 3x3."""
-    layers = {
-        "branch1x1": Convolution(width, 64, (1, 1)),
-        "branch5x5_1": Convolution(width, 48, (1, 1)),
-        "branch5x5_2": Convolution(48, 64, (5, 5)),
-        "branch3x3dbl_1": Convolution(width, 64, (1, 1)),
-        "branch3x3dbl_2": Convolution(64, 96, (3, 3)),
-        "branch3x3dbl_3": Convolution(96, 96, (3, 3)),
-        "pool": _average(),
-        "branch_pool": Convolution(width, pooled, (1, 1)),
-    }
-    doubled = ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
-    return Mixed(layers, [("branch1x1",), ("branch5x5_1", "branch5x5_2"), doubled, ("pool", "branch_pool")])
+    return Mixed(
+        width,
+        [("branch1x1", 64, (1, 1))],
+        [("branch5x5_1", 48, (1, 1)), ("branch5x5_2", 64, (5, 5))],
+        [("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)), ("branch3x3dbl_3", 96, (3, 3))],
+        [_pool(average=True), ("branch_pool", pooled, (1, 1))],
+    )
 
 
 def _b(width: int) -> Mixed:
     """35 x 35 to 17 x 17."""
-    layers = {
-        "branch3x3": Convolution(width, 384, (3, 3), stride=2, same=False),
-        "branch3x3dbl_1": Convolution(width, 64, (1, 1)),
-        "branch3x3dbl_2": Convolution(64, 96, (3, 3)),
-        "branch3x3dbl_3": Convolution(96, 96, (3, 3), stride=2, same=False),
-        "pool": nn.MaxPool2d(3, stride=2),
-    }
-    return Mixed(layers, [("branch3x3",), ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"), ("pool",)])
+    return Mixed(
+        width,
+        [("branch3x3", 384, (3, 3), 2)],
+        [("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)), ("branch3x3dbl_3", 96, (3, 3), 2)],
+        [_pool()],
+    )
 
 
 def _c(width: int, inner: int) -> Mixed:
     """17 x 17: 7x7 in two halves, once and twice."""
-    layers = {
-        "branch1x1": Convolution(width, 192, (1, 1)),
-        "branch7x7_1": Convolution(width, inner, (1, 1)),
-        "branch7x7_2": Convolution(inner, inner, (1, 7)),
-        "branch7x7_3": Convolution(inner, 192, (7, 1)),
-        "branch7x7dbl_1": Convolution(width, inner, (1, 1)),
-        "branch7x7dbl_2": Convolution(inner, inner, (7, 1)),
-        "branch7x7dbl_3": Convolution(inner, inner, (1, 7)),
-        "branch7x7dbl_4": Convolution(inner, inner, (7, 1)),
-        "branch7x7dbl_5": Convolution(inner, 192, (1, 7)),
-        "pool": _average(),
-        "branch_pool": Convolution(width, 192, (1, 1)),
-    }
-    single = ("branch7x7_1", "branch7x7_2", "branch7x7_3")
-    doubled = tuple(f"branch7x7dbl_{step}" for step in range(1, 6))
-    return Mixed(layers, [("branch1x1",), single, doubled, ("pool", "branch_pool")])
+    double = [((1, 1), inner), ((7, 1), inner), ((1, 7), inner), ((7, 1), inner), ((1, 7), 192)]
+    return Mixed(
+        width,
+        [("branch1x1", 192, (1, 1))],
+        [("branch7x7_1", inner, (1, 1)), ("branch7x7_2", inner, (1, 7)), ("branch7x7_3", 192, (7, 1))],
+        [(f"branch7x7dbl_{step}", wide, kernel) for step, (kernel, wide) in enumerate(double, start=1)],
+        [_pool(average=True), ("branch_pool", 192, (1, 1))],
+    )
 
 
 def _d(width: int) -> Mixed:
     """17 x 17 to 8 x 8."""
-    layers = {
-        "branch3x3_1": Convolution(width, 192, (1, 1)),
-        "branch3x3_2": Convolution(192, 320, (3, 3), stride=2, same=False),
-        "branch7x7x3_1": Convolution(width, 192, (1, 1)),
-        "branch7x7x3_2": Convolution(192, 192, (1, 7)),
-        "branch7x7x3_3": Convolution(192, 192, (7, 1)),
-        "branch7x7x3_4": Convolution(192, 192, (3, 3), stride=2, same=False),
-        "pool": nn.MaxPool2d(3, stride=2),
-    }
-    seven = tuple(f"branch7x7x3_{step}" for step in range(1, 5))
-    return Mixed(layers, [("branch3x3_1", "branch3x3_2"), seven, ("pool",)])
+    first: list[Layer] = [("branch7x7x3_1", 192, (1, 1)), ("branch7x7x3_2", 192, (1, 7))]
+    return Mixed(
+        width,
+        [("branch3x3_1", 192, (1, 1)), ("branch3x3_2", 320, (3, 3), 2)],
+        [*first, ("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, (3, 3), 2)],
+        [_pool()],
+    )
 
 
-def _e(width: int, pool: nn.Module) -> Mixed:
+def _e(width: int, pool: tuple[str, nn.Module]) -> Mixed:
     """8 x 8: 3x3 split into 1x3 beside 3x1."""
-    layers = {
-        "branch1x1": Convolution(width, 320, (1, 1)),
-        "branch3x3_1": Convolution(width, 384, (1, 1)),
-        "branch3x3_2a": Convolution(384, 384, (1, 3)),
-        "branch3x3_2b": Convolution(384, 384, (3, 1)),
-        "branch3x3dbl_1": Convolution(width, 448, (1, 1)),
-        "branch3x3dbl_2": Convolution(448, 384, (3, 3)),
-        "branch3x3dbl_3a": Convolution(384, 384, (1, 3)),
-        "branch3x3dbl_3b": Convolution(384, 384, (3, 1)),
-        "pool": pool,
-        "branch_pool": Convolution(width, 192, (1, 1)),
-    }
-    doubled = ("branch3x3dbl_1", "branch3x3dbl_2")
-    single = [("branch3x3_1", "branch3x3_2a"), ("branch3x3_1", "branch3x3_2b")]
-    paths = [
-        ("branch1x1",),
-        *single,
-        (*doubled, "branch3x3dbl_3a"),
-        (*doubled, "branch3x3dbl_3b"),
-        ("pool", "branch_pool"),
-    ]
-    return Mixed(layers, paths)
+    single: list[Layer] = [("branch3x3_1", 384, (1, 1))]
+    double: list[Layer] = [("branch3x3dbl_1", 448, (1, 1)), ("branch3x3dbl_2", 384, (3, 3))]
+    return Mixed(
+        width,
+        [("branch1x1", 320, (1, 1))],
+        [*single, ("branch3x3_2a", 384, (1, 3))],
+        [*single, ("branch3x3_2b", 384, (3, 1))],
+        [*double, ("branch3x3dbl_3a", 384, (1, 3))],
+        [*double, ("branch3x3dbl_3b", 384, (3, 1))],
+        [pool, ("branch_pool", 192, (1, 1))],
+    )
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Published):
     """Pool features for FID, logits without bias for IS. It names no attribute of a caption: `classes` is empty."""
+
+    architecture = INCEPTION_V3
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,8 +188,8 @@ class InceptionV3(nn.Module):
         self.Mixed_6d = _c(768, 160)
         self.Mixed_6e = _c(768, 192)
         self.Mixed_7a = _d(768)
-        self.Mixed_7b = _e(1280, _average())
-        self.Mixed_7c = _e(2048, nn.MaxPool2d(3, stride=1, padding=1))
+        self.Mixed_7b = _e(1280, _pool(average=True))
+        self.Mixed_7c = _e(2048, _pool(stride=1))
         self.fc = nn.Linear(FEATURES, CLASSES)
 
     @property
@@ -211,11 +216,6 @@ class InceptionV3(nn.Module):
         logits = features @ self.fc.weight.T  # (n, 1008)
         return Readings(features=features, logits={"class": logits}, geometry=features.new_empty(len(features), 0))
 
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Load a folder; raises as :func:`load_published`."""
-        return load_published(cls, INCEPTION_V3, folder)
-
 
 def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
     """Bilinear resizing as TensorFlow 1 does it: output pixel i reads at i · (size / side), without half-pixel centres.
@@ -241,8 +241,10 @@ HEADS = "functional/image/lpips_models/alex.pth"
 HEADS_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"
 
 
-class Lpips(nn.Module):
+class Lpips(Published):
     """The distance, under torchvision's names for AlexNet's convolutions."""
+
+    architecture = LPIPS
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,11 +270,6 @@ class Lpips(nn.Module):
                 layers.append(hidden)  # (2n, C, h, w)
         return distance(layers, self.heads)
 
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
-        """Load a folder; raises as :func:`load_published`."""
-        return load_published(cls, LPIPS, folder)
-
 
 def with_heads(alexnet: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of :class:`Lpips`: the convolutions of AlexNet's file without its classes, and the channels' weights.
@@ -288,27 +285,6 @@ def with_heads(alexnet: Mapping[str, Tensor]) -> dict[str, Tensor]:
     heads = torch.load(source, map_location="cpu", weights_only=True)
     layers = range(len(CHANNELS))
     return convolutions | {f"heads.{layer}.weight": heads[f"lin{layer}.model.1.weight"] for layer in layers}
-
-
-Network = TypeVar("Network", bound=nn.Module)
-
-
-def load_published(make: Callable[[], Network], architecture: str, folder: Path) -> Network:
-    """A network in eval mode with the ``model.safetensors`` of a folder whose ``config.json`` names its architecture.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: the folder holds another architecture.
-        RuntimeError: the weights are of another network.
-    """
-    found = json.loads((folder / "config.json").read_text())["architecture"]
-    if found != architecture:
-        raise ValueError(f"{folder}: architecture is {found!r}, expected {architecture!r}")
-    with torch.device("meta"):
-        network = make()  # random weights would take seconds, only to be overwritten
-    network.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
-    align(network)
-    return network.eval().requires_grad_(False)
 
 
 def distance(layers: Iterable[Tensor], heads: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:

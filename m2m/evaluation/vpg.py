@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor
 from m2m.evaluation.continuations import Measured, Starts, Subject
 from m2m.evaluation.figures import by_position, require_gate
 from m2m.evaluation.metrics import fid
-from m2m.evaluation.networks import Networks
-from m2m.evaluation.observations import some_at_once
+from m2m.evaluation.networks import Networks, some_at_once
 from m2m.params import EvaluateVpg
 
 STEP = "step"
@@ -44,7 +43,6 @@ def measure(subject: Subject[EvaluateVpg]) -> Measured:
         ],
         about={"images": tuned.pictures + params.sets, **networks.recorded("inception", "clip")},
         galleries={"given-1": tuned.rows(params.gallery_sets)},
-        files={},
     )
 
 
@@ -99,14 +97,8 @@ def look(pictures: Iterable[NDArray[np.uint8]], first: Tensor, networks: Network
         first: embeddings (sets, D) of the given ones.
     """
     lengths: list[int] = []
-
-    def counted() -> Iterator[NDArray[np.uint8]]:
-        for of_set in pictures:
-            lengths.append(len(of_set))
-            yield of_set
-
     features, steps, embeddings = [], [], []
-    for some in some_at_once(counted()):
+    for some in some_at_once(pictures, lengths):
         rows = _tensor(some, networks)  # (n, 3, H, W)
         read = networks.inception(rows)
         features.append(read.features.cpu())

@@ -1,4 +1,1 @@
-"""The report's page: `tables`, `charts` and galleries (in `tasks`), laid out by ``page.html.jinja``.
-
-`claim`, `tasks` and `efficiency` put together a part of it each.
-"""
+"""The report's page: `tables`, `charts`, and of both its `parts`, with galleries; laid out by ``page.html.jinja``."""

@@ -1,6 +1,7 @@
-"""The report's charts as inline SVG: metrics by position, and the curves of training.
+"""The report's charts as inline SVG: metrics by position, the curves of training, and what an image costs.
 
-They take their colours from the page, so that light and dark both suit them.
+They take their colours from the page, so that light and dark both suit them. The paper's figure on sampling efficiency
+is a file of its own as well.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 from markupsafe import Markup, escape
 
 from m2m.errors import UserError, made_again
-from m2m.page.tables import NAMES, Column, Numbers, after_main
+from m2m.page.tables import MISSING, NAMES, Column, Numbers, Row, Table, after_main, found
 from m2m.params import Variant
 
 WIDTH, HEIGHT = 340, 190
@@ -50,12 +52,11 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str, from_zero: bo
     Args:
         from_zero: the axis begins at zero, so that heights compare.
     """
-    values = [y for line in lines for _, y in line.points]
-    places = [x for line in lines for x, _ in line.points]
-    rows = ticks(0 if from_zero else min(values), max(values))
-    columns = [tick for tick in ticks(min(places), max(places)) if min(places) <= tick <= max(places)]
-    x0, x1 = min(places), max(places)
-    y0, y1 = rows[0], rows[-1]
+    every = [point for line in lines for point in line.points]
+    xs, ys = [x for x, _ in every], [y for _, y in every]
+    rows = ticks(0 if from_zero else min(ys), max(ys))
+    x0, x1, y0, y1 = min(xs), max(xs), rows[0], rows[-1]
+    columns = [tick for tick in ticks(x0, x1) if x0 <= tick <= x1]
 
     def across(x: float) -> float:
         return LEFT + (x - x0) / ((x1 - x0) or 1) * (WIDTH - LEFT - RIGHT)
@@ -130,20 +131,16 @@ BY_POSITION = (
 CURVES = {"loss": "Training loss", "held_out_loss": "Loss on validation sets"}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawn chart and its heading."""
-
-    title: str
-    svg: Markup
+Charts = dict[str, Markup]
+"""Drawn ones, by heading."""
 
 
-def chart(title: str, lines: Sequence[Line], *, by: str) -> list[Chart]:
+def chart(title: str, lines: Sequence[Line], *, by: str) -> Charts:
     """One chart of the lines that have points; none if no variant's has."""
     drawn = [line for line in lines if line.points]
     if not any(line.style in NAMES for line in drawn):
-        return []
-    return [Chart(title, line_chart(drawn, title=f"{title} by {by}", x_label=by))]
+        return {}
+    return {title: line_chart(drawn, title=f"{title} by {by}", x_label=by)}
 
 
 def variant_lines(numbers: Mapping[Variant, Numbers], key: str, factor: float) -> list[Line]:
@@ -165,38 +162,29 @@ def at_positions(numbers: Mapping[Variant, Numbers], key: str) -> str:
     return rf"{key}/position/(\d+)(?:{after_main(numbers)})?"
 
 
-def position_charts(numbers: Mapping[Variant, Numbers]) -> list[Chart]:
+def position_charts(numbers: Mapping[Variant, Numbers]) -> Charts:
     """Each metric by generated position, of all variants and of held-out sets."""
     shared = next(iter(numbers.values()))
-    charts = []
+    charts: Charts = {}
     for column in BY_POSITION:
         key = at_positions(numbers, column.key)
         ceiling = Line("held-out MIS sets", "bound", points(shared, f"baseline/mis/{key}", column.factor))
-        charts += chart(column.title, [ceiling, *variant_lines(numbers, key, column.factor)], by="position")
+        charts |= chart(column.title, [ceiling, *variant_lines(numbers, key, column.factor)], by="position")
     return charts
 
 
-def training_charts(curves: Mapping[Variant, Path]) -> list[Chart]:
+def training_charts(curves: Mapping[Variant, Path]) -> Charts:
     """Each loss over the images seen, of all variants.
 
     Raises:
         UserError: a curve is missing or not what training writes.
     """
-    tables = {variant: _read(path) for variant, path in curves.items()}
-    return [
-        Chart(
-            title,
-            line_chart(
-                [
-                    Line(NAMES[variant], variant, [(row["images_seen"], row[key]) for row in rows])
-                    for variant, rows in tables.items()
-                ],
-                title=f"{title} by images seen",
-                x_label="images seen",
-            ),
-        )
-        for key, title in CURVES.items()
-    ]
+    tables, charts = {variant: _read(path) for variant, path in curves.items()}, Charts()
+    for key, title in CURVES.items():
+        points_of = {variant: [(row["images_seen"], row[key]) for row in rows] for variant, rows in tables.items()}
+        lines = [Line(NAMES[variant], variant, of_variant) for variant, of_variant in points_of.items()]
+        charts |= chart(title, lines, by="images seen")
+    return charts
 
 
 def _read(path: Path) -> Sequence[Mapping[str, float]]:
@@ -212,3 +200,68 @@ def _read(path: Path) -> Sequence[Mapping[str, float]]:
     if not rows:
         raise UserError(f"{path}: a curve without points; lower train.common.log_every")
     return rows
+
+
+BASE = "stable-diffusion"
+BASE_NAME = "Stable Diffusion"
+COLUMNS: Mapping[str, str] = {
+    "window": "In the window",
+    "seconds": "Seconds an image",
+    "ratio": f"× {BASE_NAME}",
+    "gflop": "GFLOP a step",
+    "gflop_ratio": f"× {BASE_NAME}",
+    "reading_seconds": "Seconds of reading",
+}
+COSTS: Mapping[str, str] = {"seconds": "Seconds an image", "gflop": "GFLOP a guided denoising step"}
+X_LABEL = "given images"
+KEYS = (
+    *(f"{part}/{BASE}" for part in ("seconds", "reading_seconds", "decoding_seconds", "gflop")),
+    *("images", "repeats", "solver", "num_inference_steps", "spread", "device", "pixels"),
+)
+"""What the numbers of the sampling stage hold at least."""
+
+
+def efficiency_table(numbers: Numbers) -> Table:
+    """Of the numbers that the sampling stage wrote."""
+    rows = [Row(f"{BASE_NAME}, a caption", _cells(numbers, BASE))]
+    for variant, counts in _given(numbers).items():
+        cells = {given: _cells(numbers, f"{variant}/given={given}") for given in counts}
+        rows += [Row(f"{NAMES[variant]}, {given} given", of_row, variant) for given, of_row in cells.items()]
+    return Table([*COLUMNS.values()], rows)
+
+
+def efficiency_charts(numbers: Numbers) -> Charts:
+    """Time and operations by number of given images."""
+    lines = {part: _cost_lines(numbers, part) for part in COSTS}
+    options: dict[str, Any] = {"x_label": X_LABEL, "from_zero": True}
+    return {title: line_chart(lines[part], title=title, **options) for part, title in COSTS.items()}
+
+
+def window(numbers: Numbers) -> int | None:
+    """Images that the models look at, at most; None where they looked at all that were given."""
+    seen = [(given, numbers[f"window/{name}/given={given}"]) for name, of in _given(numbers).items() for given in of]
+    return max((int(count) for given, count in seen if int(count) < given), default=None)
+
+
+def figure(numbers: Numbers) -> bytes:
+    """The paper's figure, seconds an image by number of given ones, as an SVG file."""
+    return svg_file(_cost_lines(numbers, "seconds"), title=COSTS["seconds"], x_label=X_LABEL, from_zero=True)
+
+
+def _cost_lines(numbers: Numbers, part: str) -> list[Line]:
+    """Of Stable Diffusion, which is given no image, and of each variant."""
+    drawn = {variant: points(numbers, rf"{part}/{variant}/given=(\d+)", 1) for variant in _given(numbers)}
+    everywhere = sorted({given for of_variant in drawn.values() for given, _ in of_variant})
+    base = Line(BASE_NAME, "bound", [(given, float(numbers[f"{part}/{BASE}"])) for given in everywhere])
+    return [base, *(Line(NAMES[variant], variant, of_variant) for variant, of_variant in drawn.items())]
+
+
+def _given(numbers: Numbers) -> dict[Variant, list[int]]:
+    """Of each variant that was measured, after how many images."""
+    counts = {one: found({one: numbers}, rf"seconds/{one}/given=(\d+)") for one in get_args(Variant)}
+    return {variant: [int(count) for (count,) in of_variant] for variant, of_variant in counts.items() if of_variant}
+
+
+def _cells(numbers: Numbers, case: str) -> list[str]:
+    values = (numbers.get(f"{column}/{case}", MISSING) for column in COLUMNS)
+    return [f"{one:{'.0f' if one >= 100 else '#.3g'}}" if isinstance(one, float) else str(one) for one in values]

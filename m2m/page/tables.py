@@ -58,26 +58,20 @@ QUALITY = (
     Column("clip_text_image", "CLIP text–image ↑"),
     Column("clip_image_image", "CLIP image–image ↑"),
 )
+_FIGURES = [f"{one.key}/{part}" for one in QUALITY if one.key != "kid" for part in ("mean", "std")]
 PAPER: Mapping[str, Numbers] = {
-    "M2M-Self, 9M": {
-        **{"fid/mean": 9.56, "fid/std": 1.21, "inception_score/mean": 26.19, "inception_score/std": 0.67},
-        **{"clip_text_image/mean": 22.71, "clip_text_image/std": 0.52},
-        **{"clip_image_image/mean": 76.29, "clip_image_image/std": 0.02},
-    },
-    "M2M-DINO, 6M": {
-        **{"fid/mean": 8.88, "fid/std": 0.87, "inception_score/mean": 28.07, "inception_score/std": 0.58},
-        **{"clip_text_image/mean": 23.05, "clip_text_image/std": 0.49},
-        **{"clip_image_image/mean": 77.41, "clip_image_image/std": 0.03},
-    },
+    "M2M-Self, 9M": dict(zip(_FIGURES, (9.56, 1.21, 26.19, 0.67, 22.71, 0.52, 76.29, 0.02), strict=True)),
+    "M2M-DINO, 6M": dict(zip(_FIGURES, (8.88, 0.87, 28.07, 0.58, 23.05, 0.49, 77.41, 0.03), strict=True)),
 }
 """Shen et al., 2024, on 10K MIS test sets."""
 ASPECTS = {"kept": "Kept", "free": "Free", "fresh": "Fresh"}
-VARIETY = (
-    Column("diversity/mean", "Distance of features, %", 0, 100, of_ceiling=True),
-    Column("spread/place", "Spread of place, %", 0, 100, of_ceiling=True),
-    Column("spread/size", "Spread of size, %", 0, 100, of_ceiling=True),
-    Column("spread/angle", "Spread of angle, %", 0, 100, of_ceiling=True),
-)
+OF_CEILING = {
+    "diversity/mean": "Distance of features",
+    "spread/place": "Spread of place",
+    "spread/size": "Spread of size",
+    "spread/angle": "Spread of angle",
+}
+VARIETY = [Column(key, f"{title}, %", 0, 100, of_ceiling=True) for key, title in OF_CEILING.items()]
 
 
 @dataclass(frozen=True)
@@ -99,33 +93,29 @@ class Table:
     paper: Sequence[Row] = ()
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A single figure and what it says."""
+def table(
+    sources: Sequence[Source], columns: Sequence[Column], paper: Sequence[Source] = (), *, whole: bool = False
+) -> Table:
+    """The rows and the columns of which anything is known; a table without rows if nothing is.
 
-    label: str
-    value: str
-
-
-def table(sources: Sequence[Source], columns: Sequence[Column], paper: Sequence[Source] = ()) -> Table:
-    """The rows and the columns of which anything is known; a table without rows if nothing is."""
-    shown = [column for column in columns if any(_cell(source, column) != MISSING for source in sources)]
+    Args:
+        whole: all rows and columns, known or not.
+    """
+    shown = [one for one in columns if whole or any(_cell(source, one) != MISSING for source in sources)]
 
     def rows(of: Sequence[Source]) -> list[Row]:
-        filled = [(source, [_cell(source, column) for column in shown]) for source in of]
-        return [
-            Row(source.name, cells, source.variant)
-            for source, cells in filled
-            if any(cell != MISSING for cell in cells)
-        ]
+        filled = [Row(source.name, [_cell(source, column) for column in shown], source.variant) for source in of]
+        return [row for row in filled if whole or any(cell != MISSING for cell in row.cells)]
 
     return Table([column.title for column in shown], rows(sources), rows(paper))
 
 
-def variants(numbers: Mapping[Variant, Numbers], prefix: str = "", suffix: str = "", about: str = "") -> list[Source]:
-    """A row of each variant, whose name ends with what it is about."""
+def variants(
+    numbers: Mapping[Variant, Numbers], prefix: str = "", suffix: str = "", about: str = "", *, ours: bool = True
+) -> list[Source]:
+    """A row of each variant, whose name ends with what it is about; `ours` if it is of its own model's pictures."""
     return [
-        Source(f"{NAMES[variant]}{about}", of_variant, prefix, suffix, variant)
+        Source(f"{NAMES[variant]}{about}", of_variant, prefix, suffix, variant if ours else None)
         for variant, of_variant in numbers.items()
     ]
 
@@ -167,8 +157,8 @@ def variety(numbers: Mapping[Variant, Numbers]) -> Table:
     return table(everyone(numbers), VARIETY)
 
 
-def glance(numbers: Numbers) -> list[Fact]:
-    """The few figures of a variant that tell whether it does what it is for."""
+def glance(numbers: Numbers) -> dict[str, str]:
+    """What the few figures of a variant say that tell whether it does what it is for, and these figures."""
     given = numbers["given"]
     shares = {
         f"pattern_score/given={given}": f"pattern score after {given} given images; held-out sets reach 100 %",
@@ -178,16 +168,7 @@ def glance(numbers: Numbers) -> list[Fact]:
     }
     if f"pattern_score/given={given}" in numbers:
         del shares["relative/diversity"]  # which takes wrong shapes for variety; the score does not
-    facts = []
-    for name, label in shares.items():
-        if (share := numbers.get(name)) is not None:
-            facts.append(Fact(label, f"{100 * float(share):.0f} %"))
-    return facts
-
-
-def cells(numbers: Numbers, prefix: str, columns: Sequence[Column]) -> list[str]:
-    """What a row shows, of the numbers whose keys begin with `prefix`, known or not."""
-    return [_cell(Source("", numbers, prefix), column) for column in columns]
+    return {label: f"{100 * float(numbers[name]):.0f} %" for name, label in shares.items() if name in numbers}
 
 
 def _cell(source: Source, column: Column) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -35,20 +35,15 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
     Raises:
         UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
     """
+    report = CaptionsReport(train=params.train, validation=params.validation, test=params.test)
     if isinstance(params, WorldCaptions):
         write_captions(out, _world_captions(params), replace(WORLD, mix=_mix(params)))
-        return CaptionsReport(train=params.train, validation=params.validation, test=params.test)
+        return report
     selection = select_lines(params)
     if selection.bad:
         _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
     write_captions(out, selected_captions(params, selection), CC12M)
-    return CaptionsReport(
-        train=params.train,
-        validation=params.validation,
-        test=params.test,
-        bad=selection.bad,
-        examples=selection.examples,
-    )
+    return replace(report, bad=selection.bad, examples=selection.examples)
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:
@@ -65,7 +60,8 @@ def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:
     }
     for split, of_split in texts.items():
         Random(derive(params.seed, "order", split)).shuffle(of_split)
-        yield from _numbered(split, of_split)
+        for number, text in enumerate(of_split):
+            yield CaptionRow(f"world-{split}-{number:06}", text, split)
 
 
 def _picture_texts(seed: int, split: Split, count: int) -> list[str]:
@@ -99,8 +95,3 @@ def _texts(seed: int, split: Split, combinations: Sequence[Caption], count: int)
     for turn, index in rounds(seed, split, len(combinations), count):
         combination = combinations[index]
         yield combination.text((wordings[index] + turn) % combination.templates)
-
-
-def _numbered(split: Split, texts: Iterable[str]) -> Iterator[CaptionRow]:
-    for number, text in enumerate(texts):
-        yield CaptionRow(f"world-{split}-{number:06}", text, split)

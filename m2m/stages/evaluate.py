@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from m2m.data.sets import ImageSets
 from m2m.errors import UserError
 from m2m.evaluation import mis, nvs, vpg
 from m2m.evaluation.continuations import Measured, Subject, folder_of, note_run, run_before
-from m2m.evaluation.figures import DETAILS, Number, headline, to_json
+from m2m.evaluation.figures import DETAILS, Number, to_json
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest, Split
@@ -24,21 +25,15 @@ from m2m.params import EvaluatedTask, EvaluateMis, EvaluateNvs, EvaluateVpg, Var
 from m2m.pipeline import load_pipeline
 from m2m.runtime import Runtime
 
-
-@dataclass(frozen=True)
-class Evaluator:
-    """How the models of a task are measured."""
-
-    measure: Callable[[Subject[Any]], Measured]
-    require: Callable[[Subject[Any]], None] | None = None
-    """Says what cannot be measured, before anything is drawn for it."""
-
-
-EVALUATORS: Mapping[EvaluatedTask, Evaluator] = {
-    "mis": Evaluator(mis.measure, mis.require),
-    "nvs": Evaluator(nvs.measure, nvs.require),
-    "vpg": Evaluator(vpg.measure),
+Require = Callable[[Subject[Any]], None]
+Measure = Callable[[Subject[Any]], Measured]
+EVALUATORS: Mapping[EvaluatedTask, tuple[Require | None, Measure]] = {
+    "mis": (mis.require, mis.measure),
+    "nvs": (nvs.require, nvs.measure),
+    "vpg": (None, vpg.measure),
 }
+"""Of each task what says that it cannot be measured, before anything is drawn for it, and what measures it."""
+ASKED: Mapping[str, Split] = {"sets": "test", "validation_sets": "validation"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,12 @@ def run(
     """
     data = Manifest.read(manifest)
     sets = {split: ImageSets(runtime.store, data, split) for split in get_args(Split)}
-    _require_sets(params, task, sets)
+    for key, split in ASKED.items():
+        if (wanted := getattr(params, key)) > (there := len(sets[split])):
+            more = f"raise captions.{split}" if task == "mis" else "make more"
+            raise UserError(
+                f"evaluate.{task}.{key} is {wanted}, but the dataset has {there} {split} sets; lower it, or {more}"
+            )
     networks = Networks.load(foundation, device=runtime.device)
     digest = folder_digest(model)
     made_from: dict[str, JsonValue] = {
@@ -94,33 +94,35 @@ def run(
         "code": code_digest(__name__),
     }
     item = variant if task == "mis" else f"{variant}-{task}"
-    drafts = runtime.work / f"evaluate-{item}"
-    pipeline = load_pipeline(model, device=runtime.device, precision=params.precision)
+    load = partial(load_pipeline, device=runtime.device, precision=params.precision)
+    pipeline = load(model)
     subject: Subject[Any] = Subject(
         params=params,
         name=f"evaluate-{item}",
         sets=sets,
         data=data,
         pipeline=pipeline,
-        untuned=load_pipeline(untuned, device=runtime.device, precision=params.precision) if untuned else pipeline,
+        untuned=load(untuned) if untuned else pipeline,
         networks=networks,
         stable_diffusion=foundation / "stable-diffusion",
-        folder=folder_of(drafts, made_from),
+        folder=folder_of(runtime.work / f"evaluate-{item}", made_from),
         runtime=runtime,
     )
-    if require := EVALUATORS[task].require:
+    require, measure = EVALUATORS[task]
+    if require:
         require(subject)
-    tags = {"variant": variant, "manifest": data.digest, "model": digest}
-    tags |= {} if task == "mis" else {"task": task}
+    of_task = {} if task == "mis" else {"task": task}
+    tags = {"variant": variant, "manifest": data.digest, "model": digest, **of_task}
     resumed = run_before(subject.folder)
     with runtime.tracker.run(subject.name, stage="evaluate", tags=tags, resume_key=resumed) as record:
         note_run(subject.folder, record.id)
         record.params(params.model_dump(mode="json"))
         record.dataset(data.kind, source=runtime.store.uri, digest=data.digest, context="evaluation", sets=data.sets)
-        found = EVALUATORS[task].measure(subject)
+        found = measure(subject)
         rests_on = {"sets": params.sets, "seed": params.seed, "manifest": data.digest, **found.about}
-        known_by = [*found.headlines, params.gate.metric]
-        numbers: dict[str, Number] = {**headline(found.numbers, known_by), **rests_on}
+        # The scores by which a run is known, as many as there are: hundreds would hide what runs are compared by.
+        known_by = {key: found.numbers[key] for key in (*found.headlines, params.gate.metric) if key in found.numbers}
+        numbers: dict[str, Number] = {**known_by, **rests_on}
         for name, content in found.files.items():
             write_atomically(plots / name, content)
         for name, rows in found.galleries.items():
@@ -132,27 +134,12 @@ def run(
         write_digests(plots)
         record.artifact(plots, "evaluate")
         record.artifact(metrics, "evaluate")
-        if subject.stopwatch.pictures:
-            record.metrics({"seconds_per_image": subject.stopwatch.seconds / subject.stopwatch.pictures})
+        if subject.timed:
+            seconds, pictures = map(sum, zip(*subject.timed, strict=True))
+            record.metrics({"seconds_per_image": seconds / pictures})
         version = None
         if register:
-            # Hundreds of metrics would hide what runs are compared by; all of them are in the artifact.
-            scored = headline(found.numbers, [*known_by, *params.gate.require])
+            scored = known_by | {key: found.numbers[key] for key in params.gate.require if key in found.numbers}
             version = record.register(model, f"m2m-{item}", metrics=scored, tags=tags, gate=params.gate)
-    shutil.rmtree(drafts)
+    shutil.rmtree(subject.folder.parent)
     return Evaluation(numbers, version)
-
-
-def _require_sets(
-    params: EvaluateMis | EvaluateNvs | EvaluateVpg, task: EvaluatedTask, sets: Mapping[Split, ImageSets]
-) -> None:
-    asked: tuple[tuple[str, int, Split], ...] = (
-        ("sets", params.sets, "test"),
-        ("validation_sets", params.validation_sets, "validation"),
-    )
-    for key, wanted, split in asked:
-        if wanted > (there := len(sets[split])):
-            more = f"raise captions.{split}" if task == "mis" else "make more"
-            raise UserError(
-                f"evaluate.{task}.{key} is {wanted}, but the dataset has {there} {split} sets; lower it, or {more}"
-            )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from m2m.code import code_digest
 from m2m.errors import UserError
-from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, with_heads
+from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, Published, with_heads
 from m2m.files import new_folder, write_digests
 from m2m.foundation import hub, quality, world
 from m2m.params import HubFile, HubFoundation, WorldFoundation
@@ -44,8 +43,15 @@ def run(
                 inception=hub.Judge(INCEPTION_V3),
                 perceptual=hub.Judge(LPIPS, with_heads),
             )
-            _expect("inception", params.inception, InceptionV3.from_pretrained, draft)
-            _expect("perceptual", params.perceptual, Lpips.from_pretrained, draft)
+            networks: dict[str, type[Published]] = {"inception": InceptionV3, "perceptual": Lpips}
+            for name, network in networks.items():
+                file: HubFile = getattr(params, name)
+                try:  # other weights are refused here, not hours later in the evaluation
+                    network.from_pretrained(draft / name)
+                except RuntimeError as error:
+                    raise UserError(
+                        f"{file.url}: these are not the weights of {network.architecture}; check foundation.{name}"
+                    ) from error
         seal(draft)
 
 
@@ -58,12 +64,3 @@ def seal(foundation: Path) -> None:
     for folder in foundation.iterdir():
         if folder.is_dir():
             write_digests(folder)
-
-
-def _expect(name: str, file: HubFile, load: Callable[[Path], object], folder: Path) -> None:
-    """Refuses other weights here, not hours later in the evaluation."""
-    try:
-        load(folder / name)
-    except RuntimeError as error:
-        network = json.loads((folder / name / "config.json").read_text())["architecture"]
-        raise UserError(f"{file.url}: these are not the weights of {network}; check foundation.{name}") from error

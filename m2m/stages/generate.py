@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -31,13 +31,7 @@ from m2m.world.vocabulary import ATTRIBUTES, SHAPES, STYLES, split_of
 
 
 def run(
-    params: GenerateParams,
-    *,
-    captions: Path,
-    stable_diffusion: Path,
-    inception: Path,
-    manifest: Path,
-    runtime: Runtime,
+    params: GenerateParams, *, captions: Path, stable_diffusion: Path, inception: Path, manifest: Path, runtime: Runtime
 ) -> Manifest:
     """Draws a set for each caption, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
 
@@ -67,7 +61,8 @@ def run(
         judge.to(runtime.device)
         made_by["inception"] = {"sha256": folder_digest(inception)}
     # Loaded when the first shard is missing: a run that finds all of them needs no network that draws.
-    model = once(partial(_load, stable_diffusion, params, runtime.device))
+    how = params.model_dump(include={"solver", "num_inference_steps", "guidance_scale", "precision"})
+    model = once(lambda: StableDiffusion(stable_diffusion, device=runtime.device, **how))
 
     def planned(split: Split) -> Iterator[PlannedSet]:
         for row in read_captions(captions):
@@ -75,23 +70,15 @@ def run(
                 yield PlannedSet(id=row.id, caption=row.text, count=params.images_per_set)
 
     jobs = shard_jobs(
-        {"train": planned("train"), "validation": planned("validation"), "test": planned("test")},
+        {split: planned(split) for split in get_args(Split)},
         lambda shard, advance: draw_sets(model(), params, shard, advance, judge),
-        depends=[
-            *(made_by.get(name) for name in ("parameters", "stable_diffusion", "inception")),
-            code_digest(__name__),
-        ],
+        depends=[*map(made_by.get, ("parameters", "stable_diffusion", "inception")), code_digest(__name__)],
         sets_per_shard=params.sets_per_shard,
         stage="generate",
         runtime=runtime,
     )
     plan = Manifest(
-        schema_version=1,
-        kind="mis",
-        made_by=made_by,
-        images_per_set=params.images_per_set,
-        redrawn=0,
-        shards=(),
+        schema_version=1, kind="mis", made_by=made_by, images_per_set=params.images_per_set, redrawn=0, shards=()
     )
     images = sets * params.images_per_set
     return make_dataset(jobs, plan, params, sets=sets, images=images, manifest=manifest, runtime=runtime)
@@ -176,14 +163,3 @@ def _keeps_to_training(text: str) -> bool:
         return parse(text).split == "train"
     except UserError:
         return False
-
-
-def _load(folder: Path, params: GenerateParams, device: str) -> StableDiffusion:
-    return StableDiffusion(
-        folder,
-        solver=params.solver,
-        num_inference_steps=params.num_inference_steps,
-        guidance_scale=params.guidance_scale,
-        device=device,
-        precision=params.precision,
-    )

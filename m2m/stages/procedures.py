@@ -59,5 +59,4 @@ def _world(params: WorldProcedures, size: int) -> TaskPlan:
         # The last step's caption says what the whole set shows.
         return PlannedSet(id=set_id, caption=steps[-1].text(), count=len(steps), draw=draw)
 
-    sets = world_sets(params, procedure_captions, planned)
-    return TaskPlan(origin=WORLD, sets=sets, images_per_set=MAX_STEPS)
+    return TaskPlan(origin=WORLD, sets=world_sets(params, procedure_captions, planned), images_per_set=MAX_STEPS)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
@@ -13,11 +14,8 @@ from pydantic import JsonValue
 from m2m.errors import UserError, made_again
 from m2m.files import check_digests, write_atomically
 from m2m.manifest import Manifest
-from m2m.page import efficiency, tables
-from m2m.page.charts import position_charts, training_charts
-from m2m.page.claim import BESIDE, claim_part
-from m2m.page.tables import BASELINES, NAMES, Fact, Numbers
-from m2m.page.tasks import TABLES, TaskNumbers, TaskPart, consistency, galleries, task_part
+from m2m.page import charts, parts, tables
+from m2m.page.tables import BASELINES, NAMES, Numbers
 from m2m.params import EvaluatedTask, ReportParams, Task, Variant
 
 TASK_KEYS = ("sets", "images", "seed", "manifest", "network/inception", "network/clip")
@@ -41,14 +39,7 @@ class Evaluated:
     """of tasks, numbers of what started from Stable Diffusion instead; the file need not be there"""
 
 
-def run(
-    params: ReportParams,
-    *,
-    items: Sequence[Evaluated],
-    sampling: Path,
-    manifest: Path,
-    out: Path,
-) -> None:
+def run(params: ReportParams, *, items: Sequence[Evaluated], sampling: Path, manifest: Path, out: Path) -> None:
     """Writes the page `out`, one file that needs no other; the same inputs give the same bytes.
 
     Args:
@@ -64,9 +55,8 @@ def run(
     data = Manifest.read(manifest)
     trained = [item for item in items if item.task == "mis"]
     numbers = {item.variant: _numbers(item.metrics) for item in trained}
-    shared = numbers[trained[0].variant]
-    training = training_charts({item.variant: item.curve for item in trained if item.curve})
-    shown = [gallery for item in trained for gallery in galleries(item.variant, item.plots)]
+    plots = {item.variant: item.plots for item in trained}
+    shared, cost = numbers[trained[0].variant], _numbers(sampling, charts.KEYS, stage="sampling")
     environment = Environment(
         loader=PackageLoader("m2m.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -75,32 +65,32 @@ def run(
         names=NAMES,
         shared=shared,
         glance={variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
-        galleries=sorted(shown, key=lambda gallery: gallery.given),
-        consistency=[gallery for item in trained for gallery in consistency(item.variant, item.plots)],
-        claim=claim_part(numbers),
-        beside={style: BASELINES[baseline] for baseline, style in BESIDE.items()},
+        galleries=parts.galleries(plots),
+        consistency=parts.consistency(plots),
+        claim=parts.claim_tables(numbers),
+        claim_charts=parts.claim_charts(numbers),
+        beside={style: BASELINES[baseline] for baseline, style in parts.BESIDE.items()},
         quality=tables.quality(numbers),
         variety=tables.variety(numbers),
-        positions=position_charts(numbers),
-        training=training,
-        efficiency=efficiency.efficiency_part(_numbers(sampling, efficiency.KEYS, stage="sampling")),
-        tasks=[_task(task, items) for task in TABLES if any(one.task == task for one in items)],
+        positions=charts.position_charts(numbers),
+        training=charts.training_charts({item.variant: item.curve for item in trained if item.curve}),
+        sampling=cost,
+        sampling_table=charts.efficiency_table(cost),
+        sampling_charts=charts.efficiency_charts(cost),
+        window=charts.window(cost),
+        tasks=[_task(task, items) for task in parts.TABLES if any(one.task == task for one in items)],
         papers_networks=str(shared["network/inception"]).startswith("inception-v3"),
         origin=_origin(data, shared),
     )
     write_atomically(out, page.encode())
 
 
-def _task(task: Task, items: Sequence[Evaluated]) -> TaskPart:
+def _task(task: Task, items: Sequence[Evaluated]) -> dict[str, Any]:
     own = [item for item in items if item.task == task]
-    numbers = {
-        item.variant: TaskNumbers(
-            _numbers(item.metrics, TASK_KEYS),
-            _numbers(item.from_scratch, TASK_KEYS) if item.from_scratch and item.from_scratch.exists() else None,
-        )
-        for item in own
-    }
-    return task_part(task, numbers, {item.variant: item.plots for item in own})
+    tuned = {item.variant: _numbers(item.metrics, TASK_KEYS) for item in own}
+    scratch = {item.variant: item.from_scratch for item in own if item.from_scratch and item.from_scratch.exists()}
+    from_scratch = {variant: _numbers(path, TASK_KEYS) for variant, path in scratch.items()}
+    return parts.task_part(task, tuned, from_scratch, {item.variant: item.plots for item in own})
 
 
 def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate") -> Numbers:
@@ -115,17 +105,16 @@ def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate
     return numbers
 
 
-def _origin(data: Manifest, numbers: Numbers) -> list[Fact]:
+def _origin(data: Manifest, numbers: Numbers) -> dict[str, str]:
     splits = ", ".join(f"{count} {split}" for split, count in data.sets.items())
-    evaluated = f"{numbers['sets']} sets, {numbers['images']} generated images a variant, seed {numbers['seed']}"
-    return [
-        Fact("Dataset", f"{splits} sets of {data.images_per_set} images; {data.redrawn} images redrawn"),
-        Fact("Manifest", f"SHA-256 {numbers['manifest']}"),
-        *(Fact(_words(key).capitalize(), _flat(value)) for key, value in data.made_by.items() if key != "stage"),
-        Fact("Evaluated", evaluated),
-        Fact("Class network", str(numbers["network/inception"])),
-        Fact("CLIP", str(numbers["network/clip"])),
-    ]
+    return {
+        "Dataset": f"{splits} sets of {data.images_per_set} images; {data.redrawn} images redrawn",
+        "Manifest": f"SHA-256 {numbers['manifest']}",
+        **{_words(key).capitalize(): _flat(value) for key, value in data.made_by.items() if key != "stage"},
+        "Evaluated": "{sets} sets, {images} generated images a variant, seed {seed}".format(**numbers),
+        "Class network": str(numbers["network/inception"]),
+        "CLIP": str(numbers["network/clip"]),
+    }
 
 
 def _flat(value: JsonValue) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from m2m.diffusion.stable_diffusion import StableDiffusion
@@ -20,14 +21,16 @@ from m2m.evaluation.efficiency import (
 )
 from m2m.evaluation.figures import to_csv, to_json
 from m2m.files import folder_digest, write_atomically
-from m2m.page.efficiency import BASE, figure
+from m2m.page.charts import BASE, figure
 from m2m.params import SamplingParams, Variant
-from m2m.pipeline import M2MPipeline, load_pipeline
-from m2m.progress import Advance, progress
+from m2m.pipeline import load_pipeline
+from m2m.progress import progress
 from m2m.runtime import Runtime
 
 GIGA = 1e9
-COLUMNS = ("seconds", "gflop")
+Work = Callable[[], dict[str, float]]
+COLUMNS = {"seconds": "ratio", "gflop": "gflop_ratio"}
+"""What is measured of each case, and the key of its ratio to Stable Diffusion's."""
 
 
 def run(
@@ -50,40 +53,41 @@ def run(
     Raises:
         UserError: a folder is incomplete, the models have fewer timesteps than are asked for, the disk refuses.
     """
-    base = StableDiffusion(
-        stable_diffusion,
-        solver=params.solver,
-        num_inference_steps=params.num_inference_steps,
-        guidance_scale=params.guidance_scale,
-        device=runtime.device,
-        precision=params.precision,
-    )
-    pipelines = {
-        variant: load_pipeline(folder, device=runtime.device, precision=params.precision)
-        for variant, folder in models.items()
-    }
+    how = params.model_dump(include={"solver", "num_inference_steps", "guidance_scale"})
+    base = StableDiffusion(stable_diffusion, device=runtime.device, precision=params.precision, **how)
+    load = partial(load_pipeline, device=runtime.device, precision=params.precision)
+    pipelines = {variant: load(folder) for variant, folder in models.items()}
     for pipeline in pipelines.values():
-        _require(params, timesteps=pipeline.scheduler.config.num_train_timesteps)
+        if params.num_inference_steps > (timesteps := pipeline.scheduler.config.num_train_timesteps):
+            raise UserError(
+                f"sampling.num_inference_steps is {params.num_inference_steps}, but the models have {timesteps} "
+                "timesteps; lower it"
+            )
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
 
     tags = {f"model.{variant}": folder_digest(folder) for variant, folder in models.items()}
     with runtime.tracker.run("sampling", stage="sampling", tags=tags) as record:
         record.params(params.model_dump(mode="json"))
         given = sorted(set(params.given))
-        measured = {
-            **_timed(params, given, base, pipelines, Clock(runtime.device)),
-            **_counted(given, base, stable_diffusion, pipelines),
-        }
+        clock = Clock(runtime.device)
+        works: dict[str, Work] = {BASE: partial(time_after_caption, base, params, clock)}
+        for count, (variant, pipeline) in product(given, pipelines.items()):
+            works[f"{variant}/given={count}"] = partial(time_after_images, pipeline, count, params, clock)
+        measured = _timed(works, params)
+        measured[f"gflop/{BASE}"] = step_after_caption(base, stable_diffusion) / GIGA
+        for variant, pipeline in pipelines.items():
+            for count, operations in steps_after_images(pipeline, given).items():
+                case = f"{variant}/given={count}"
+                measured[f"gflop/{case}"] = operations / GIGA
+                measured[f"window/{case}"] = min(count, pipeline.unet.max_context)
+                for part, ratio in COLUMNS.items():
+                    measured[f"{ratio}/{case}"] = measured[f"{part}/{case}"] / measured[f"{part}/{BASE}"]
         numbers: dict[str, float | int | str] = {
             **measured,
-            **_ratios(measured),
+            **how,
+            **params.model_dump(include={"repeats", "seed"}),
             "images": params.batch_size,
-            "repeats": params.repeats,
-            "solver": params.solver,
-            "num_inference_steps": params.num_inference_steps,
-            "guidance_scale": params.guidance_scale,
             "pixels": base.image_size,
-            "seed": params.seed,
             "device": hardware(runtime.device),
         }
         for name in (BASE, *pipelines):
@@ -99,22 +103,18 @@ def run(
     return numbers
 
 
-def _timed(
-    params: SamplingParams,
-    given: Sequence[int],
-    base: StableDiffusion,
-    pipelines: Mapping[Variant, M2MPipeline],
-    clock: Clock,
-) -> dict[str, float]:
+def _timed(works: Mapping[str, Work], params: SamplingParams) -> dict[str, float]:
     """``seconds/<case>`` and its like, medians; and ``spread``, how far turns of one case went apart, at most."""
-    cases: dict[str, Callable[[], dict[str, float]]] = {BASE: partial(time_after_caption, base, params, clock)}
-    for count in given:
-        for variant, pipeline in pipelines.items():
-            cases[f"{variant}/given={count}"] = partial(time_after_images, pipeline, count, params, clock)
-    total = len(cases) * (1 + params.repeats) * params.batch_size
+    total = len(works) * (1 + params.repeats) * params.batch_size
     with progress(total, "sampling", unit="images") as advance:
-        works = [partial(_then_advance, work, advance, params.batch_size) for work in cases.values()]
-        turns = dict(zip(cases, in_turn(works, repeats=params.repeats), strict=True))
+
+        def seconds_of(work: Work) -> dict[str, float]:
+            seconds = work()
+            advance(params.batch_size)
+            return seconds
+
+        in_turns = in_turn([partial(seconds_of, work) for work in works.values()], repeats=params.repeats)
+        turns = dict(zip(works, in_turns, strict=True))
     medians = {
         f"{part}/{case}": statistics.median(turn[part] for turn in of_case)
         for case, of_case in turns.items()
@@ -125,40 +125,3 @@ def _timed(
         for seconds in ([turn["seconds"] for turn in of_case] for of_case in turns.values())
     )
     return {**medians, "spread": spread}
-
-
-def _then_advance(work: Callable[[], dict[str, float]], advance: Advance, images: int) -> dict[str, float]:
-    seconds = work()
-    advance(images)
-    return seconds
-
-
-def _counted(
-    given: Sequence[int], base: StableDiffusion, stable_diffusion: Path, pipelines: Mapping[Variant, M2MPipeline]
-) -> dict[str, float]:
-    """``gflop/<case>`` of a guided denoising step; ``window/<case>``: how many of the given images it looks at."""
-    found: dict[str, float] = {f"gflop/{BASE}": step_after_caption(base, stable_diffusion) / GIGA}
-    for variant, pipeline in pipelines.items():
-        for count, counted in steps_after_images(pipeline, given).items():
-            found[f"gflop/{variant}/given={count}"] = counted / GIGA
-            found[f"window/{variant}/given={count}"] = min(count, pipeline.unet.max_context)
-    return found
-
-
-def _ratios(measured: Mapping[str, float]) -> dict[str, float]:
-    """Seconds and operations of each case over those of Stable Diffusion."""
-    found = {}
-    for part, ratio in (("seconds", "ratio"), ("gflop", "gflop_ratio")):
-        for name, value in measured.items():
-            kind, _, case = name.partition("/")
-            if kind == part and case != BASE:
-                found[f"{ratio}/{case}"] = value / measured[f"{part}/{BASE}"]
-    return found
-
-
-def _require(params: SamplingParams, *, timesteps: int) -> None:
-    if params.num_inference_steps > timesteps:
-        raise UserError(
-            f"sampling.num_inference_steps is {params.num_inference_steps}, but the models have {timesteps} timesteps; "
-            "lower it"
-        )

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from m2m.data.shards import ImageSet
-from m2m.evaluation import continuations, nvs, observations, vpg
+from m2m.evaluation import continuations, networks, nvs, vpg
 from m2m.evaluation.continuations import Continuations, continue_sets, folder_of, note_run, read_or_draw, run_before
-from m2m.evaluation.networks import Networks
-from m2m.evaluation.observations import observe
+from m2m.evaluation.networks import Networks, observe
 from m2m.models.classifier import Readings as ClassifierReadings
 from m2m.params import EvaluateVpg, GateParams, TrainCommon
 from m2m.params_file import load_params
@@ -62,6 +61,10 @@ def draws(pipeline: M2MPipeline, members: list[ImageSet], folder: Path, **change
     return Continuations(pipeline=pipeline, starts=members, count=len(members), params=PARAMS, folder=folder, **options)
 
 
+def _drawn(lot: Continuations) -> int:
+    return sum(pictures for _, pictures in lot.timed)
+
+
 def nothing(count: int = 1, *, skipped: bool = False) -> None:
     """Advances nothing."""
 
@@ -95,11 +98,11 @@ def test_what_was_drawn_is_kept(pipeline: M2MPipeline, members: list[ImageSet], 
         draws(pipeline, members, tmp_path / "shared", given=2, workers=Workers(2)),
     )
     first.draw(advance)
-    assert first.stopwatch.pictures == first.pictures == sum(LENGTHS) - 2 * len(LENGTHS)
+    assert _drawn(first) == first.pictures == sum(LENGTHS) - 2 * len(LENGTHS)
     assert heard == [(2, False), (4, False), (3, False)], "two sets of each length but the longest, one of that"
     (tmp_path / "from-nowhere.npy").write_bytes(b"")
     again.draw(advance)
-    assert again.stopwatch.pictures == 0
+    assert _drawn(again) == 0
     assert heard[3:] == [(2, True), (4, True), (3, True)]
     shared.draw(nothing)
     for one, other, another in zip(first.by_set(), again.by_set(), shared.by_set(), strict=True):
@@ -116,7 +119,7 @@ def test_models_and_numbers_of_given_pictures_are_kept_apart(
     ]
     for one in made:
         one.draw(nothing)
-        assert one.stopwatch.pictures == one.pictures
+        assert _drawn(one) == one.pictures
 
 
 class Reading:
@@ -145,10 +148,10 @@ def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(continuations, "continue_sets", follow)
-    monkeypatch.setattr(observations, "PICTURES_AT_ONCE", 16)
+    monkeypatch.setattr(networks, "PICTURES_AT_ONCE", 16)
     inception = type("Mean", (), {"classes": {"step": ("1", "2")}, "__call__": staticmethod(_mean)})()
-    clip = SimpleNamespace(embed=lambda images: torch.nn.functional.normalize(_flat(images), dim=1), score=_Score)
-    networks = Networks(inception=cast(Any, inception), clip=cast(Any, clip), names={}, device=torch.device("cpu"))
+    clip = SimpleNamespace(embed=lambda images: torch.nn.functional.normalize(_flat(images), dim=1), embed_texts=_texts)
+    judges = Networks(inception=cast(Any, inception), clip=cast(Any, clip), names={}, device=torch.device("cpu"))
     monkeypatch.setattr(Networks, "perceptual", lambda _, first, second: _flat(first)[:, 0] - _flat(second)[:, 0])
     sets = Reading([4 + (task == "vpg" and place % 3) for place in range(COUNT)])
 
@@ -158,7 +161,7 @@ def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
             return Continuations(starts=sets, count=count, params=PARAMS, folder=folder, **options)
 
         if task == "mis":
-            seen = observe(lot("given-1", 1, 3).batches(nothing), networks)
+            seen = observe(lot("given-1", 1, 3).batches(nothing), judges)
             assert torch.equal(seen.features[:, 2, 0], torch.arange(count).float())
             return
         ours, theirs, two = lot("tuned", 1), lot("untuned", 1), lot("more", 2)
@@ -168,10 +171,10 @@ def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
         if task == "nvs":
             params: Any = SimpleNamespace(given=(1, 2), sets=count, bootstrap=5, seed=0)
             drawn = {1: ours.by_set(), 2: two.by_set()}
-            numbers = nvs.beside_baselines(params, sets, drawn, theirs.by_set(), networks)
+            numbers = nvs.beside_baselines(params, sets, drawn, theirs.by_set(), judges)
             assert numbers["psnr/given=1/mean"] == nvs.MOST_PSNR
         else:
-            numbers = vpg.beside_baselines(sets, count, ours.by_set(), theirs.by_set(), networks)
+            numbers = vpg.beside_baselines(sets, count, ours.by_set(), theirs.by_set(), judges)
             assert numbers["fid/mean"] == pytest.approx(0, abs=1e-3)
 
     evaluate(6, tmp_path / "few")  # what is imported meanwhile is no picture
@@ -194,15 +197,8 @@ def _mean(images: torch.Tensor) -> ClassifierReadings:
     return ClassifierReadings(features, {"step": features[:, :2]}, features.new_empty(len(features), 0))
 
 
-class _Score:
-    def to(self, _: torch.device) -> _Score:
-        return self
-
-    def update(self, embeddings: torch.Tensor, captions: list[str]) -> None:
-        assert len(embeddings) == len(captions)
-
-    def compute(self) -> torch.Tensor:
-        return torch.zeros(())
+def _texts(captions: list[str]) -> torch.Tensor:
+    return torch.zeros(len(captions), 3)
 
 
 def test_pictures_are_drawn_once_and_again_when_they_are_damaged(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The judges, from folders, and our own distance: none between equal pictures, larger the more they differ."""
+"""The judges, from folders, our own distance, and what they see of a lot of pictures; which of them do not count."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +17,26 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from m2m.errors import UserError
-from m2m.evaluation.networks import Clip, Networks, perceptual_distance
+from m2m.evaluation.metrics import Benchmark, fid
+from m2m.evaluation.networks import (
+    Batch,
+    Clip,
+    Networks,
+    Thresholds,
+    nearest_earlier,
+    nearest_other,
+    observe,
+    perceptual_distance,
+    read_values,
+)
 from m2m.evaluation.published import InceptionV3
 from m2m.foundation import encoders
 from m2m.foundation.text_to_image import learn_tokenizer
-from m2m.models.classifier import WorldClassifier
+from m2m.models.classifier import Readings, WorldClassifier
 from m2m.params import TransformerFit
 from m2m.world.grammar import parse
 from m2m.world.pictures import Variation, paint
+from m2m.world.vocabulary import ATTRIBUTES
 
 CAPTIONS = ["a red star, flat", "a neon drawing of a blue moon", "an orange heart in comic style"]
 LONG = " ".join(["a red star"] * 40)
@@ -59,8 +73,7 @@ def test_clip_embeds_as_its_model_does(foundation: Path, pictures: torch.Tensor)
 
 def test_clip_score_is_the_cosine_of_the_two_towers(foundation: Path, pictures: torch.Tensor) -> None:
     clip = Clip.from_pretrained(foundation / "clip")
-    metric = clip.score()
-    metric.update(clip.embed(pictures)[:, None, None], CAPTIONS)
+    found = (clip.embed(pictures) * clip.embed_texts(CAPTIONS)).sum(dim=1)
     model = CLIPModel.from_pretrained(foundation / "clip").eval()
     with torch.no_grad():
         cosines = [
@@ -70,17 +83,16 @@ def test_clip_score_is_the_cosine_of_the_two_towers(foundation: Path, pictures: 
             / model.logit_scale.exp().item()
             for caption, picture in zip(CAPTIONS, pictures, strict=True)
         ]
-    assert metric.score.item() / 3 == pytest.approx(100 * np.mean(cosines), rel=1e-3)
+    assert found.tolist() == pytest.approx(cosines, rel=1e-3)
 
 
-def test_long_captions_keep_their_end_token(foundation: Path, pictures: torch.Tensor) -> None:
+def test_long_captions_keep_their_end_token(foundation: Path) -> None:
     clip = Clip.from_pretrained(foundation / "clip")
-    tokens = clip.prepare(text=[LONG], return_tensors="pt", padding=True)["input_ids"][0]
-    assert len(tokens) == 16
+    tokens = clip.processor.tokenizer(LONG)["input_ids"]
     assert tokens[-1] == clip.processor.tokenizer.eos_token_id
-    clip.score().update(
-        clip.embed(pictures[:1])[:, None, None], [LONG]
-    )  # torchmetrics warns where it has to cut itself
+    cut = torch.tensor([[*tokens[:15], tokens[-1]]])
+    expected = clip.model.get_text_features(input_ids=cut).pooler_output
+    torch.testing.assert_close(clip.embed_texts([LONG]), torch.nn.functional.normalize(expected, dim=-1))
 
 
 def test_networks_know_what_their_folders_hold(foundation: Path) -> None:
@@ -221,3 +233,131 @@ def test_pairs_do_not_see_each_other_and_nothing_is_left_behind(
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
     assert not any(layer._forward_hooks for layer in network.layers)
     assert len(network.layers) >= 4
+
+
+OF_SETS = ["a red star, flat", "a blue moon, neon", "a red moon, flat", "a blue star, neon"]
+
+
+class Mean(nn.Module):
+    """Reads the mean of each channel, and a class from the first; names no attributes."""
+
+    classes: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+
+    def forward(self, images: Tensor) -> Readings:
+        features = images.float().mean(dim=(2, 3))
+        return Readings(features, {"class": features[:, :2]}, features.new_empty(len(features), 0))
+
+
+@pytest.fixture
+def small() -> Networks:
+    def embed(images: Tensor) -> Tensor:
+        return nn.functional.normalize(images.float().mean(dim=(2, 3)), dim=1)
+
+    def embed_texts(captions: list[str]) -> Tensor:
+        return torch.tensor([[len(text), 0.0, 0.0] for text in captions])
+
+    clip = cast(Any, SimpleNamespace(embed=embed, embed_texts=embed_texts))
+    return Networks(inception=cast(Any, Mean()), clip=clip, names={}, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def sets() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, size=(4, 5, 8, 8, 3), dtype=np.uint8)
+
+
+def _batches(sets: np.ndarray, size: int) -> list[Batch]:
+    return [
+        Batch(OF_SETS[start : start + size], sets[start : start + size, :0], sets[start : start + size])
+        for start in range(0, 4, size)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_every_picture_keeps_its_set_and_position(small: Networks, sets: np.ndarray, size: int) -> None:
+    found = observe(_batches(sets, size), small)
+    means = sets.astype(np.float32).mean(axis=(2, 3))
+    np.testing.assert_allclose(found.features, means, rtol=1e-5)
+    unit = means / np.linalg.norm(means, axis=2, keepdims=True)
+    np.testing.assert_allclose(found.embeddings, unit, rtol=1e-5)
+    lengths = np.array([len(text) for text in OF_SETS])
+    np.testing.assert_allclose(found.text_image, (100 * unit[:, :, 0] * lengths[:, None]).mean(axis=0), rtol=1e-5)
+    torch.testing.assert_close(observe(_batches(sets, size), small, by_clip=False).features, found.features)
+
+
+def test_positions_can_be_chosen_and_repeated(small: Networks, sets: np.ndarray) -> None:
+    found = observe(_batches(sets, 2), small)
+    chosen = found.at([3, 0, 0])
+    again = observe([Batch(OF_SETS, sets[:, :0], sets[:, [3, 0, 0]])], small)
+    for name in ("embeddings", "text_image"):
+        torch.testing.assert_close(getattr(chosen, name), getattr(again, name))
+    torch.testing.assert_close(chosen.features, again.features)
+
+
+def test_fid_compares_with_held_out_pictures_of_other_positions(small: Networks, sets: np.ndarray) -> None:
+    held_out = observe(_batches(sets, 4), small)
+    benchmark = Benchmark(held_out, given=2)
+    features = held_out.features
+    assert torch.equal(benchmark.reference(1), features[:, [2, 4]].flatten(0, 1))
+    after = held_out.at(range(2, 5))
+    assert benchmark.distances(after, fid)[1] == fid(features[:, 3], features[:, [2, 4]].flatten(0, 1))
+
+
+def test_a_judge_without_attributes_gives_no_spread(small: Networks, sets: np.ndarray) -> None:
+    benchmark = Benchmark(observe(_batches(sets, 4), small), given=1)
+    scores = benchmark.metrics(benchmark.held_out.at(range(1, 5)), small.attributes)
+    expected = {"fid", "kid", "inception_score", "clip_text_image", "clip_image_image", "diversity"}
+    assert set(scores.by_position) == expected
+    assert scores.overall == {}
+    assert {len(values) for values in scores.by_position.values()} == {4}
+
+
+def _plain(*levels: int) -> np.ndarray:
+    """Pictures (n, 2, 2, 3) of one grey each."""
+    return np.array(levels, np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+
+
+def test_the_likeliest_class_is_read_and_how_likely_it_is() -> None:
+    logits = [[0.0, 0.0, np.log(2)], [np.log(3), 0.0], [0.0]]
+    heads = {name: torch.tensor([[of]]) for name, of in zip(ATTRIBUTES, logits, strict=True)}
+    values, confidences = read_values(heads | {"step": torch.zeros(1, 1, 7)})
+    assert values.tolist() == [[[2, 0, 0]]]
+    np.testing.assert_allclose(confidences, [[[0.5, 0.75, 1.0]]])
+
+
+def test_a_picture_is_compared_with_earlier_ones_of_its_set_alone() -> None:
+    given = np.stack([_plain(0, 100), _plain(50, 55)])
+    drawn = np.stack([_plain(90, 200, 91), _plain(0, 100, 250)])
+    np.testing.assert_allclose(nearest_earlier(given, drawn), [[10, 100, 1], [50, 45, 150]])
+    np.testing.assert_allclose(nearest_other(drawn), [[1, 109, 1], [100, 100, 150]])
+
+
+def test_an_equal_picture_is_at_distance_zero_and_all_others_are_as_float64_has_them() -> None:
+    random = np.random.default_rng(0)
+    given, drawn = (random.integers(0, 256, (3, count, 16, 16, 3), np.uint8) for count in (2, 4))
+    drawn[1, 2] = given[1, 0]
+    nearest = nearest_earlier(given, drawn)
+    assert nearest[1, 2] == 0
+    every = np.concatenate([given, drawn], axis=1).astype(np.float64)
+    direct = [np.sqrt(((every[0, 4] - every[0, earlier]) ** 2).mean()) for earlier in range(4)]
+    assert nearest[0, 2] == pytest.approx(min(direct), rel=1e-14)
+
+
+def test_about_one_held_out_picture_in_a_hundred_misses() -> None:
+    random = np.random.default_rng(0)
+    confidences, nearest = random.random((100, 20, 3)), random.random((100, 20))
+    thresholds = Thresholds.of_held_out(confidences, nearest)
+    nothing_near = thresholds.misses(confidences, np.ones((100, 20)))
+    np.testing.assert_allclose(nothing_near.mean(axis=(0, 1)), 0.01)
+    assert thresholds.misses(np.ones((100, 20, 3)), nearest).mean() == 0.01
+
+
+def test_an_unreadable_attribute_misses_alone_and_a_copy_in_all() -> None:
+    thresholds = Thresholds(np.array([0.5, 0.6, 0.7]), 10.0)
+    confidences = np.array([[[0.9, 0.5, 0.7], [0.9, 0.9, 0.9]]])
+    misses = thresholds.misses(confidences, np.array([[10.0, 9.9]]))
+    assert misses.tolist() == [[[False, True, False], [True, True, True]]]
+
+
+def test_an_exact_copy_is_one_even_where_held_out_pictures_are() -> None:
+    thresholds = Thresholds.of_held_out(np.ones((1, 5, 3)), np.zeros((1, 5)))
+    assert thresholds.misses(np.ones((1, 2, 3)), np.array([[0.0, 1.0]]))[0, :, 0].tolist() == [True, False]

@@ -20,7 +20,6 @@ from m2m.evaluation.nvs import (
     FRAMES,
     METRICS,
     MOST_PSNR,
-    Nearest,
     beside_baselines,
     compare_views,
     more_given,
@@ -99,12 +98,12 @@ def test_the_nearest_view_is_the_one_in_whose_direction_least_is_to_turn(
     given_cameras: list[Camera], target: Camera
 ) -> None:
     every = np.stack([camera.matrix() for camera in [*given_cameras, target]])
-    found = nearest_given(every[None], len(given_cameras))
-    assert found.index.shape == found.angle.shape == (1, 1)
+    index, angle = nearest_given(every[None], len(given_cameras))
+    assert index.shape == angle.shape == (1, 1)
     unit = [camera.position / np.linalg.norm(camera.position) for camera in [*given_cameras, target]]
     angles = [np.degrees(np.arctan2(np.linalg.norm(np.cross(one, unit[-1])), one @ unit[-1])) for one in unit[:-1]]
-    assert found.angle[0, 0] == pytest.approx(min(angles), abs=1e-4)
-    assert angles[found.index[0, 0]] == pytest.approx(min(angles), abs=1e-4)
+    assert angle[0, 0] == pytest.approx(min(angles), abs=1e-4)
+    assert angles[index[0, 0]] == pytest.approx(min(angles), abs=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,7 +120,7 @@ def test_numbers_by_view_and_by_angle_make_up_the_mean() -> None:
     rng = np.random.default_rng(0)
     values = torch.from_numpy(rng.normal(size=(20, 3)))
     angle = rng.choice([0.0, 10.0, 30.0, 45.0, 89.9, 90.0, 150.0], size=(20, 3))
-    numbers = numbers_of({"psnr": values}, Nearest(np.zeros((20, 3), int), angle), given=2, prefix="p/")
+    numbers = numbers_of({"psnr": values}, angle, given=2, prefix="p/")
     assert numbers["p/psnr/given=2/mean"] == pytest.approx(values.mean().item())
     views = [numbers[f"p/psnr/given=2/view/{view:02}"] for view in (3, 4, 5)]
     np.testing.assert_allclose(views, values.mean(dim=0))
@@ -136,7 +135,7 @@ def test_numbers_by_view_and_by_angle_make_up_the_mean() -> None:
 def test_an_angle_at_the_edge_and_one_of_half_a_turn_are_in_a_bin() -> None:
     angle = np.array([[float(edge) for edge in ANGLES]])
     values = torch.arange(len(ANGLES), dtype=torch.float64)[None]
-    numbers = numbers_of({"psnr": values}, Nearest(np.zeros_like(angle, int), angle), given=1)
+    numbers = numbers_of({"psnr": values}, angle, given=1)
     assert {key[-7:]: value for key, value in numbers.items() if "/angle/" in key} == {
         "000-030": 0.0,
         "030-060": 1.0,

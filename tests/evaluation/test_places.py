@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from m2m.data.shards import ImageSet
-from m2m.evaluation.claim import Ground
-from m2m.evaluation.observations import Thresholds
+from m2m.evaluation.networks import Thresholds
+from m2m.evaluation.pattern import Ground
 from m2m.evaluation.places import MIXED, Probe, kept_beside_outlier, place_numbers, probes, repeated
 from m2m.params import EvaluateMis
 from m2m.params_file import load_params
@@ -53,7 +53,7 @@ def made(ground: Ground, params: EvaluateMis) -> dict[str, Probe]:
 def test_orders_of_a_set_hold_the_same_pictures_and_start_from_the_same_noise(made: dict[str, Probe]) -> None:
     for probe in made.values():
         orders = probe.given.shape[1]
-        for start in range(0, probe.count, orders):
+        for start in range(0, len(probe.starts), orders):
             of_set = probe.starts[start : start + orders]
             assert len({one.id for one in of_set}) == 1
             assert len({tuple(sorted(one.images[:, 0, 0, 0].tolist())) for one in of_set}) == 1

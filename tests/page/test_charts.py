@@ -1,11 +1,23 @@
-"""Charts as SVG, and their round numbers."""
+"""Charts as SVG, their round numbers, and the part on sampling efficiency, from the flat numbers of its stage."""
 
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
 
-from m2m.page.charts import HEIGHT, WIDTH, Line, line_chart, svg_file, ticks
+from m2m.page.charts import (
+    HEIGHT,
+    WIDTH,
+    Line,
+    efficiency_charts,
+    efficiency_table,
+    figure,
+    line_chart,
+    svg_file,
+    ticks,
+    window,
+)
+from m2m.page.tables import MISSING
 
 
 @pytest.mark.parametrize(
@@ -63,3 +75,65 @@ def test_a_file_of_its_own_has_its_colours_and_a_legend() -> None:
     assert [text.text for text in svg.findall(f"{space}text")] == ["a & b", "c"]
     assert svg.findtext(f"{space}title") == "<t>"
     assert ".dino { color:" in (svg.findtext(f"{space}style") or "")
+
+
+ABOUT = {"images": 4, "repeats": 3, "solver": "ddim", "num_inference_steps": 50, "spread": 0.1, "device": "fast"}
+BASE = {
+    **{"seconds/stable-diffusion": 0.25, "reading_seconds/stable-diffusion": 0.001},
+    **{"decoding_seconds/stable-diffusion": 0.01, "gflop/stable-diffusion": 1608.4},
+}
+
+
+def numbers(*, most: int = 4) -> dict[str, float | int | str]:
+    found: dict[str, float | int | str] = {**ABOUT, **BASE}
+    for variant, slope in (("self", 0.02), ("dino", 0.01)):
+        for given in (1, 2, 8):
+            case, read = f"{variant}/given={given}", min(given, most)
+            found |= {f"seconds/{case}": 0.2 + slope * read, f"ratio/{case}": (0.2 + slope * read) / 0.25}
+            found |= {f"gflop/{case}": 1600.0 + read, f"gflop_ratio/{case}": 1.0, f"window/{case}": read}
+            found |= {f"reading_seconds/{case}": 0.0123 * given}
+    return found
+
+
+def test_a_row_for_each_number_of_given_images_beside_stable_diffusions() -> None:
+    table = efficiency_table(numbers())
+    rows = {row.name: row for row in table.rows}
+    assert list(rows) == [
+        "Stable Diffusion, a caption",
+        *(f"M2M-Self, {given} given" for given in (1, 2, 8)),
+        *(f"M2M-DINO, {given} given" for given in (1, 2, 8)),
+    ]
+    assert all(len(row.cells) == len(table.headings) for row in rows.values())
+    assert rows["Stable Diffusion, a caption"].cells == [MISSING, "0.250", MISSING, "1608", MISSING, "0.00100"]
+    assert rows["M2M-Self, 2 given"].cells == ["2", "0.240", "0.960", "1602", "1.00", "0.0246"]
+    assert rows["M2M-DINO, 8 given"].cells == ["4", "0.240", "0.960", "1604", "1.00", "0.0984"]
+
+
+def test_it_says_how_far_the_models_look_where_more_were_given() -> None:
+    assert window(numbers(most=4)) == 4
+    assert window(numbers(most=8)) is None
+
+
+def test_time_and_operations_are_three_curves_each() -> None:
+    charts = efficiency_charts(numbers())
+    assert len(charts) == 2
+    for svg in charts.values():
+        lines = [element for element in ET.fromstring(svg) if element.tag == "polyline"]
+        assert [line.attrib["class"] for line in lines] == ["line bound", "line self", "line dino"]
+        base = [point.split(",") for point in lines[0].attrib["points"].split()]
+        assert len(base) == 3
+        assert len({down for _, down in base}) == 1, "a caption costs the same everywhere"
+
+
+def test_the_figure_is_a_file_of_its_own_with_a_legend() -> None:
+    svg = ET.fromstring(figure(numbers()))
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[:3] == ["Stable Diffusion", "M2M-Self", "M2M-DINO"]
+    assert "0" in texts, "heights compare"
+    assert "given images" in texts
+
+
+def test_one_variant_alone_is_shown_as_well() -> None:
+    alone = {key: value for key, value in numbers().items() if "/dino/" not in key}
+    assert len(efficiency_table(alone).rows) == 4
+    assert figure(alone).count(b"<polyline") == 2

@@ -15,7 +15,7 @@ import pytest
 
 from m2m.errors import UserError
 from m2m.files import folder_digest
-from m2m.page.efficiency import KEYS, efficiency_part
+from m2m.page.charts import KEYS, efficiency_table, window
 from m2m.params import SamplingParams, Variant
 from m2m.runtime import Runtime
 from m2m.stages import sampling
@@ -129,9 +129,9 @@ def test_there_are_a_curve_a_model_and_the_figure(finished: tuple[Workplace, Any
 
 def test_the_report_shows_what_was_kept(finished: tuple[Workplace, Any]) -> None:
     place, _ = finished
-    part = efficiency_part(json.loads((place.root / "sampling.json").read_text()))
-    assert len(part.table.rows) == 1 + len(CASES)
-    assert part.window == WINDOW
+    numbers = json.loads((place.root / "sampling.json").read_text())
+    assert len(efficiency_table(numbers).rows) == 1 + len(CASES)
+    assert window(numbers) == WINDOW
 
 
 def test_the_tracker_hears_of_it(finished: tuple[Workplace, Any]) -> None:

@@ -20,7 +20,10 @@ from m2m.params import TrainCommon, TrainVariant
 Common = Callable[..., TrainCommon]
 Variant = Callable[..., TrainVariant]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the scenarios are 25 processes, on a machine that may be busy
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # the scenarios are 25 processes, on a machine that may be busy
 
 # 8 steps of 12 images (of 9 on three ranks): points of the curve at 48 and 96 images, checkpoints at 36, 72 and 96.
 # When one is replaced, the new one is whole and the old one still there; when another rank is killed, the first waits.
