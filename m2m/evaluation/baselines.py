@@ -40,9 +40,8 @@ from m2m.evaluation.observations import PICTURES_AT_ONCE, Batch, Observations
 from m2m.files import folder_digest
 from m2m.params import EvaluateMis, SolverName
 from m2m.workers import once
-from m2m.world.grammar import Caption
+from m2m.world.grammar import ATTRIBUTES, PICTURE_WORDS, Caption
 from m2m.world.pictures import Variation, paint
-from m2m.world.vocabulary import ATTRIBUTES, PICTURE_WORDS
 
 Hypothesis = tuple[bool, bool, bool]
 """Whether the caption names noun, colour, style."""

@@ -20,8 +20,7 @@ from m2m.evaluation.figures import caption_weights, difference, estimated, inter
 from m2m.evaluation.observations import Observations, Thresholds, read_values
 from m2m.evaluation.pattern import ASPECTS, Lot, Pattern, Sums, aspect, frequencies, numbers_of, pairs
 from m2m.params import EvaluateMis
-from m2m.world.grammar import parse, picture_captions
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES, parse, picture_captions
 
 PAINTED = "painted"
 REPEATS = 20

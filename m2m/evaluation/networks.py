@@ -20,7 +20,7 @@ from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, di
 from m2m.files import check_digests, folder_digest, reading_foundation
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier, load_class_network
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2m.evaluation.figures import Statistic, by_caption, divide, estimated, interval, told
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from m2m.evaluation.claim import Ground
 from m2m.evaluation.continuations import Starts
 from m2m.evaluation.figures import caption_weights, estimated, interval, share, spread
 from m2m.params import EvaluateMis
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 FOUR = 4
 MIXED = {"A": 1, "AB": 2, "ABBBB": 5}

@@ -35,7 +35,7 @@ from m2m.models.classifier import WorldClassifier
 from m2m.params import TransformerFit
 from m2m.photos import as_signal
 from m2m.world.corpus import OPEN
-from m2m.world.vocabulary import MAX_STEPS, WORDS
+from m2m.world.grammar import MAX_STEPS, WORDS
 
 SIDE, PATCH, HEADS = 64, 8, 4
 COLOUR = 2

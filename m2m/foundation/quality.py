@@ -21,8 +21,17 @@ from m2m.models.classifier import WorldClassifier
 from m2m.photos import as_signal
 from m2m.seeds import derive
 from m2m.world.corpus import make_corpus
-from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS
+from m2m.world.grammar import (
+    ALL_STYLES,
+    COLOUR_NAMES,
+    KINDS,
+    NOUNS,
+    WORDS,
+    Caption,
+    captions_naming,
+    completions,
+    picture_captions,
+)
 
 PICTURES, VIEWS, STEPS = 768, 192, 192
 DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0

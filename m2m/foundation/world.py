@@ -47,7 +47,7 @@ class Lessons:
         return cls(
             images=torch.from_numpy(corpus.images).to(device).permute(0, 3, 1, 2).contiguous(),
             captions=corpus.captions,
-            labels={head: torch.from_numpy(getattr(corpus, head)).to(device) for head in encoders.CLASSES},
+            labels={head: torch.from_numpy(label).to(device) for head, label in corpus.labels.items()},
             shown=torch.from_numpy(corpus.shown).to(device),
             said=torch.from_numpy(corpus.said).to(device),
             geometry=torch.from_numpy(corpus.geometry).to(device),

@@ -26,8 +26,7 @@ from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.seeds import image_seed
 from m2m.workers import once
-from m2m.world.grammar import parse
-from m2m.world.vocabulary import ATTRIBUTES, SHAPES, STYLES, split_of
+from m2m.world.grammar import ATTRIBUTES, SHAPES, STYLES, parse, split_of
 
 
 def run(

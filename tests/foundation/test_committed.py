@@ -25,14 +25,19 @@ from m2m.photos import as_signal
 from m2m.training.start import from_stable_diffusion
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import (
+    ALL_STYLES,
+    ATTRIBUTES,
+    COLOUR_NAMES,
     KINDS,
+    NOUNS,
+    PICTURE_WORDS,
+    WORDS,
     Caption,
     captions_naming,
     picture_captions,
     procedure_captions,
     view_captions,
 )
-from m2m.world.vocabulary import ALL_STYLES, ATTRIBUTES, COLOUR_NAMES, NOUNS, PICTURE_WORDS, WORDS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "foundation"

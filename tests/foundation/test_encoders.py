@@ -33,8 +33,7 @@ from m2m.models.classifier import WorldClassifier
 from m2m.params import TransformerFit
 from m2m.photos import as_signal
 from m2m.world.corpus import OPEN
-from m2m.world.grammar import parse
-from m2m.world.vocabulary import CONSTRUCTION, MAX_STEPS, RENDERED
+from m2m.world.grammar import CONSTRUCTION, MAX_STEPS, RENDERED, parse
 
 TINY = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=32, layers=1)
 

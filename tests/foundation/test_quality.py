@@ -14,8 +14,7 @@ from torch import Tensor
 
 from m2m.foundation import quality
 from m2m.foundation.quality import freedom
-from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
-from m2m.world.vocabulary import WORDS
+from m2m.world.grammar import KINDS, WORDS, Caption, captions_naming, completions, picture_captions
 
 EVERY = [full for split in ("train", "validation", "test") for full in picture_captions(split)]
 NUMBER = {full: number for number, full in enumerate(EVERY)}

@@ -13,7 +13,7 @@ from m2m.foundation import encoders, quality, world
 from m2m.models.classifier import WorldClassifier
 from m2m.params import Fit, TransformerFit, UnetFit, VaeFit, WorldFoundation
 from m2m.stages import foundation
-from m2m.world.vocabulary import NOUNS
+from m2m.world.grammar import NOUNS
 
 FIT = {"images": 8, "batch_size": 4, "learning_rate": 1e-3}
 TINY = WorldFoundation(

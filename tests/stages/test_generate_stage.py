@@ -28,8 +28,7 @@ from m2m.seeds import image_seed
 from m2m.stages import generate
 from m2m.store import LocalStore, Store, open_store
 from m2m.workers import ALONE, Workers
-from m2m.world.grammar import parse
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, split_of
+from m2m.world.grammar import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, parse, split_of
 
 ROWS = [
     *(CaptionRow(f"test-{n}", f"b {n}", "test") for n in range(2)),

@@ -25,9 +25,10 @@ from m2m.runtime import Runtime
 from m2m.stages import views
 from m2m.store import LocalStore
 from m2m.workers import ALONE, Workers
-from m2m.world.cameras import Camera, intrinsics
+from m2m.world.cameras import Camera
 from m2m.world.grammar import parse
 from m2m.world.meshes import RADIUS
+from tests.projection import intrinsics
 
 WORLD = {
     **{"source": "world", "seed": 0, "train": 3, "validation": 1, "test": 2, "views": 3},
