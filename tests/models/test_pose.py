@@ -20,7 +20,7 @@ from m2m.models.pose import (
     rays,
     relative_poses,
 )
-from m2m.world import cameras as world
+from m2m.world import studio as world
 from m2m.world.cameras import Camera
 from tests.projection import project
 
