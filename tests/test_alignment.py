@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from m2m import foundation as fit_module
 from m2m.devices import ALIGNMENT, align
 from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion
 from m2m.evaluation.networks import Clip
 from m2m.evaluation.published import INCEPTION_V3, InceptionV3
 from m2m.files import file_digest
-from m2m.foundation import fit as fit_module
 from m2m.models.unet import Variant
 from m2m.params import Fit
 from m2m.params_file import load_params

@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet, write_shard
+from m2m.data.sets import ImageSet, ImageSets, write_shard
 from m2m.errors import UserError
 from m2m.files import is_intact, sealed_file, write_atomically
-from m2m.manifest import Manifest, Origin, ShardEntry, Split, shard_key
+from m2m.manifest import Manifest, Origin, ShardEntry, Split
 from m2m.params import FolderSets, GenerateParams, Task, TaskSets, WorldSets
 from m2m.progress import Advance, progress
 from m2m.runtime import Runtime
@@ -136,11 +135,10 @@ class ShardJob:
         if made.sets:
             tar = self.record.with_suffix(".tar")
             try:
-                stats = write_shard(made.sets, tar)
-                self.store.put(shard_key(stats.sha256), tar, stats.sha256)
+                entry = write_shard(made.sets, tar, self.split)
+                self.store.put(entry.key, tar, entry.sha256)
             finally:
                 tar.unlink(missing_ok=True)
-            entry = ShardEntry(key=shard_key(stats.sha256), split=self.split, **vars(stats))
         done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
         with sealed_file(self.record) as draft:
             draft.write_bytes(done.model_dump_json().encode())

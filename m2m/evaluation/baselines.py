@@ -31,8 +31,7 @@ from torch import Tensor
 
 from m2m import seeds
 from m2m.code import code_digest
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_draw
 from m2m.evaluation.networks import Clip

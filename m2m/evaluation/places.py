@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2m import seeds
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation.baselines import IdealReader
 from m2m.evaluation.claim import Ground
 from m2m.evaluation.continuations import Starts

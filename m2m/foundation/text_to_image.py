@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from m2m.diffusion.gaussian import add_noise, denoising_loss, min_snr_weight, target
 from m2m.diffusion.stable_diffusion import posterior
-from m2m.foundation.fit import Loss
+from m2m.foundation import Loss
 from m2m.params import PredictionType, UnetFit, VaeFit
 from m2m.photos import as_levels, as_signal
 
@@ -85,7 +85,7 @@ def _join(tokens: list[str], first: str, second: str) -> None:
 def build_autoencoder(params: VaeFit) -> AutoencoderKL:
     """The untrained autoencoder for 64-pixel pictures; four levels, so that a latent pixel covers 8 x 8 pixels."""
     levels = len(params.block_out_channels)
-    network: AutoencoderKL = AutoencoderKL(
+    return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -96,7 +96,6 @@ def build_autoencoder(params: VaeFit) -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=64,
     )
-    return network
 
 
 def reconstruction_loss(vae: AutoencoderKL, images: Tensor) -> Loss:
@@ -135,6 +134,12 @@ def psnr(restored: Tensor, images: Tensor) -> float:
     return float((10 * torch.log10(255**2 / error)).mean())
 
 
+def of_tokens(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """What the configuration of a text encoder says of its tokenizer."""
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, **special}
+
+
 class TextToImage(nn.Module):
     """The two networks that learn together, as in the first latent diffusion: the text encoder is not CLIP's."""
 
@@ -156,15 +161,11 @@ class TextToImage(nn.Module):
         )
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(tokenizer),
                 hidden_size=TEXT_WIDTH,
                 intermediate_size=4 * TEXT_WIDTH,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                **of_tokens(tokenizer),
             )
         )
 
@@ -185,8 +186,7 @@ def scheduler(prediction_type: PredictionType) -> Any:
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     """Token ids (n, length), padded and cut to the tokenizer's length."""
-    encoded = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids
+    ids: Tensor = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.devices import sent
 from m2m.diffusion import gaussian
 from m2m.errors import UserError

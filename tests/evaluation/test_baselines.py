@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation.baselines import EQUAL, HYPOTHESES, IdealReader, PaintedSets, agreed_captions, colours_shuffled
 from m2m.evaluation.observations import Batch, Observations
 from m2m.world.grammar import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from m2m.foundation.fit import Loss
+from m2m.foundation import Loss
 from m2m.foundation.text_to_image import learn_tokenizer
 from m2m.foundation.world import Lessons
 from m2m.params import HubFile, HubFoundation, HubSnapshot

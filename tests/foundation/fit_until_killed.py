@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from m2m.foundation import fit as module
+from m2m import foundation as module
 from m2m.params import Fit
 from m2m.training.state import TrainState
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from m2m import foundation as module
 from m2m.errors import UserError
-from m2m.foundation import fit as module
-from m2m.foundation.fit import EMA_DECAY, WARMUP, fit
+from m2m.foundation import EMA_DECAY, WARMUP, fit
 from m2m.params import Fit
 from m2m.training.checkpoints import Checkpoints
 
