@@ -21,7 +21,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from m2m.devices import align
 from m2m.foundation import Loss, encoders, fit, text_to_image
 from m2m.models.classifier import WorldClassifier
-from m2m.params import WorldFoundation
+from m2m.params import TransformerFit, WorldFoundation
 from m2m.photos import as_signal
 from m2m.seeds import derive
 from m2m.world.corpus import Corpus, make_corpus, make_looks
@@ -83,25 +83,20 @@ class Training:
         self.tokens = text_to_image.tokenize(self.tokenizer, self.lessons.captions).to(device)
 
     def learn(
-        self,
-        name: str,
-        build: Callable[[], Network],
-        loss: Callable[[Network], Loss],
-        *,
-        pictures: int = 0,
-        muon: bool = False,
+        self, name: str, build: Callable[[], Network], loss: Callable[[Network], Loss], *, pictures: int = 0
     ) -> Network:
         """A network by the parameters of its name, its initial weights a function of the seed.
 
+        Of a transformer Muon trains the matrices, in a third of AdamW's steps or fewer.
+
         Args:
             pictures: how many others there are to learn from than those of the lessons.
-            muon: whether Muon trains its transformers' matrices: in a third of AdamW's steps or fewer.
         """
         params, count = self.params, pictures or len(self.tokens)
         torch.manual_seed(derive(params.seed, name, "weights"))
         network = build().to(self.device)
         sizes = params.unet if name == "text_to_image" else getattr(params, name)
-        matrices = encoders.matrices(network) if muon else ()
+        matrices = encoders.matrices(network) if isinstance(sizes, TransformerFit) else ()
         fit(
             name, network, loss(network), fit=sizes, pictures=count, seed=params.seed, work=self.work, matrices=matrices
         )
@@ -158,7 +153,6 @@ class Training:
             "clip",
             lambda: encoders.build_clip(self.params.clip, self.tokenizer),
             lambda model: encoders.clip_loss(model, lessons.images, self.tokens, lessons.shown, lessons.said),
-            muon=True,
         )
 
     def dino(self) -> encoders.DinoTraining:
@@ -171,7 +165,6 @@ class Training:
             lambda: encoders.DinoTraining(self.params.dino),
             lambda network: encoders.dino_loss(network, looks),
             pictures=looks.shape[1],
-            muon=True,
         )
 
 

@@ -8,7 +8,6 @@ what a small autoencoder blurs must not carry meaning.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import Final, Self
 
@@ -190,6 +189,30 @@ OUTLINES: Final[Mapping[str, Outline]] = {
 """Shape to its outline, (corners, 2)."""
 
 
+# Backgrounds, (64, 64, 3)
+
+_LINES = np.where(np.isin(np.arange(SIDE) % 8, (0, 7)), 0.8, 0.0).astype(np.float32)
+_SQUARED_PAPER = over(plain((250, 250, 246)), (176, 200, 222), np.maximum.outer(_LINES, _LINES))
+
+_ACROSS = np.add.outer(np.arange(SIDE * OVERSAMPLING), np.arange(SIDE * OVERSAMPLING))
+_DARK = (_ACROSS // (8 * OVERSAMPLING) % 2).astype(np.float32).reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING)
+_STRIPES = over(plain((250, 247, 240)), (172, 180, 196), _DARK.mean(axis=(1, 3)))
+
+
+def _draw_dots(pen: ImageDraw.ImageDraw) -> None:
+    radius, middles = 2.2 * OVERSAMPLING, [OVERSAMPLING * middle for middle in range(4, SIDE, 8)]
+    for x, y in product(middles, middles):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+
+
+_DOTS = over(plain((255, 250, 225)), (236, 120, 110), coverage(_draw_dots))
+
+_DUSK = np.array([(38, 30, 92), (150, 62, 130), (240, 120, 96), (255, 196, 120)])
+_HEIGHTS = np.linspace(0, 1, SIDE)
+_SKY = np.stack([np.interp(_HEIGHTS, [0.0, 0.45, 0.75, 1.0], channel) for channel in _DUSK.T], axis=1)  # (64, 3)
+_EVENING_SKY = np.broadcast_to(_SKY[:, None].astype(np.float32), (SIDE, SIDE, 3))
+
+
 # Styles
 
 
@@ -200,7 +223,7 @@ def _flat(outline: Outline, colour: RGB) -> Layer:
 
 def _sketch(outline: Outline, colour: RGB) -> Layer:
     """A thick line with a light wash inside, on squared paper."""
-    washed = over(_squared_paper(), mix(colour, WHITE, 0.72), fill(outline))
+    washed = over(_SQUARED_PAPER, mix(colour, WHITE, 0.72), fill(outline))
     return over(washed, colour, stroke(outline, width=4))
 
 
@@ -214,19 +237,19 @@ def _neon(outline: Outline, colour: RGB) -> Layer:
 
 def _striped(outline: Outline, colour: RGB) -> Layer:
     """Solid with a darker rim, on wide diagonal stripes."""
-    return over(over(_stripes(), colour, fill(outline)), mix(colour, INK, 0.5), stroke(outline, width=3))
+    return over(over(_STRIPES, colour, fill(outline)), mix(colour, INK, 0.5), stroke(outline, width=3))
 
 
 def _comic(outline: Outline, colour: RGB) -> Layer:
     """Solid with a thick ink line and a hard shadow, on a grid of dots."""
-    shadowed = over(_dots(), INK, fill(outline + 3))
+    shadowed = over(_DOTS, INK, fill(outline + 3))
     return over(over(shadowed, colour, fill(outline)), INK, stroke(outline, width=3.5))
 
 
 def _sunset(outline: Outline, colour: RGB) -> Layer:
     """A sticker with a white edge and a soft shadow, before an evening sky."""
     sticker = np.maximum(fill(outline), stroke(outline, width=6))
-    shadowed = over(_evening_sky(), INK, blur(sticker, radius=3) * 0.55)
+    shadowed = over(_EVENING_SKY, INK, blur(sticker, radius=3) * 0.55)
     return over(over(shadowed, WHITE, sticker), colour, fill(outline))
 
 
@@ -238,38 +261,3 @@ STYLE_PAINTERS: Final[Mapping[str, Callable[[Outline, RGB], Layer]]] = {
     "comic": _comic,
     "sunset": _sunset,
 }
-
-
-@cache
-def _squared_paper() -> Layer:
-    line = np.where(np.isin(np.arange(SIDE) % 8, (0, 7)), 0.8, 0.0).astype(np.float32)
-    return over(plain((250, 250, 246)), (176, 200, 222), np.maximum.outer(line, line))
-
-
-@cache
-def _stripes() -> Layer:
-    across = np.add.outer(np.arange(SIDE * OVERSAMPLING), np.arange(SIDE * OVERSAMPLING))
-    dark = (across // (8 * OVERSAMPLING) % 2).astype(np.float32)
-    mask = dark.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).mean(axis=(1, 3))
-    return over(plain((250, 247, 240)), (172, 180, 196), mask)
-
-
-@cache
-def _dots() -> Layer:
-    radius = 2.2 * OVERSAMPLING
-    centres = [OVERSAMPLING * middle for middle in range(4, SIDE, 8)]
-
-    def draw(pen: ImageDraw.ImageDraw) -> None:
-        for x, y in product(centres, centres):
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-
-    return over(plain((255, 250, 225)), (236, 120, 110), coverage(draw))
-
-
-@cache
-def _evening_sky() -> Layer:
-    stops = np.array([0.0, 0.45, 0.75, 1.0])
-    colours = np.array([(38, 30, 92), (150, 62, 130), (240, 120, 96), (255, 196, 120)])
-    heights = np.linspace(0, 1, SIDE)
-    column = np.stack([np.interp(heights, stops, channel) for channel in colours.T], axis=1)
-    return np.broadcast_to(column[:, None].astype(np.float32), (SIDE, SIDE, 3))

@@ -223,7 +223,7 @@ def test_whatever_does_not_belong_is_refused_by_name(
     change: Callable[[Members], Members], fault: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "shard.tar"
-    write_shard([image_set("a", count=2)], path)
+    write_shard([image_set("a", count=2)], path, "train")
     write_members(change(members_of(path)), path)
     with pytest.raises(UserError, match=fault) as caught:
         list(read_shard(path))
@@ -267,7 +267,7 @@ def test_a_missing_or_compressed_shard_is_named(tmp_path: Path) -> None:
 
 def test_sets_come_one_after_the_other(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
-    write_shard([image_set("a"), image_set("b")], path)
+    write_shard([image_set("a"), image_set("b")], path, "train")
     write_members([(m, b"" if m.name == "b.json" else c) for m, c in members_of(path)], path)
     sets: Iterator[ImageSet] = read_shard(path)
     assert next(sets).id == "a"

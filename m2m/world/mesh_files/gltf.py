@@ -30,7 +30,7 @@ from m2m.world.mesh_files import (
     multiplied,
     shown,
 )
-from m2m.world.mesh_files.gltf_document import Document, Mesh, Numbers, Primitive, Sampler, Skin, item_at
+from m2m.world.mesh_files.gltf_document import Document, Material, Mesh, Numbers, Primitive, Sampler, Skin, item_at
 
 _log = logging.getLogger(__name__)
 
@@ -191,14 +191,17 @@ class _Reader:
             points = points @ places[index][:3, :3].T + places[index][:3, 3]
         else:
             raise ValueError(f"node {index} is its own ancestor")
-        surface = Surface(points=points, faces=renamed.reshape(-1, 3))
+        named = primitive.material
+        material = Material() if named is None else item_at(self._document.materials, named, "material")
+        surface = Surface(
+            points=points,
+            faces=renamed.reshape(-1, 3),
+            alpha_mode=material.alpha_mode,
+            alpha_cutoff=material.alpha_cutoff,
+        )
         colours = attribute("COLOR_0", 3, 4)
         if colours is not None and colours.shape[1] == 3:
             colours = np.column_stack([colours, np.ones(len(colours))])
-        if primitive.material is None:
-            return replace(surface, point_colours=None if colours is None else display(colours))
-        material = item_at(self._document.materials, primitive.material, "material")
-        surface = replace(surface, alpha_mode=material.alpha_mode, alpha_cutoff=material.alpha_cutoff)
         base = material.glossy or material.pbr_metallic_roughness
         factor, info = base.factor, base.texture
         if info is None:
