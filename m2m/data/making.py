@@ -331,9 +331,8 @@ def make_task_sets(
     stage = STAGES[task]
     made_by: dict[str, JsonValue] = {
         "stage": stage,
-        "parameters": params.model_dump(
-            mode="json", exclude={"path", "test_path"}
-        ),  # places on machines are no content
+        # Where files lie on some machine is no content.
+        "parameters": params.model_dump(mode="json", exclude={"path", "test_path"}),
         "source": {"name": plan.origin.name, "licence": plan.origin.licence},
         "vae": {"sha256": vae},
     }

@@ -8,7 +8,7 @@ taken.
 import atexit
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Final, Literal, Self, TypeAlias
@@ -50,7 +50,7 @@ _MASK: Final = """//VTK::TCoord::Impl
 """
 """After colour and texture, in the language of shaders."""
 
-AMBIENT, DIFFUSE, SPECULAR, SPECULAR_POWER = 0.6, 0.68, 0.12, 18.0
+MATERIAL: Final[Mapping[str, float]] = {"ambient": 0.6, "diffuse": 0.68, "specular": 0.12, "specular_power": 18.0}
 """Little highlight and no deep shadow: a colour must stay the one that a caption names."""
 
 
@@ -146,10 +146,7 @@ class Studio:
                 texture=part.texture,
                 scalars=SURFACE_COLOURS if coloured else None,
                 rgb=coloured,
-                ambient=AMBIENT,
-                diffuse=DIFFUSE,
-                specular=SPECULAR,
-                specular_power=SPECULAR_POWER,
+                **MATERIAL,
                 reset_camera=False,
                 render=False,
             )

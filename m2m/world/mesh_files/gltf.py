@@ -193,12 +193,8 @@ class _Reader:
             raise ValueError(f"node {index} is its own ancestor")
         named = primitive.material
         material = Material() if named is None else item_at(self._document.materials, named, "material")
-        surface = Surface(
-            points=points,
-            faces=renamed.reshape(-1, 3),
-            alpha_mode=material.alpha_mode,
-            alpha_cutoff=material.alpha_cutoff,
-        )
+        surface = Surface(points=points, faces=renamed.reshape(-1, 3))
+        surface = replace(surface, alpha_mode=material.alpha_mode, alpha_cutoff=material.alpha_cutoff)
         colours = attribute("COLOR_0", 3, 4)
         if colours is not None and colours.shape[1] == 3:
             colours = np.column_stack([colours, np.ones(len(colours))])

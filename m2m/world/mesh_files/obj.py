@@ -173,8 +173,6 @@ def _image(source: MeshFile, material: Material) -> Image.Image:
 
 def _levels(picture: Image.Image, wanted: Map) -> Image.Image:
     base, gain = wanted.levels
-    if wanted.levels == (0.0, 1.0):
-        return picture
     table = np.rint(np.clip(255 * base + gain * np.arange(256), 0, 255)).astype(int).tolist()
     return picture.point(table * len(picture.getbands()))
 

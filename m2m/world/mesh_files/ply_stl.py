@@ -187,7 +187,8 @@ def _read_elements(
         sizes: dict[str, list[Indices]] = {name: [np.empty(0, np.int64)] for name in properties}
         left = run = count if properties else 0
         while left:
-            row = _row_type(content, at, element, kinds) if smallest * left <= len(content) - at else None
+            fits = left < count or smallest * count <= len(content) - at
+            row = _row_type(content, at, element, kinds) if fits else None
             if row is None:
                 raise ValueError(f"is cut short: {count} of {shown(element)} announced")
             # Nearly always the lists of all rows are of one length, that of the first row's.
