@@ -229,12 +229,13 @@ def naming_loss(
         noise = NOISE * torch.rand(len(batch), 1, 1, 1, generator=draws) * torch.randn(shown.shape, generator=draws)
         shown = shown + noise.to(shown.device)
         readings = network(shown.clamp(0, 255))
-        named: Tensor = sum(
+        named = sum(
             F.cross_entropy(readings.logits[head], labels[head][batch], label_smoothing=0.02) for head in labels
         )
         errors = (readings.geometry - geometry[batch]).square().mean(dim=1)
         measured = (errors * placed[batch]).sum() / placed[batch].sum().clamp_min(1)
-        return named + GEOMETRY_WEIGHT * measured
+        total: Tensor = named + GEOMETRY_WEIGHT * measured
+        return total
 
     return loss
 

@@ -85,7 +85,7 @@ def _join(tokens: list[str], first: str, second: str) -> None:
 def build_autoencoder(params: VaeFit) -> AutoencoderKL:
     """The untrained autoencoder for 64-pixel pictures; four levels, so that a latent pixel covers 8 x 8 pixels."""
     levels = len(params.block_out_channels)
-    return AutoencoderKL(
+    network: AutoencoderKL = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -96,6 +96,7 @@ def build_autoencoder(params: VaeFit) -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=64,
     )
+    return network
 
 
 def reconstruction_loss(vae: AutoencoderKL, images: Tensor) -> Loss:

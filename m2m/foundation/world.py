@@ -106,7 +106,8 @@ class Training:
         """The autoencoder, its scaling factor set so that scaled latents have unit variance over the lessons."""
 
         def build() -> Any:
-            return text_to_image.build_autoencoder(self.params.vae).to(memory_format=torch.channels_last)
+            untrained: Any = text_to_image.build_autoencoder(self.params.vae)
+            return untrained.to(memory_format=torch.channels_last)
 
         images = self.lessons.images
         network = self.learn("vae", build, lambda network: text_to_image.reconstruction_loss(network, images))
@@ -281,7 +282,7 @@ def freedom(pipeline: StableDiffusionPipeline, network: WorldClassifier, seed: i
     images = drawings(pipeline, [caption for caption in captions for _ in range(OF_EACH)], seed)
     read = encoders.read(network, images, WORDS)
     shown = {head: [WORDS[head][index] for index in found.tolist()] for head, found in read.items()}
-    figures = {}
+    figures: dict[str, float] = {}
     for head in WORDS:
         found: dict[str, list[float]] = {"kept": [], "repeats": [], "repeats-world": []}
         for place, caption in enumerate(captions):

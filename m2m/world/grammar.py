@@ -5,11 +5,11 @@ freely, so that only several pictures of a set tell what they share. Some combin
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from m2m.errors import UserError
 from m2m.manifest import Origin, Split
@@ -203,7 +203,7 @@ def parse(text: str) -> Caption:
     """
     for pattern, style in _PATTERNS:
         if match := pattern.fullmatch(text):
-            said = match.groupdict().get
+            said: Callable[[str], Any] = match.groupdict().get
             second = (said("second"), said("second_colour")) if said("second") else None
             step = int(said("step")) if said("step") else None
             try:

@@ -171,7 +171,7 @@ def _moon() -> Outline:
     horn, inner_horn = np.arccos(x / outer), np.arccos((x - bite) / inner)
     back = outer * _ring(np.linspace(horn, 2 * np.pi - horn, _ROUND))
     front = inner * _ring(np.linspace(2 * np.pi - inner_horn, inner_horn, _ROUND // 2)) + (bite, 0.0)
-    return np.add(np.concatenate([back, front[1:-1]]), (0.1, 0.0))
+    return np.asarray(np.add(np.concatenate([back, front[1:-1]]), (0.1, 0.0)))
 
 
 OUTLINES: Final[Mapping[str, Outline]] = {

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import pyvista as pv
@@ -50,7 +50,7 @@ _MASK: Final = """//VTK::TCoord::Impl
 """
 """After colour and texture, in the language of shaders."""
 
-MATERIAL: Final[Mapping[str, float]] = {"ambient": 0.6, "diffuse": 0.68, "specular": 0.12, "specular_power": 18.0}
+MATERIAL: Final[Mapping[str, Any]] = {"ambient": 0.6, "diffuse": 0.68, "specular": 0.12, "specular_power": 18.0}
 """Little highlight and no deep shadow: a colour must stay the one that a caption names."""
 
 
