@@ -19,7 +19,7 @@ from benchmarks.rows import Row
 from benchmarks.sampling import GUIDANCE_SCALE, arguments, text_pipeline
 from benchmarks.setting import Setting
 from m2m.data.making import PlannedSet
-from m2m.data.shards import read_shard, write_shard
+from m2m.data.sets import read_shard, write_shard
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.files import file_digest
 from m2m.params import GenerateParams
@@ -62,7 +62,7 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
 
     def make(shard: int) -> None:
         made = draw_sets(clocked, params, shards[shard], lambda *_, **__: None)
-        write_shard(made.sets, folder / f"{shard}.tar")
+        write_shard(made.sets, folder / f"{shard}.tar", "train")
 
     def ours() -> None:
         with setting.as_in_a_stage():

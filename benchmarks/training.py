@@ -28,10 +28,9 @@ from benchmarks.counts import encoder_pass, pass_over_sets
 from benchmarks.rows import Row
 from benchmarks.sampling import VARIANTS, text_pipeline
 from benchmarks.setting import Setting
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet, write_shard
+from m2m.data.sets import ImageSet, ImageSets, write_shard
 from m2m.evaluation.efficiency import META, context_shape
-from m2m.manifest import Manifest, ShardEntry, shard_key
+from m2m.manifest import Manifest
 from m2m.models.context import PrecedingImages
 from m2m.models.unet import ContextImages, ImageSetUNet
 from m2m.params import TrainCommon, TrainVariant, Variant
@@ -179,9 +178,8 @@ def random_sets(setting: Setting, count: int, latent_shape: tuple[int, int, int]
         )
         for number in range(count)
     ]
-    stats = write_shard(sets, folder / "draft.tar")
-    entry = ShardEntry(key=shard_key(stats.sha256), split="train", **vars(stats))
-    store.put(entry.key, folder / "draft.tar", stats.sha256)
+    entry = write_shard(sets, folder / "draft.tar", "train")
+    store.put(entry.key, folder / "draft.tar", entry.sha256)
     manifest = Manifest(
         schema_version=1, kind="mis", made_by={}, images_per_set=setting.set_size, redrawn=0, shards=(entry,)
     )

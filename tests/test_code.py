@@ -60,7 +60,7 @@ def test_a_change_counts_where_it_is_imported(tmp_path: Path, monkeypatch: pytes
 
 def test_stages_rest_on_what_computes_and_not_on_what_tells() -> None:
     training = code_of("m2m.stages.train")
-    for name in ("models.image_set_attention", "training.loop", "diffusion.gaussian", "seeds", "data.shards"):
+    for name in ("models.image_set_attention", "training.loop", "diffusion.gaussian", "seeds", "data.sets"):
         assert f"m2m.{name}" in training
     told = ("m2m.tracking", "m2m.progress", "m2m.cli", "m2m.evaluation", "m2m.stages.finetune")
     assert not [name for name in training if name.startswith(told)]

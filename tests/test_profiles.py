@@ -8,8 +8,7 @@ import pytest
 
 from m2m.params import HubFoundation, WorldCaptions, WorldProcedures, WorldSets
 from m2m.params_file import load_params
-from m2m.world.grammar import KINDS
-from m2m.world.vocabulary import MAX_STEPS
+from m2m.world.grammar import KINDS, MAX_STEPS
 
 ROOT = Path(__file__).parents[1]
 

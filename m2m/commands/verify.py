@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from m2m.data.sets import shard_problems
-from m2m.data.shards import read_shard
+from m2m.data.sets import read_shard, shard_problems
 from m2m.errors import UserError
 from m2m.files import file_digest
 from m2m.manifest import Manifest, ShardEntry

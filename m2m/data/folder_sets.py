@@ -18,11 +18,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import starmap
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
-from typing import Any, Final, TypeVar, get_args
+from typing import Final, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,7 @@ T = TypeVar("T")
 RENDERINGS = Origin(
     name="renderings of 3D objects", licence="that of each object; Objaverse and Google Scanned Objects say"
 )
-TO_OPENCV: Final[Mapping[str, NDArray[np.float64]]] = MappingProxyType(
-    {"opencv": np.eye(3), "blender": np.diag([1.0, -1.0, -1.0])}
-)
+TO_OPENCV: Final[Mapping[str, NDArray[np.float64]]] = {"opencv": np.eye(3), "blender": np.diag([1.0, -1.0, -1.0])}
 """By a camera's convention the (3, 3) that goes before its world-to-camera matrix to make it OpenCV's."""
 LARGEST_CAMERA = 4096
 """Bytes of the largest camera file that is read: 12 numbers need 224."""
@@ -103,12 +101,10 @@ def fingerprint(paths: Sequence[Path]) -> JsonValue:
     """Changes when one of the files does: sizes and times, which cost no reading."""
     found: list[JsonValue] = []
     for path in paths:
-        try:
+        found.append([path.name])
+        with suppress(OSError, ValueError):  # the reader will name it
             status = path.stat()
-        except (OSError, ValueError):  # the reader will name it
-            found.append([path.name])
-        else:
-            found.append([path.name, status.st_size, status.st_mtime_ns])
+            found[-1] = [path.name, status.st_size, status.st_mtime_ns]
     return found
 
 
@@ -344,10 +340,9 @@ def _values(key: str, path: str, bad: list[str]) -> Iterator[tuple[str, object]]
             yield f"line {number}", value
 
 
-def _loads(text: str) -> Any:
-    return json.loads(text, parse_int=_number)
-
-
 def _number(digits: str) -> int | float:
     """Python refuses to read whole numbers of thousands of digits; where one matters here it is bad in any case."""
     return int(digits) if len(digits) < LONGEST_NUMBER else float(digits)
+
+
+_loads = partial(json.loads, parse_int=_number)

@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet, write_shard
+from m2m.data.sets import ImageSet, ImageSets, write_shard
 from m2m.errors import UserError
 from m2m.files import is_intact, sealed_file, write_atomically
-from m2m.manifest import Manifest, Origin, ShardEntry, Split, shard_key
+from m2m.manifest import Manifest, Origin, ShardEntry, Split
 from m2m.params import FolderSets, GenerateParams, Task, TaskSets, WorldSets
 from m2m.progress import Advance, progress
 from m2m.runtime import Runtime
@@ -136,11 +135,10 @@ class ShardJob:
         if made.sets:
             tar = self.record.with_suffix(".tar")
             try:
-                stats = write_shard(made.sets, tar)
-                self.store.put(shard_key(stats.sha256), tar, stats.sha256)
+                entry = write_shard(made.sets, tar, self.split)
+                self.store.put(entry.key, tar, entry.sha256)
             finally:
                 tar.unlink(missing_ok=True)
-            entry = ShardEntry(key=shard_key(stats.sha256), split=self.split, **vars(stats))
         done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
         with sealed_file(self.record) as draft:
             draft.write_bytes(done.model_dump_json().encode())
@@ -222,13 +220,9 @@ def make_dataset(
         counted = {"left_out": len(left_out)} if left_out else {}
         if left_out:
             _log.warning("%s: left out %d of %d sets: %s", stage, len(left_out), sets, _some(left_out))
-        result = plan.model_copy(
-            update={
-                "made_by": {**plan.made_by, **counted},
-                "redrawn": sum(shard.redrawn for shard in finished),
-                "shards": tuple(shard.entry for shard in finished if shard.entry),
-            }
-        )
+        entries, redrawn = (shard.entry for shard in finished if shard.entry), sum(shard.redrawn for shard in finished)
+        changed = {"made_by": {**plan.made_by, **counted}, "redrawn": redrawn, "shards": tuple(entries)}
+        result = plan.model_copy(update=changed)
         if not result.shards:
             raise UserError(f"{stage}: all {sets} sets are bad: {_some(left_out)}")
         dataset = ImageSets(runtime.store, result, result.shards[0].split)
@@ -334,8 +328,15 @@ def make_task_sets(
     Raises:
         UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
     """
-    stage, origin = STAGES[task], {"name": plan.origin.name, "licence": plan.origin.licence}
-    parameters = params.model_dump(mode="json", exclude={"path", "test_path"})  # a place on some machine is no content
+    stage = STAGES[task]
+    made_by: dict[str, JsonValue] = {
+        "stage": stage,
+        # Where files lie on some machine is no content.
+        "parameters": params.model_dump(mode="json", exclude={"path", "test_path"}),
+        "source": {"name": plan.origin.name, "licence": plan.origin.licence},
+        "vae": {"sha256": vae},
+    }
+    most = plan.images_per_set
     planned = [*chain.from_iterable(plan.sets.values())]
     with plan.pool(runtime.processes) as pool:
         jobs = shard_jobs(
@@ -348,14 +349,7 @@ def make_task_sets(
         )
         return make_dataset(
             jobs,
-            Manifest(
-                schema_version=1,
-                kind=task,
-                made_by={"stage": stage, "parameters": parameters, "source": {**origin}, "vae": {"sha256": vae}},
-                images_per_set=plan.images_per_set,
-                redrawn=0,
-                shards=(),
-            ),
+            Manifest(schema_version=1, kind=task, made_by=made_by, images_per_set=most, redrawn=0, shards=()),
             params,
             sets=len(planned) + len(plan.bad),
             images=sum(one.count for one in planned),
@@ -386,15 +380,8 @@ def make_with_latents(
     for batch in blocks(chain.from_iterable(images for _, (images, _) in good), batch_size):
         full = batch + batch[:1] * (batch_size - len(batch))
         latents.extend(encode()(np.stack(full))[: len(batch)])
-    of_each = iter(latents)
-    sets = [
-        ImageSet(
-            id=one.id,
-            caption=one.caption,
-            images=images,
-            latents=np.stack([*islice(of_each, len(images))]),
-            extras=extras,
-        )
-        for one, (images, extras) in good
-    ]
+    of_each, sets = iter(latents), list[ImageSet]()
+    for one, (images, extras) in good:
+        z = np.stack([*islice(of_each, len(images))])  # (N, 4, h, w)
+        sets.append(ImageSet(id=one.id, caption=one.caption, images=images, latents=z, extras=extras))
     return MadeSets(sets=sets, bad=tuple(bad))

@@ -31,17 +31,15 @@ from torch import Tensor
 
 from m2m import seeds
 from m2m.code import code_digest
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_draw
 from m2m.evaluation.networks import PICTURES_AT_ONCE, Batch, Clip, Observations
 from m2m.files import folder_digest
 from m2m.params import EvaluateMis
 from m2m.workers import once
-from m2m.world.grammar import Caption
+from m2m.world.grammar import ATTRIBUTES, PICTURE_WORDS, Caption
 from m2m.world.pictures import Variation, paint
-from m2m.world.vocabulary import ATTRIBUTES, PICTURE_WORDS
 
 HYPOTHESES = sorted(product((True, False), repeat=3), key=sum)[1:]
 """Whether the caption names noun, colour, style; that nothing is shared is none of them: no caption names nothing."""
@@ -195,7 +193,7 @@ def nearest(
         (sets, positions, H, W, 3) each.
     """
     numbers = (F.normalize(given.mean(dim=1), dim=1) @ means.T).argmax(dim=1)
-    for chosen in numbers.split(batch):
+    for chosen in numbers.split(batch):  # type: ignore[no-untyped-call]
         # In the order of the shards, so that each is decoded once a batch.
         found = {number: training[number].images for number in sorted({*chosen.tolist()})}
         pictures = [found[number] for number in chosen.tolist()]

@@ -22,8 +22,7 @@ from PIL import Image
 from pydantic import JsonValue
 
 from m2m import seeds
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.diffusion.sampler import make_scheduler
 from m2m.evaluation.figures import Number
 from m2m.evaluation.networks import Batch, Networks

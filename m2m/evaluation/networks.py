@@ -26,7 +26,7 @@ from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, di
 from m2m.files import check_digests, folder_digest, reading_foundation
 from m2m.models import classifier
 from m2m.models.classifier import WorldClassifier, load_class_network
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 LOADERS: Mapping[str, Callable[[Path], WorldClassifier | InceptionV3]] = {
     classifier.ARCHITECTURE: WorldClassifier.from_pretrained,
@@ -202,10 +202,10 @@ def observe(batches: Iterable[Batch], networks: Networks, *, by_clip: bool = Tru
         if by_clip:
             seen["embeddings"] = torch.cat([networks.clip.embed(one) for one in some])
             texts = networks.clip.embed_texts(batch.captions)  # (sets, D)
-            places = seen["embeddings"].unflatten(0, shape).unbind(1)
+            places = seen["embeddings"].reshape(*shape, -1).unbind(1)
             scores = [(100 * (F.normalize(place, dim=-1) * texts).sum(dim=-1)).sum() for place in places]
             text_image.append(torch.stack(scores))
-        parts.append({name: values.unflatten(0, shape).cpu() for name, values in seen.items()})
+        parts.append({name: values.reshape(*shape, *values.shape[1:]).cpu() for name, values in seen.items()})
         # Only who reads patterns asks which pictures are copies.
         nearest.append(nearest_earlier(batch.given, batch.images) if networks.attributes else np.full(shape, np.inf))
     logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -217,7 +217,7 @@ def observe(batches: Iterable[Batch], networks: Networks, *, by_clip: bool = Tru
         embeddings=logits.pop("embeddings"),
         logits=logits,
         nearest=found,
-        text_image=(sum(text_image) / len(found)).clamp_min(0).cpu() if text_image else none,
+        text_image=(sum(text_image, torch.zeros(())) / len(found)).clamp_min(0).cpu() if text_image else none,
     )
 
 

@@ -166,7 +166,8 @@ def compare_views(
         ours, true = (torch.from_numpy(one).permute(0, 3, 1, 2).to(networks.device) for one in pair)
         a, b = ours.float(), true.float()  # (n, 3, H, W), 0 to 255
         psnr = [peak_signal_noise_ratio(x, y, data_range=255.0) for x, y in zip(a, b, strict=True)]
-        ssim = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")  # type: ignore[arg-type]
+        ssim = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
+        assert isinstance(ssim, Tensor)  # a pair only where more is asked for
         parts.append((torch.stack(psnr).clamp(max=MOST_PSNR), ssim, networks.perceptual(ours, true)))
     whole = [torch.cat(values).double().cpu().reshape(len(counts), -1) for values in zip(*parts, strict=True)]
     return dict(zip(METRICS, whole, strict=True))

@@ -29,8 +29,7 @@ from m2m.evaluation.baselines import IdealReader
 from m2m.evaluation.figures import Statistic, by_caption, caption_weights, difference, divide, estimated, interval, told
 from m2m.evaluation.networks import Observations, Thresholds, read_values
 from m2m.params import EvaluateMis
-from m2m.world.grammar import parse, picture_captions
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES, parse, picture_captions
 
 ASPECTS = ("kept", "free", "fresh")
 COMPARED = {**{one: one for one in ("pattern_score", *ASPECTS)}, "pairs": "pair_agreement"}
@@ -167,7 +166,7 @@ def scores(sums: Sums, weights: NDArray[np.float64], *, by_position: bool = Fals
 
 def statistic(sums: Sums, name: str) -> Statistic:
     """One of the `scores`, the mean over attributes: weights (resamples, captions) to (resamples,)."""
-    return lambda weights: scores(sums, weights)[name].mean(axis=-1)  # type: ignore[no-any-return]
+    return lambda weights: scores(sums, weights)[name].mean(axis=-1)
 
 
 def numbers_of(sums: Sums, weights: NDArray[np.float64], *, given: int, prefix: str = "") -> dict[str, float]:
@@ -297,7 +296,8 @@ def pattern_numbers(
         counted[given] = sums[""]
     for more, less in dict.fromkeys([(params.main, params.given[0]), (params.given[-1], params.main)]):
         if more != less:
-            change = difference(*(statistic(counted[given], "pattern_score") for given in (more, less)), weights)
+            after, before = (statistic(counted[given], "pattern_score") for given in (more, less))
+            change = difference(after, before, weights)
             numbers |= estimated(f"difference/given={more}-minus-{less}", change)
     return numbers
 

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2m import seeds
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation.baselines import IdealReader
 from m2m.evaluation.continuations import Starts
 from m2m.evaluation.figures import caption_weights, estimated, interval, share, spread
 from m2m.evaluation.pattern import Ground
 from m2m.params import EvaluateMis
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 FOUR = 4
 MIXED = {"A": 1, "AB": 2, "ABBBB": 5}

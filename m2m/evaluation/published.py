@@ -87,8 +87,9 @@ class Mixed(nn.Module):
                 match layer:
                     case [nn.Module() as other]:
                         self.add_module(name, other)
-                    case [int(wide), kernel, *stride]:
-                        self.add_module(name, Convolution(channels, wide, kernel, *stride, same=not stride))
+                    case [int(wide), (int(high), int(broad)), *strides]:
+                        stride = 2 if strides else 1
+                        self.add_module(name, Convolution(channels, wide, (high, broad), stride, same=not strides))
                         channels = wide
         self.paths = [tuple(layer[0] for layer in path) for path in paths]
 

@@ -13,8 +13,9 @@ The class network names what the world's pictures show, also through the autoenc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,16 @@ from transformers import (
 )
 
 from m2m.foundation.fit import Loss
+from m2m.foundation.text_to_image import of_tokens
 from m2m.models.classifier import WorldClassifier
 from m2m.params import TransformerFit
 from m2m.photos import as_signal
 from m2m.world.corpus import OPEN
-from m2m.world.vocabulary import MAX_STEPS, WORDS
+from m2m.world.grammar import MAX_STEPS, WORDS
 
 SIDE, PATCH, HEADS = 64, 8, 4
+SIZES: Mapping[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+"""Of the pictures that a processor gives."""
 COLOUR = 2
 """The place of the colour among the traits of a corpus."""
 NO_COLOUR = -2
@@ -52,10 +56,7 @@ HUE, COLOURLESS = 0.8, 0.2  # the shares of looks in other colours, and in none
 
 GEOMETRY_WEIGHT = 20.0
 NOISE = 6.0  # standard deviation in grey levels
-CLASSES: Mapping[str, tuple[str, ...]] = {
-    **WORDS,
-    "step": tuple(str(step) for step in range(MAX_STEPS + 1)),
-}
+CLASSES: Mapping[str, tuple[str, ...]] = {**WORDS, "step": tuple(map(str, range(MAX_STEPS + 1)))}
 
 
 def build_clip(params: TransformerFit, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -67,24 +68,13 @@ def build_clip(params: TransformerFit, tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": HEADS,
         "projection_dim": params.hidden_size,
     }
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    return CLIPModel(
-        CLIPConfig(
-            text_config={**tower, **words, **special},
-            vision_config={**tower, "image_size": SIDE, "patch_size": PATCH},
-            projection_dim=params.hidden_size,
-        )
-    )
+    text, vision = {**tower, **of_tokens(tokenizer)}, {**tower, "image_size": SIDE, "patch_size": PATCH}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=params.hidden_size))
 
 
-def clip_matrices(model: CLIPModel) -> list[str]:
-    """The names of both transformers' weight matrices, which Muon trains in a quarter of AdamW's steps."""
-    return [name for name, weight in model.named_parameters() if ".encoder." in name and weight.ndim == 2]
+def matrices(network: nn.Module) -> list[str]:
+    """The names of its transformers' weight matrices, for Muon."""
+    return [name for name, weight in network.named_parameters() if ".encoder." in name and weight.ndim == 2]
 
 
 def clip_loss(model: CLIPModel, images: Tensor, tokens: Tensor, shown: Tensor, said: Tensor) -> Loss:
@@ -122,10 +112,7 @@ def true_of(shown: Tensor, said: Tensor) -> Tensor:
 def save_clip(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     """Write a folder that ``CLIPModel`` and ``CLIPProcessor`` load."""
     model.save_pretrained(folder, safe_serialization=True)
-    size = {"height": SIDE, "width": SIDE}
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    image_processor = CLIPImageProcessorPil(**SIZES, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
 
 
@@ -151,12 +138,6 @@ class DinoTraining(nn.Module):
         self.encoder.set_attn_implementation("eager")
         self.projection = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.GELU(), nn.Linear(4 * width, PROJECTED))
         self.colours = nn.Linear(width, 12)  # RGB of the four quarters of a patch
-
-    def matrices(self) -> list[str]:
-        """The names of the transformer's weight matrices, which Muon trains in a third of AdamW's steps."""
-        return [
-            name for name, weight in self.named_parameters() if name.startswith("encoder.encoder.") and weight.ndim == 2
-        ]
 
     def forward(self, shown: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (n, 3, 64, 64) -> a unit vector of each (n, 128), their patches' colours (n, 64, 12)."""
@@ -229,10 +210,7 @@ def dino_loss(network: DinoTraining, looks: Tensor) -> Loss:
 def save_dino(folder: Path, encoder: Dinov2Model) -> None:
     """Write a folder that ``Dinov2Model`` and its image processor load."""
     encoder.save_pretrained(folder, safe_serialization=True)
-    size = {"height": SIDE, "width": SIDE}
-    BitImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size=size, image_mean=list(MEAN), image_std=list(STD)
-    ).save_pretrained(folder)
+    BitImageProcessorPil(**SIZES, image_mean=list(MEAN), image_std=list(STD)).save_pretrained(folder)
 
 
 def naming_loss(
@@ -263,9 +241,7 @@ def naming_loss(
 
 
 @torch.no_grad()
-def right(
-    network: WorldClassifier, images: Tensor, labels: Mapping[str, Tensor], batch_size: int = 256
-) -> dict[str, Tensor]:
-    """Whether each picture, uint8 (n, 3, 64, 64), is read as labelled: head name -> bool (n,)."""
-    read = [network(part).logits for part in torch.split(images, batch_size)]
-    return {head: torch.cat([logits[head] for logits in read]).argmax(dim=1) == truth for head, truth in labels.items()}
+def read(network: WorldClassifier, images: Tensor, heads: Iterable[str], batch_size: int = 256) -> dict[str, Tensor]:
+    """As what each picture, uint8 (n, 3, 64, 64), is read: head name -> class indices (n,)."""
+    parts = [network(part).logits for part in torch.split(images, batch_size)]
+    return {head: torch.cat([logits[head] for logits in parts]).argmax(dim=1) for head in heads}

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,8 @@ WARMUP, FLOOR = 0.05, 0.02
 """Shares of the run that the learning rate rises in, and of its peak that it falls to."""
 MUON_FACTOR = 5
 
-Loss = Callable[[Tensor, torch.Generator], Tensor]
+Loss: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+"""Takes the indices of a batch's pictures and a generator for its draws, gives a scalar."""
 
 
 def fit(
@@ -46,7 +48,6 @@ def fit(
 
     Args:
         name: names the network in seeds, files and lines of progress.
-        loss: takes (indices of the batch's pictures, a generator for its draws), gives a scalar.
         pictures: how many pictures there are to draw batches from.
         matrices: names of weights that Muon trains (Jordan et al., 2024), at five times the rate; AdamW does the rest.
         work: where the checkpoints lie; the finished weights stay there, so that a second call returns at once. What is
@@ -107,19 +108,14 @@ def _train(
             state.curve.record(images_seen=state.images_seen, losses=value.detach()[None], grad_norm=grad_norm)
             is_last = step + 1 == steps
             if is_last or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                point = _settled(name, state, rate)
-                print(f"{name}: step {step + 1}/{steps}, loss {point:.4f}", flush=True)
+                try:
+                    state.curve.settle(Ranks())
+                except NotFiniteError as error:
+                    text = f"{name}: the loss or its gradient is not finite after {error.images_seen} images"
+                    raise UserError(f"{text}; lower its learning rate") from error
+                point = state.curve.close(images_seen=state.images_seen, learning_rate=rate, held_out_loss=math.nan)
+                print(f"{name}: step {step + 1}/{steps}, loss {point.loss:.4f}", flush=True)
                 if not is_last:
                     checkpoints.save(state)
                 saved_at = time.monotonic()
             advance(fit.batch_size)
-
-
-def _settled(name: str, state: TrainState, rate: float) -> float:
-    """The mean loss since it was last asked for."""
-    try:
-        state.curve.settle(Ranks())
-    except NotFiniteError as error:
-        text = f"{name}: the loss or its gradient is not finite after {error.images_seen} images"
-        raise UserError(f"{text}; lower its learning rate") from error
-    return state.curve.close(images_seen=state.images_seen, learning_rate=rate, held_out_loss=math.nan).loss

@@ -131,7 +131,7 @@ def download(snapshot: HubSnapshot, layout: Layout, folder: Path) -> list[str]:
     """
     repo, revision = snapshot.repo, snapshot.revision
     api = HfApi()
-    with _asking_hub(snapshot):
+    with _asking(repo, revision):
         found = api.model_info(repo, revision=revision, timeout=SECONDS_TO_ANSWER)
     try:
         names = choose([file.rfilename for file in found.siblings or []], layout)
@@ -141,7 +141,7 @@ def download(snapshot: HubSnapshot, layout: Layout, folder: Path) -> list[str]:
         # The library names these anew in every process: what a killed one left is of no use to the next.
         for orphan in folder.glob(".cache/huggingface/download/**/*.incomplete"):
             orphan.unlink()
-        with _asking_hub(snapshot):
+        with _asking(repo, revision):
             snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=names)
             checked = api.verify_repo_checksums(repo, revision=revision, local_dir=folder)
         if not checked.mismatches:
@@ -224,27 +224,19 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _asking_hub(snapshot: HubSnapshot) -> Iterator[None]:
-    """Turns what the hub answers, or that it does not, into one line for a person."""
-    repo, page = snapshot.repo, f"{constants.ENDPOINT}/{snapshot.repo}"
-    with _asking(repo):
-        try:
-            yield
-        except errors.HFValidationError as error:
-            raise UserError(f"{repo!r} is not the name of a repository; expected 'owner/name'") from error
-        except errors.GatedRepoError as error:
-            raise UserError(f"{repo}: accept its terms at {page}, then set HF_TOKEN") from error
-        except errors.RepositoryNotFoundError as error:
-            raise UserError(f"{page}: not found, or private; check the name, or set HF_TOKEN") from error
-        except errors.RevisionNotFoundError as error:
-            raise UserError(f"{page}: there is no revision {snapshot.revision}") from error
-
-
-@contextmanager
-def _asking(whom: str) -> Iterator[None]:
-    """Turns a network that fails into one line for a person."""
+def _asking(whom: str, revision: str = "") -> Iterator[None]:
+    """Turns what the hub or another server answers, or a network that fails, into one line for a person."""
+    page = f"{constants.ENDPOINT}/{whom}"
     try:
         yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{whom!r} is not the name of a repository; expected 'owner/name'") from error
+    except errors.GatedRepoError as error:
+        raise UserError(f"{whom}: accept its terms at {page}, then set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{page}: not found, or private; check the name, or set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{page}: there is no revision {revision}") from error
     except errors.OfflineModeIsEnabled as error:
         raise UserError(f"{whom}: HF_HUB_OFFLINE is set, so the hub may not be asked; unset it") from error
     except (errors.HfHubHTTPError, httpx2.HTTPStatusError) as error:

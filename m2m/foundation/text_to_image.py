@@ -135,6 +135,12 @@ def psnr(restored: Tensor, images: Tensor) -> float:
     return float((10 * torch.log10(255**2 / error)).mean())
 
 
+def of_tokens(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """What the configuration of a text encoder says of its tokenizer."""
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, **special}
+
+
 class TextToImage(nn.Module):
     """The two networks that learn together, as in the first latent diffusion: the text encoder is not CLIP's."""
 
@@ -156,15 +162,11 @@ class TextToImage(nn.Module):
         )
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(tokenizer),
                 hidden_size=TEXT_WIDTH,
                 intermediate_size=4 * TEXT_WIDTH,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                **of_tokens(tokenizer),
             )
         )
 
@@ -185,8 +187,7 @@ def scheduler(prediction_type: PredictionType) -> Any:
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     """Token ids (n, length), padded and cut to the tokenizer's length."""
-    encoded = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids
+    ids: Tensor = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids
 
 

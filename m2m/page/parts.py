@@ -33,7 +33,7 @@ from m2m.page.tables import (
     variants,
 )
 from m2m.params import Task, Variant
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 BESIDE = {"ideal": "bound", "name_then_draw": "named"}
 """Baselines in charts, and their lines' style."""

@@ -10,7 +10,7 @@ from m2m.code import code_digest
 from m2m.errors import UserError
 from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, Published, with_heads
 from m2m.files import new_folder, write_digests
-from m2m.foundation import hub, quality, world
+from m2m.foundation import hub, world
 from m2m.params import HubFile, HubFoundation, WorldFoundation
 
 
@@ -33,7 +33,7 @@ def run(
             digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
             unfinished = work / "foundation" / digest[:16]
             world.train(params, out=draft, work=unfinished, device=device, processes=processes)
-            figures = quality.measure(draft, seed=params.seed, device=device)
+            figures = world.measure(draft, seed=params.seed, device=device)
             (draft / "quality.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
         else:
             hub.fetch(

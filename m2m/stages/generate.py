@@ -15,7 +15,7 @@ from torch import Tensor
 from m2m.code import code_digest
 from m2m.data.captions import captions_digest, read_captions, read_origin
 from m2m.data.making import MadeSets, PlannedSet, blocks, make_dataset, shard_jobs
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError, made_again
 from m2m.files import check_digests, folder_digest
@@ -26,8 +26,7 @@ from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.seeds import image_seed
 from m2m.workers import once
-from m2m.world.grammar import parse
-from m2m.world.vocabulary import ATTRIBUTES, SHAPES, STYLES, split_of
+from m2m.world.grammar import ATTRIBUTES, SHAPES, STYLES, parse, split_of
 
 
 def run(

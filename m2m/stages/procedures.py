@@ -16,9 +16,8 @@ from m2m.params import FolderProcedures, WorldProcedures
 from m2m.runtime import Runtime
 from m2m.seeds import derive
 from m2m.world.corpus import draw_procedure
-from m2m.world.grammar import WORLD, Caption, procedure_captions
+from m2m.world.grammar import MAX_STEPS, WORLD, Caption, procedure_captions
 from m2m.world.pictures import SIDE
-from m2m.world.vocabulary import MAX_STEPS
 
 
 def run(

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from m2m.data.sets import ImageSets, batch_order, choose_images
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets, batch_order, choose_images
 from m2m.errors import UserError
 from m2m.params import TrainVariant
 from m2m.training.loss import Examples, SetLoss

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.devices import sent
 from m2m.diffusion import gaussian
 from m2m.errors import UserError

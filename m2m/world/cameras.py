@@ -8,6 +8,7 @@ The convention, for every camera of this project:
   ``x_camera = R @ x_world + t``.
 - Files that others made may have Blender's camera instead (x right, y up, z backward, out of the picture), as Zero123's
   renderings do: `m2m.data.folder_sets.TO_OPENCV` turns such a matrix into one of ours.
+- The lens: a pinhole with `m2m.manifest.FIELD_OF_VIEW` across the whole square picture, both ways.
 - Pixels: u to the right, v down, (0, 0) the outer corner of the top left pixel, so that the centre of the pixel in row
   i and column j is (j + 0.5, i + 0.5).
 
@@ -27,10 +28,9 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from m2m.errors import UserError
-from m2m.manifest import FIELD_OF_VIEW
 
 CORPUS_ELEVATIONS: Final = (-10.0, 50.0)
 CORPUS_DISTANCES: Final = (2.25, 2.5)
@@ -85,16 +85,3 @@ class Camera:
     def matrix(self) -> NDArray[np.float64]:
         """(3, 4): world to camera, [R | t]; t is (0, 0, distance) because the camera looks at the origin."""
         return np.column_stack([self.rotation, (0.0, 0.0, self.distance)])
-
-
-def intrinsics(size: int) -> NDArray[np.float64]:
-    """(3, 3): the pinhole matrix of a square picture of `size` pixels, for the pixel convention above."""
-    focal = size / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
-    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
-
-
-def project(points: ArrayLike, camera: Camera, size: int) -> NDArray[np.float64]:
-    """Where world points (n, 3) lie in a picture of `size` pixels: (n, 2), u and v. They must be before the camera."""
-    matrix = camera.matrix()
-    homogeneous = (np.asarray(points, dtype=float) @ matrix[:, :3].T + matrix[:, 3]) @ intrinsics(size).T  # (n, 3)
-    return np.asarray(homogeneous[:, :2] / homogeneous[:, 2:])

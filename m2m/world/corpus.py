@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,19 @@ from numpy.typing import NDArray
 from m2m.manifest import Split
 from m2m.workers import process_pool
 from m2m.world.cameras import CORPUS_DISTANCES, CORPUS_ELEVATIONS, Camera
-from m2m.world.grammar import KINDS, Caption, picture_captions, procedure_captions, view_captions
+from m2m.world.grammar import (
+    ALL_STYLES,
+    ATTRIBUTES,
+    COLOUR_NAMES,
+    KINDS,
+    NOUNS,
+    Caption,
+    picture_captions,
+    procedure_captions,
+    view_captions,
+)
 from m2m.world.pictures import SIDE, Variation, paint
 from m2m.world.procedures import paint_step
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS
 
 OPEN = -1
 """In place of a trait that a caption does not name."""
@@ -31,41 +41,33 @@ class Corpus:
     """(n, 64, 64, 3)"""
     captions: list[str]
     """Of shapes each of the seven kinds alike: what a caption leaves open, its picture shows as it happens to."""
-    noun: NDArray[np.int64]
-    """(n,), indices into `NOUNS`; of a view, the main solid's."""
-    colour: NDArray[np.int64]
-    """(n,), indices into `COLOUR_NAMES`; of a view, the main solid's."""
-    style: NDArray[np.int64]
-    """(n,), indices into `ALL_STYLES`"""
-    step: NDArray[np.int64]
-    """(n,), from 1; 0 where there is no procedure."""
     shown: NDArray[np.int64]
-    """(n, 7): all that a picture shows and a caption may name, as numbers"""
+    """(n, 7): all that a picture shows and a caption may name, as numbers (`_traits`)"""
     said: NDArray[np.int64]
     """(n, 7): what of it the caption names; `OPEN` elsewhere"""
     geometry: NDArray[np.float32]
-    """(n, 5): x, y, size (fractions of the picture), sine and cosine of the angle; zeros where there is none."""
-    has_geometry: NDArray[np.bool_]
-    """(n,), true for shapes. A circle's angle cannot be seen: it is 0."""
+    """(n, 5): x, y, size (fractions of the picture), sine and cosine of the angle; zeros where there is none.
+    A circle's angle cannot be seen: it is 0."""
 
     def __len__(self) -> int:
         return len(self.captions)
 
+    @property
+    def labels(self) -> dict[str, NDArray[np.int64]]:
+        """(n,) each: numbers of noun, colour (of a view, the main solid's) and style; the step, 0 of no procedure."""
+        return dict(zip((*ATTRIBUTES, "step"), np.maximum(self.shown[:, 1:5].T, 0), strict=True))
 
-@dataclass(frozen=True)
-class _Look:
-    image: NDArray[np.uint8]
-    geometry: tuple[float, ...] | None = None
+    @property
+    def has_geometry(self) -> NDArray[np.bool_]:
+        """(n,), true for shapes."""
+        return np.asarray(self.shown[:, 0] == 0)
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """Something that was looked at, each time as it happened to be."""
-
-    shown: Caption
-    said: Caption
-    text: str
-    looks: tuple[_Look, ...]
+_Look: TypeAlias = tuple[NDArray[np.uint8], tuple[float, ...]]
+"""A picture, and where in it a shape is."""
+_NOWHERE = (0.0,) * 5
+_Scene: TypeAlias = tuple[Caption, Caption, str, tuple[_Look, ...]]
+"""What is shown, what is said of it, in which words; and each time it was looked at, as it happened to be."""
 
 
 def make_corpus(*, pictures: int, views: int, steps: int, seed: int, split: Split, processes: int = 1) -> Corpus:
@@ -80,26 +82,15 @@ def make_corpus(*, pictures: int, views: int, steps: int, seed: int, split: Spli
     corpus = Corpus(
         images=np.empty((n, SIDE, SIDE, 3), dtype=np.uint8),
         captions=[],
-        noun=np.empty(n, dtype=np.int64),
-        colour=np.empty(n, dtype=np.int64),
-        style=np.empty(n, dtype=np.int64),
-        step=np.zeros(n, dtype=np.int64),
         shown=np.empty((n, 7), dtype=np.int64),
         said=np.empty((n, 7), dtype=np.int64),
-        geometry=np.zeros((n, 5), dtype=np.float32),
-        has_geometry=np.zeros(n, dtype=np.bool_),
+        geometry=np.empty((n, 5), dtype=np.float32),
     )
     found = _scenes((pictures, views, steps), seed=seed, split=split, looks=1, processes=processes)
-    for row, scene in enumerate(found):
-        shown, (look,) = scene.shown, scene.looks
-        corpus.images[row] = look.image
-        corpus.captions.append(scene.text)
-        corpus.shown[row], corpus.said[row] = _traits(shown), _traits(scene.said)
-        _, corpus.noun[row], corpus.colour[row], corpus.style[row], *_ = corpus.shown[row]
-        corpus.step[row] = shown.step or 0
-        if look.geometry is not None:
-            corpus.geometry[row] = look.geometry
-            corpus.has_geometry[row] = True
+    for row, (shown, said, text, (look,)) in enumerate(found):
+        corpus.images[row], corpus.geometry[row] = look
+        corpus.captions.append(text)
+        corpus.shown[row], corpus.said[row] = _traits(shown), _traits(said)
     return corpus
 
 
@@ -111,8 +102,8 @@ def make_looks(*, pictures: int, views: int, steps: int, seed: int, processes: i
     """
     looks = np.empty((2, pictures + views + steps, SIDE, SIDE, 3), dtype=np.uint8)
     found = _scenes((pictures, views, steps), seed=seed, split="train", looks=2, processes=processes)
-    for row, scene in enumerate(found):
-        looks[:, row] = [look.image for look in scene.looks]
+    for row, (*_, seen) in enumerate(found):
+        looks[:, row] = [image for image, _ in seen]
     return looks
 
 
@@ -133,7 +124,7 @@ def _scene(kind: int, seed: int, split: Split, looks: int, number: int) -> _Scen
     shown, look = (_shape, _solid, _half_built)[kind](rng, split)
     said = shown.naming(KINDS[rng.integers(len(KINDS))]) if kind == 0 else shown
     text = said.text(int(rng.integers(said.templates)))
-    return _Scene(shown, said, text, tuple(look() for _ in range(looks)))
+    return shown, said, text, tuple(look() for _ in range(looks))
 
 
 def _shape(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[], _Look]]:
@@ -144,7 +135,7 @@ def _shape(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[]
         variation = Variation.draw(rng)
         angle = 0.0 if caption.noun == "circle" else np.radians(variation.angle)
         geometry = (variation.x, variation.y, variation.size, np.sin(angle), np.cos(angle))
-        return _Look(paint(caption, variation), geometry)
+        return paint(caption, variation), geometry
 
     return caption, look
 
@@ -156,53 +147,37 @@ def _solid(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[]
     caption = captions[rng.integers(len(captions))]
     assert caption.second is not None  # it is a caption of a view
     solid = SolidObject.draw(*caption.meaning[:2], *caption.second, rng)
-    return caption, lambda: _Look(render_views(solid, [Camera.draw(rng)])[0])
+    return caption, lambda: (render_views(solid, [Camera.draw(rng)])[0], _NOWHERE)
 
 
 def _half_built(rng: np.random.Generator, split: Split) -> tuple[Caption, Callable[[], _Look]]:
     captions = tuple(chain.from_iterable(procedure_captions(split)))
     caption = captions[rng.integers(len(captions))]
     noun, colour, _ = caption.meaning
-    return caption, lambda: _Look(paint_step(noun, colour, caption.step or 0, Variation.draw(rng)))
+    return caption, lambda: (paint_step(noun, colour, caption.step or 0, Variation.draw(rng)), _NOWHERE)
 
 
 def _traits(caption: Caption) -> tuple[int, ...]:
     """Which kind of picture it tells of, and what it names: noun, colour, style, step, noun and colour of a second."""
-    second = caption.second or (None, None)
-    return (
-        (caption.step is not None) + 2 * (caption.second is not None),
-        _index(NOUNS, caption.noun),
-        _index(COLOUR_NAMES, caption.colour),
-        _index(ALL_STYLES, caption.style),
-        caption.step or OPEN,
-        _index(NOUNS, second[0]),
-        _index(COLOUR_NAMES, second[1]),
-    )
-
-
-def _index(names: tuple[str, ...], name: str | None) -> int:
-    return OPEN if name is None else names.index(name)
+    kind = (caption.step is not None) + 2 * (caption.second is not None)
+    words = (caption.noun, caption.colour, caption.style, *(caption.second or (None, None)))
+    named = zip((NOUNS, COLOUR_NAMES, ALL_STYLES, NOUNS, COLOUR_NAMES), words, strict=True)
+    noun, colour, style, *second = (names.index(word) if word else OPEN for names, word in named)
+    return kind, noun, colour, style, caption.step or OPEN, *second
 
 
 # Sets for the tasks: an object from several sides, a thing drawn step after step
-
-
-def orbit(views: int, *, front: float, start_within: float, rng: np.random.Generator) -> list[Camera]:
-    """Cameras at one height and distance, evenly spaced, counter-clockwise.
-
-    Args:
-        front: azimuth of the object's front.
-        start_within: degrees from there, either way, within which the first one stands.
-    """
-    start = front + rng.uniform(-start_within, start_within)
-    elevation, distance = rng.uniform(*CORPUS_ELEVATIONS), rng.uniform(*CORPUS_DISTANCES)
-    return [Camera((start + 360 * step / views) % 360, elevation, distance) for step in range(views)]
 
 
 def draw_views(
     caption: Caption, *, on_orbit: int, at_random: int, start_within: float, seed: int, size: int
 ) -> tuple[NDArray[np.uint8], dict[str, list[list[list[float]]]]]:
     """One object of a view caption, first from an orbit, then from random cameras; a function of its arguments.
+
+    On an orbit cameras stand at one height and distance, evenly spaced, counter-clockwise.
+
+    Args:
+        start_within: degrees from the object's front, either way, within which the orbit's first one stands.
 
     Returns:
         pictures (n, size, size, 3), and as ``poses`` their world-to-camera matrices, each 3x4, as `cameras` has them.
@@ -212,8 +187,10 @@ def draw_views(
     assert caption.second is not None  # it is a caption of a view
     rng = np.random.default_rng(seed)
     solid = SolidObject.draw(*caption.meaning[:2], *caption.second, rng)
-    around = orbit(on_orbit, front=solid.front, start_within=start_within, rng=rng)
-    cameras = [*around, *(Camera.draw(rng) for _ in range(at_random))]
+    start = solid.front + rng.uniform(-start_within, start_within)
+    elevation, distance = rng.uniform(*CORPUS_ELEVATIONS), rng.uniform(*CORPUS_DISTANCES)
+    cameras = [Camera((start + 360 * step / on_orbit) % 360, elevation, distance) for step in range(on_orbit)]
+    cameras += [Camera.draw(rng) for _ in range(at_random)]
     return render_views(solid, cameras, size), {"poses": [camera.matrix().tolist() for camera in cameras]}
 
 

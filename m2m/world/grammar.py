@@ -1,30 +1,91 @@
-"""Captions: a meaning, its wordings, and the way back from the words.
+"""What a caption of the embedded world can name; captions: a meaning, its wordings, and the way back from the words.
 
 A caption may leave things open, as real ones do: "a star", "something blue, neon". What it does not name is drawn
-freely, so that only several pictures of a set tell what they share.
+freely, so that only several pictures of a set tell what they share. Some combinations training never sees.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
-from typing import Self
+from typing import Any, Final, Self
 
 from m2m.errors import UserError
 from m2m.manifest import Origin, Split
-from m2m.world.vocabulary import (
-    ATTRIBUTES,
-    COLOUR_NAMES,
-    CONSTRUCTION,
-    PROCEDURES,
-    RENDERED,
-    SHAPES,
-    SOLIDS,
-    STEP_TEXTS,
-    STYLES,
-    split_of,
-)
+
+# Words
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "arrow")
+
+COLOURS: Final[Mapping[str, tuple[int, int, int]]] = {
+    "red": (218, 38, 42),
+    "orange": (246, 134, 20),
+    "yellow": (250, 218, 40),
+    "green": (44, 164, 72),
+    "cyan": (38, 198, 214),
+    "blue": (36, 84, 220),
+    "purple": (128, 44, 178),
+    "pink": (246, 118, 186),
+}
+"""Name to 8-bit RGB. Neighbours in hue also differ in lightness, so that blur and shade leave them apart."""
+
+STYLES = ("flat", "sketch", "neon", "striped", "comic", "sunset")
+
+SOLIDS = ("cube", "sphere", "cone", "cylinder", "pyramid", "torus")
+
+STEP_TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "house": ("the walls", "the roof", "the door", "the windows", "the sun"),
+    "flower": ("the petals", "the centre", "the stem", "the leaves", "the pot"),
+    "robot": ("the body", "the head", "the legs", "the arms", "the face"),
+    "tree": ("the crown", "the trunk", "the fruit", "the meadow", "the cloud"),
+    "boat": ("the hull", "the sea", "the mast", "the sail", "the jib", "the sun"),
+    "rocket": ("the body", "the nose", "the fins", "the window", "the flame"),
+    "cake": ("the base", "the icing", "the plate", "the candles", "the balloon"),
+    "car": ("the body", "the wheels", "the windows", "the road", "the cloud"),
+}
+"""Procedure to the names of its steps, in order."""
+
+PROCEDURES = tuple(STEP_TEXTS)
+MAX_STEPS = max(map(len, STEP_TEXTS.values()))
+
+RENDERED = "rendered"
+CONSTRUCTION = "construction"
+
+NOUNS = SHAPES + SOLIDS + PROCEDURES
+COLOUR_NAMES = tuple(COLOURS)
+ALL_STYLES = (*STYLES, RENDERED, CONSTRUCTION)
+
+WORDS: Final[Mapping[str, tuple[str, ...]]] = {"noun": NOUNS, "colour": COLOUR_NAMES, "style": ALL_STYLES}
+"""All words for each attribute of what is shown."""
+PICTURE_WORDS: Final[Mapping[str, tuple[str, ...]]] = {"noun": SHAPES, "colour": COLOUR_NAMES, "style": STYLES}
+"""Those for pictures of shapes alone: no solids, no procedures."""
+ATTRIBUTES = tuple(WORDS)
+"""What a caption of a picture names or leaves open."""
+
+
+def split_of(noun: str, colour: str, style: str) -> Split:
+    """The split whose pictures alone show this combination: 96 of 384 pictures are for the test, 48 for validation.
+
+    Shapes form a Latin square over the colours, shifted by the style, so that each value is held out equally often and
+    every pair (shape and colour, shape and style, colour and style) is trained in at least three of its combinations.
+    Of solids one colour a noun is for the test, one for validation; of procedures three and one. They have one style.
+
+    >>> split_of("circle", "red", "flat"), split_of("circle", "yellow", "flat"), split_of("circle", "green", "flat")
+    ('test', 'validation', 'train')
+    """
+    hue = COLOUR_NAMES.index(colour)
+    if style == RENDERED:
+        place, test = hue - 3 * SOLIDS.index(noun) - 1, 1
+    elif style == CONSTRUCTION:
+        place, test = hue - 3 * PROCEDURES.index(noun) - 2, 3
+    else:
+        place, test = hue + 3 * SHAPES.index(noun) + STYLES.index(style), 2
+    place %= len(COLOURS)
+    return "test" if place < test else "validation" if place == test else "train"
+
+
+# Captions
 
 WORLD = Origin(name="the embedded world", licence="Apache-2.0, as the project")
 
@@ -56,23 +117,22 @@ class Caption:
     def __post_init__(self) -> None:
         if not self.named:
             raise UserError("a caption names a shape, a colour or a style")
+        kind, nouns = {RENDERED: ("solid", SOLIDS), CONSTRUCTION: ("procedure", PROCEDURES)}.get(
+            self.style or "", ("shape", SHAPES)
+        )
         _expect("colour", self.colour, COLOUR_NAMES)
-        if self.style == RENDERED:
-            _expect("solid", self.noun, SOLIDS)
-        elif self.style == CONSTRUCTION:
-            _expect("procedure", self.noun, PROCEDURES)
-        else:
+        if nouns is SHAPES:
             _expect("style", self.style, STYLES)
-            _expect("shape", self.noun, SHAPES)
-        if self.style in (RENDERED, CONSTRUCTION) and self.open:
+        _expect(kind, self.noun, nouns)
+        if nouns is not SHAPES and self.open:
             raise UserError(f"a caption in style {self.style} names its {' and '.join(self.open)}")
-        if (self.second is not None) != (self.style == RENDERED):
-            raise UserError(f"{self.noun} in style {self.style}: solids have a second one, and only they")
+        second, steps = ("solids have a second one", RENDERED), ("procedures have a step", CONSTRUCTION)
+        for value, (what, style) in ((self.second, second), (self.step, steps)):
+            if (value is not None) != (self.style == style):
+                raise UserError(f"{self.noun} in style {self.style}: {what}, and only they")
         if self.second is not None:
             _expect("solid", self.second[0], SOLIDS)
             _expect("colour", self.second[1], COLOUR_NAMES)
-        if (self.step is not None) != (self.style == CONSTRUCTION):
-            raise UserError(f"{self.noun} in style {self.style}: procedures have a step, and only they")
         if self.noun and self.step is not None and not 1 <= self.step <= len(STEP_TEXTS[self.noun]):
             raise UserError(f"step {self.step} of a {self.noun}: expected 1 to {len(STEP_TEXTS[self.noun])}")
 
@@ -141,12 +201,19 @@ def parse(text: str) -> Caption:
     Raises:
         UserError: names the first thing that was not understood.
     """
-    for pattern, read in _READERS:
+    for pattern, style in _PATTERNS:
         if match := pattern.fullmatch(text):
+            said: Callable[[str], Any] = match.groupdict().get
+            second = (said("second"), said("second_colour")) if said("second") else None
+            step = int(said("step")) if said("step") else None
             try:
-                return read(match)
+                colour = said("colour") or said("hue")
+                caption = Caption(said("noun"), colour, style or said("style"), step=step, second=second)
+                if step is not None and caption.text() != text:
+                    raise UserError(f"step {match['step']} of a {caption.noun} reads {caption.text()!r}")
             except UserError as error:
                 raise UserError(f"caption {text!r}: {error}") from None
+            return caption
     raise UserError(f"caption {text!r}: not understood; captions read like {Caption('star', 'red', 'neon').text()!r}")
 
 
@@ -208,33 +275,14 @@ def _expect(kind: str, word: str | None, known: Collection[str]) -> None:
         raise UserError(f"unknown {kind} {word!r}; expected one of {', '.join(known)}")
 
 
-def _read_procedure(words: re.Match[str]) -> Caption:
-    caption = Caption(words["noun"], words["colour"], CONSTRUCTION, step=int(words["step"]))
-    if caption.text() != words.string:
-        raise UserError(f"step {words['step']} of a {words['noun']} reads {caption.text()!r}")
-    return caption
-
-
-def _read_view(words: re.Match[str]) -> Caption:
-    return Caption(words["noun"], words["colour"], RENDERED, second=(words["second"], words["second_colour"]))
-
-
-def _read_picture(words: re.Match[str]) -> Caption:
-    said = words.groupdict()
-    return Caption(said["noun"], said["colour"] or said["hue"], said.get("style"))
-
-
-_FULL = r"an? (?P<colour>\w+) (?P<noun>\w+)"
+_NAMED = r"(?P<colour>\w+) (?P<noun>\w+)"
 _THING = rf"(?:{ANYTHING}(?: (?P<hue>\w+))?|an? (?:(?P<colour>\w+) )?(?P<noun>\w+))"
 # The order matters: a view would read as a picture in a style named "rendered".
-_READERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Caption]], ...] = (
-    (re.compile(rf"drawing {_FULL}, step (?P<step>\d{{1,3}}): .*"), _read_procedure),
-    (
-        re.compile(r"a rendered (?P<colour>\w+) (?P<noun>\w+) with an? (?P<second_colour>\w+) (?P<second>\w+)"),
-        _read_view,
-    ),
-    *(
-        (re.compile(template.format(thing=_THING, style=r"(?P<style>\w+)")), _read_picture)
-        for template in (*STYLED, *reversed(PLAIN))
-    ),
+_PATTERNS = tuple(
+    (re.compile(pattern), style)
+    for pattern, style in (
+        (rf"drawing an? {_NAMED}, step (?P<step>\d{{1,3}}): .*", CONSTRUCTION),
+        (rf"a rendered {_NAMED} with an? (?P<second_colour>\w+) (?P<second>\w+)", RENDERED),
+        *((each.format(thing=_THING, style=r"(?P<style>\w+)"), None) for each in (*STYLED, *reversed(PLAIN))),
+    )
 )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m2m.errors import UserError
 from m2m.world.cameras import Camera
-from m2m.world.mesh_files import Floats, MeshFile, Surface, Texture, check_count, shown
+from m2m.world.mesh_files import Floats, MeshFile, Surface, check_count, shown
 from m2m.world.mesh_files.gltf import read_gltf
 from m2m.world.mesh_files.obj import read_obj
 from m2m.world.mesh_files.ply_stl import read_ply, read_stl
@@ -115,12 +115,8 @@ def _is_opaque(surface: Surface) -> bool:
     return (
         surface.colour[3] >= 1
         and all(rgba is None or bool((rgba[:, 3] >= 1).all()) for rgba in colours)
-        and (surface.texture is None or surface.texture.image.mode == "RGB" or _least_alpha(surface.texture) == 255)
+        and (surface.texture is None or bool((np.asarray(surface.texture.image.convert("RGBA"))[..., 3] == 255).all()))
     )
-
-
-def _least_alpha(texture: Texture) -> float:
-    return float(np.asarray(texture.image.getchannel("A")).min())
 
 
 def _part(surfaces: Sequence[Surface]) -> Part:
@@ -132,11 +128,7 @@ def _part(surfaces: Sequence[Surface]) -> Part:
         np.concatenate([each.faces + start for each, start in zip(surfaces, starts, strict=False)]),
     )
     channels = 3 if first.alpha_mode == "OPAQUE" else 4
-    if first.face_colours is None:
-        colours = [_bytes(each, each.point_colours, len(each.points)) for each in surfaces]
-    else:
-        colours = [_bytes(each, each.face_colours, len(each.faces)) for each in surfaces]
-    rgba = np.concatenate(colours)
+    rgba = np.concatenate([_bytes(each) for each in surfaces])
     (mesh.point_data if first.face_colours is None else mesh.cell_data)[SURFACE_COLOURS] = rgba[:, :channels]
     red, green, blue, _ = np.rint(rgba.mean(axis=0)).astype(int).tolist()
     texture = None
@@ -157,7 +149,8 @@ def _part(surfaces: Sequence[Surface]) -> Part:
     )
 
 
-def _bytes(surface: Surface, colours: Floats | None, count: int) -> NDArray[np.uint8]:
-    """(count, 4): the colours of points or faces."""
-    rgba = np.broadcast_to(np.array(surface.colour), (count, 4)) if colours is None else colours * surface.colour
+def _bytes(surface: Surface) -> NDArray[np.uint8]:
+    """(n, 4): the colours of faces, if they have some, else of points."""
+    colours = surface.point_colours if surface.face_colours is None else surface.face_colours
+    rgba = np.tile(surface.colour, (len(surface.points), 1)) if colours is None else colours * surface.colour
     return np.asarray(np.rint(255 * np.clip(rgba, 0, 1)), dtype=np.uint8)

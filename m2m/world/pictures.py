@@ -8,17 +8,14 @@ what a small autoencoder blurs must not carry meaning.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
-from types import MappingProxyType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from m2m.world.grammar import Caption
-from m2m.world.vocabulary import COLOURS
+from m2m.world.grammar import COLOURS, Caption
 
 SIDE = 64
 """Side of every picture of the world, in pixels."""
@@ -83,17 +80,11 @@ def paint(caption: Caption, variation: Variation) -> NDArray[np.uint8]:
     noun, colour, style = caption.meaning
     if noun not in OUTLINES:
         raise ValueError(f"paint draws shapes, not the {noun} of {caption.text()!r}")
-    outline = _placed(OUTLINES[noun], variation)
-    layer = STYLE_PAINTERS[style](outline, variation.shaded(COLOURS[colour]))
-    return to_pixels(layer)
-
-
-def _placed(outline: NDArray[np.float64], variation: Variation) -> NDArray[np.float64]:
-    """`outline` turned, sized and moved to its place, in pixels."""
     angle = np.radians(variation.angle)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    placed: NDArray[np.float64] = SIDE * (variation.size * outline @ turn.T + (variation.x, variation.y))
-    return placed
+    outline = SIDE * (variation.size * OUTLINES[noun] @ turn.T + (variation.x, variation.y))  # in its place, in pixels
+    layer = STYLE_PAINTERS[style](outline, variation.shaded(COLOURS[colour]))
+    return layer.round().clip(0, 255).astype(np.uint8)
 
 
 # Masks and layers
@@ -106,13 +97,13 @@ def coverage(draw: Callable[[ImageDraw.ImageDraw], None]) -> Mask:
     return np.asarray(image.reduce(OVERSAMPLING), dtype=np.float32) / np.float32(255)
 
 
-def fill(points: NDArray[np.float64]) -> Mask:
+def fill(points: Outline) -> Mask:
     """The inside of the polygon `points` ((n, 2), pixels)."""
     corners = _on_canvas(points)
     return coverage(lambda pen: pen.polygon(corners, fill=255))
 
 
-def stroke(points: NDArray[np.float64], *, width: float) -> Mask:
+def stroke(points: Outline, *, width: float) -> Mask:
     """A line of `width` pixels along the closed polygon `points` ((n, 2), pixels), with round corners."""
     corners = _on_canvas(points)
     radius = width * OVERSAMPLING / 2
@@ -148,50 +139,29 @@ def plain(colour: RGB) -> Layer:
     return np.broadcast_to(np.asarray(colour, dtype=np.float32), (SIDE, SIDE, 3))
 
 
-def to_pixels(layer: Layer) -> NDArray[np.uint8]:
-    """The finished picture, uint8 (64, 64, 3)."""
-    return layer.round().clip(0, 255).astype(np.uint8)
-
-
-def _on_canvas(points: NDArray[np.float64]) -> list[tuple[float, float]]:
+def _on_canvas(points: Outline) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in points * OVERSAMPLING]
 
 
 # Outlines of about unit diameter around (0, 0), y pointing down
 
 
-def _circle() -> Outline:
-    return 0.47 * _ring(np.linspace(0, 2 * np.pi, _ROUND, endpoint=False))
+def _ring(angles: NDArray[np.float64]) -> Outline:
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _square() -> Outline:
-    return 0.41 * np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)])
-
-
-def _triangle() -> Outline:
-    tips = np.radians([-90.0, 30.0, 150.0])
-    return 0.58 * _ring(tips) + (0.0, 0.1)
-
-
-def _star() -> Outline:
-    angles = np.radians(np.arange(10) * 36.0 - 90)
-    radii = np.where(np.arange(10) % 2 == 0, 0.56, 0.25)
-    return radii[:, None] * _ring(angles) + (0.0, 0.03)
+_TURN = np.linspace(0, 2 * np.pi, _ROUND, endpoint=False)
 
 
 def _heart() -> Outline:
-    t = np.linspace(0, 2 * np.pi, _ROUND, endpoint=False)
-    x = 16 * np.sin(t) ** 3
-    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return np.stack([x, y - 2.5], axis=1) / 32
+    y = -(13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN))
+    return np.stack([16 * np.sin(_TURN) ** 3, y - 2.5], axis=1) / 32
 
 
 def _cross() -> Outline:
-    arm, half = 0.5, 0.17
-    corners = [(half, -arm), (half, -half), (arm, -half)]
+    corners = np.array([(0.17, -0.5), (0.17, -0.17), (0.5, -0.17)])
     quarter = np.array([[0.0, -1.0], [1.0, 0.0]])
-    turns = [np.linalg.matrix_power(quarter, k) for k in range(4)]
-    return np.concatenate([np.array(corners) @ turn.T for turn in turns])
+    return np.concatenate([corners @ np.linalg.matrix_power(quarter, turns).T for turns in range(4)])
 
 
 def _moon() -> Outline:
@@ -201,51 +171,63 @@ def _moon() -> Outline:
     horn, inner_horn = np.arccos(x / outer), np.arccos((x - bite) / inner)
     back = outer * _ring(np.linspace(horn, 2 * np.pi - horn, _ROUND))
     front = inner * _ring(np.linspace(2 * np.pi - inner_horn, inner_horn, _ROUND // 2)) + (bite, 0.0)
-    crescent: Outline = np.concatenate([back, front[1:-1]]) + np.array([0.1, 0.0])
-    return crescent
+    return np.asarray(np.add(np.concatenate([back, front[1:-1]]), (0.1, 0.0)))
 
 
-def _arrow() -> Outline:
-    shaft, head, neck = 0.15, 0.42, 0.02
-    upper = [(-0.52, -shaft), (neck, -shaft), (neck, -head), (0.52, 0.0)]
-    lower = [(x, -y) for x, y in reversed(upper[:-1])]
-    return np.array(upper + lower)
-
-
-def _ring(angles: NDArray[np.float64]) -> Outline:
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-OUTLINES: Mapping[str, Outline] = MappingProxyType(
-    {
-        "circle": _circle(),
-        "square": _square(),
-        "triangle": _triangle(),
-        "star": _star(),
-        "heart": _heart(),
-        "cross": _cross(),
-        "moon": _moon(),
-        "arrow": _arrow(),
-    }
-)
+OUTLINES: Final[Mapping[str, Outline]] = {
+    "circle": 0.47 * _ring(_TURN),
+    "square": 0.41 * np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),
+    "triangle": 0.58 * _ring(np.radians([-90.0, 30.0, 150.0])) + (0.0, 0.1),
+    "star": np.tile([0.56, 0.25], 5)[:, None] * _ring(np.radians(np.arange(10) * 36.0 - 90)) + (0.0, 0.03),
+    "heart": _heart(),
+    "cross": _cross(),
+    "moon": _moon(),
+    "arrow": np.array(
+        [(-0.52, -0.15), (0.02, -0.15), (0.02, -0.42), (0.52, 0.0), (0.02, 0.42), (0.02, 0.15), (-0.52, 0.15)]
+    ),
+}
 """Shape to its outline, (corners, 2)."""
+
+
+# Backgrounds, (64, 64, 3)
+
+_LINES = np.where(np.isin(np.arange(SIDE) % 8, (0, 7)), 0.8, 0.0).astype(np.float32)
+_SQUARED_PAPER = over(plain((250, 250, 246)), (176, 200, 222), np.maximum.outer(_LINES, _LINES))
+
+_ACROSS = np.add.outer(np.arange(SIDE * OVERSAMPLING), np.arange(SIDE * OVERSAMPLING))
+_DARK = (_ACROSS // (8 * OVERSAMPLING) % 2).astype(np.float32).reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING)
+_STRIPES = over(plain((250, 247, 240)), (172, 180, 196), _DARK.mean(axis=(1, 3)))
+
+
+def _draw_dots(pen: ImageDraw.ImageDraw) -> None:
+    radius, middles = 2.2 * OVERSAMPLING, [OVERSAMPLING * middle for middle in range(4, SIDE, 8)]
+    for x, y in product(middles, middles):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+
+
+_DOTS = over(plain((255, 250, 225)), (236, 120, 110), coverage(_draw_dots))
+
+_DUSK = np.array([(38, 30, 92), (150, 62, 130), (240, 120, 96), (255, 196, 120)])
+_HEIGHTS = np.linspace(0, 1, SIDE)
+_SKY = np.stack([np.interp(_HEIGHTS, [0.0, 0.45, 0.75, 1.0], channel) for channel in _DUSK.T], axis=1)  # (64, 3)
+_EVENING_SKY = np.broadcast_to(_SKY[:, None].astype(np.float32), (SIDE, SIDE, 3))
 
 
 # Styles
 
 
-def _flat(outline: NDArray[np.float64], colour: RGB) -> Layer:
+def _flat(outline: Outline, colour: RGB) -> Layer:
     """Solid, on pale paper."""
     return over(plain((243, 238, 228)), colour, fill(outline))
 
 
-def _sketch(outline: NDArray[np.float64], colour: RGB) -> Layer:
+def _sketch(outline: Outline, colour: RGB) -> Layer:
     """A thick line with a light wash inside, on squared paper."""
-    washed = over(_squared_paper(), mix(colour, WHITE, 0.72), fill(outline))
+    washed = over(_SQUARED_PAPER, mix(colour, WHITE, 0.72), fill(outline))
     return over(washed, colour, stroke(outline, width=4))
 
 
-def _neon(outline: NDArray[np.float64], colour: RGB) -> Layer:
+def _neon(outline: Outline, colour: RGB) -> Layer:
     """A glowing tube in the dark."""
     tube = stroke(outline, width=4)
     glow = np.minimum(1, blur(tube, radius=4.5) * 1.25) * 0.75
@@ -253,66 +235,29 @@ def _neon(outline: NDArray[np.float64], colour: RGB) -> Layer:
     return over(over(lit, colour, tube), mix(colour, WHITE, 0.55), stroke(outline, width=1.5))
 
 
-def _striped(outline: NDArray[np.float64], colour: RGB) -> Layer:
+def _striped(outline: Outline, colour: RGB) -> Layer:
     """Solid with a darker rim, on wide diagonal stripes."""
-    return over(over(_stripes(), colour, fill(outline)), mix(colour, INK, 0.5), stroke(outline, width=3))
+    return over(over(_STRIPES, colour, fill(outline)), mix(colour, INK, 0.5), stroke(outline, width=3))
 
 
-def _comic(outline: NDArray[np.float64], colour: RGB) -> Layer:
+def _comic(outline: Outline, colour: RGB) -> Layer:
     """Solid with a thick ink line and a hard shadow, on a grid of dots."""
-    shadowed = over(_dots(), INK, fill(outline + 3))
+    shadowed = over(_DOTS, INK, fill(outline + 3))
     return over(over(shadowed, colour, fill(outline)), INK, stroke(outline, width=3.5))
 
 
-def _sunset(outline: NDArray[np.float64], colour: RGB) -> Layer:
+def _sunset(outline: Outline, colour: RGB) -> Layer:
     """A sticker with a white edge and a soft shadow, before an evening sky."""
     sticker = np.maximum(fill(outline), stroke(outline, width=6))
-    shadowed = over(_evening_sky(), INK, blur(sticker, radius=3) * 0.55)
+    shadowed = over(_EVENING_SKY, INK, blur(sticker, radius=3) * 0.55)
     return over(over(shadowed, WHITE, sticker), colour, fill(outline))
 
 
-STYLE_PAINTERS: Mapping[str, Callable[[NDArray[np.float64], RGB], Layer]] = MappingProxyType(
-    {
-        "flat": _flat,
-        "sketch": _sketch,
-        "neon": _neon,
-        "striped": _striped,
-        "comic": _comic,
-        "sunset": _sunset,
-    }
-)
-
-
-@cache
-def _squared_paper() -> Layer:
-    line = np.where(np.isin(np.arange(SIDE) % 8, (0, 7)), 0.8, 0.0).astype(np.float32)
-    return over(plain((250, 250, 246)), (176, 200, 222), np.maximum.outer(line, line))
-
-
-@cache
-def _stripes() -> Layer:
-    across = np.add.outer(np.arange(SIDE * OVERSAMPLING), np.arange(SIDE * OVERSAMPLING))
-    dark = (across // (8 * OVERSAMPLING) % 2).astype(np.float32)
-    mask = dark.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).mean(axis=(1, 3))
-    return over(plain((250, 247, 240)), (172, 180, 196), mask)
-
-
-@cache
-def _dots() -> Layer:
-    radius = 2.2 * OVERSAMPLING
-    centres = [OVERSAMPLING * middle for middle in range(4, SIDE, 8)]
-
-    def draw(pen: ImageDraw.ImageDraw) -> None:
-        for x, y in product(centres, centres):
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-
-    return over(plain((255, 250, 225)), (236, 120, 110), coverage(draw))
-
-
-@cache
-def _evening_sky() -> Layer:
-    stops = np.array([0.0, 0.45, 0.75, 1.0])
-    colours = np.array([(38, 30, 92), (150, 62, 130), (240, 120, 96), (255, 196, 120)])
-    heights = np.linspace(0, 1, SIDE)
-    column = np.stack([np.interp(heights, stops, channel) for channel in colours.T], axis=1)
-    return np.broadcast_to(column[:, None].astype(np.float32), (SIDE, SIDE, 3))
+STYLE_PAINTERS: Final[Mapping[str, Callable[[Outline, RGB], Layer]]] = {
+    "flat": _flat,
+    "sketch": _sketch,
+    "neon": _neon,
+    "striped": _striped,
+    "comic": _comic,
+    "sunset": _sunset,
+}

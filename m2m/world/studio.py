@@ -8,21 +8,19 @@ taken.
 import atexit
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 import pyvista as pv
 from numpy.typing import ArrayLike, NDArray
 from vtkmodules.vtkCommonCore import vtkLogger
 
-from m2m.errors import UserError
 from m2m.manifest import FIELD_OF_VIEW
 from m2m.world.cameras import Camera
-from m2m.world.vocabulary import COLOURS
+from m2m.world.grammar import COLOURS
 
 SUPERSAMPLING: Final = 4
 
@@ -52,7 +50,7 @@ _MASK: Final = """//VTK::TCoord::Impl
 """
 """After colour and texture, in the language of shaders."""
 
-AMBIENT, DIFFUSE, SPECULAR, SPECULAR_POWER = 0.6, 0.68, 0.12, 18.0
+MATERIAL: Final[Mapping[str, Any]] = {"ambient": 0.6, "diffuse": 0.68, "specular": 0.12, "specular_power": 18.0}
 """Little highlight and no deep shadow: a colour must stay the one that a caption names."""
 
 
@@ -88,7 +86,10 @@ class Studio:
         self.size = size
         self._process = os.getpid()
         pixels = size * SUPERSAMPLING
-        with _quiet_start():
+        # Where there is no display, VTK would report that it found none before it goes on without one.
+        verbosity = vtkLogger.GetCurrentVerbosityCutoff()
+        vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
+        try:
             self._plotter = pv.Plotter(off_screen=True, window_size=[pixels, pixels], lighting="none")
             self._plotter.disable_anti_aliasing()  # supersampling gives the same edges with every driver
             self._plotter.set_background("black")  # type: ignore[arg-type]  # adds nothing to what is seen through
@@ -96,6 +97,8 @@ class Studio:
             for position, intensity in LIGHTS:
                 self._plotter.add_light(pv.Light(position=position, intensity=intensity, light_type="scene light"))
             self._plotter.show(auto_close=False, interactive=False)
+        finally:
+            vtkLogger.SetStderrVerbosity(verbosity)
         self._actors: dict[str, tuple[pv.PolyData, pv.Actor]] = {}
 
     def close(self) -> None:
@@ -143,10 +146,7 @@ class Studio:
                 texture=part.texture,
                 scalars=SURFACE_COLOURS if coloured else None,
                 rgb=coloured,
-                ambient=AMBIENT,
-                diffuse=DIFFUSE,
-                specular=SPECULAR,
-                specular_power=SPECULAR_POWER,
+                **MATERIAL,
                 reset_camera=False,
                 render=False,
             )
@@ -179,25 +179,6 @@ class Studio:
         colour = 255 * blocks[..., :3].astype(np.float32) / np.maximum(alpha, 1)
         rgba = np.concatenate([np.minimum(colour, 255), alpha / SUPERSAMPLING**2], axis=2)
         return np.asarray(np.rint(rgba), dtype=np.uint8)
-
-
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Keep VTK from reporting, where there is no display, that it found none before it goes on without one."""
-    verbosity = vtkLogger.GetCurrentVerbosityCutoff()
-    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
-    try:
-        yield
-    finally:
-        vtkLogger.SetStderrVerbosity(verbosity)
-
-
-def before_background(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut-out pictures (n, h, w, 4), as `Studio.photograph` returns them, before the background: (n, h, w, 3) RGB."""
-    top, bottom = np.asarray(BACKGROUND, dtype=np.float32)
-    rows = top + (bottom - top) * np.linspace(0, 1, rgba.shape[1], dtype=np.float32)[:, None, None]  # (h, 1, 3)
-    alpha = rgba[..., 3:] / np.float32(255)
-    return np.asarray(np.rint(rgba[..., :3] * alpha + rows * (1 - alpha)), dtype=np.uint8)
 
 
 # The world's solids
@@ -286,11 +267,7 @@ def _mesh(solid: str) -> pv.PolyData:
 
 @dataclass(frozen=True, slots=True)
 class SolidObject:
-    """A solid with a smaller one fixed to its side. A caption names the first four fields; the others vary freely.
-
-    Raises:
-        UserError: a solid or a colour that the world does not have.
-    """
+    """A solid with a smaller one fixed to its side. A caption names the first four fields; the others vary freely."""
 
     noun: str
     colour: str
@@ -310,14 +287,6 @@ class SolidObject:
 
     second_size: float = 0.5
     """Scale of the second solid, in world units."""
-
-    def __post_init__(self) -> None:
-        for noun in (self.noun, self.second):
-            if noun not in SHAPES:
-                raise UserError(f"unknown solid {noun!r}: expected one of {', '.join(SHAPES)}")
-        for colour in (self.colour, self.second_colour):
-            if colour not in COLOURS:
-                raise UserError(f"unknown colour {colour!r}: expected one of {', '.join(COLOURS)}")
 
     @classmethod
     def draw(cls, noun: str, colour: str, second: str, second_colour: str, rng: np.random.Generator) -> Self:
@@ -379,19 +348,14 @@ def _studio(size: int) -> Studio:
     return studio
 
 
-def render_rgba(obj: SolidObject, cameras: Sequence[Camera], size: int = 64) -> NDArray[np.uint8]:
-    """The object cut out, seen by each camera: (n, size, size, 4) RGBA, colours not multiplied by alpha.
-
-    Raises:
-        RuntimeError: in a process forked from one that has rendered already; spawn it instead.
-    """
-    return _studio(size).photograph(obj.parts(), cameras)
-
-
 def render_views(obj: SolidObject, cameras: Sequence[Camera], size: int = 64) -> NDArray[np.uint8]:
     """The object before the world's neutral background, seen by each camera: (n, size, size, 3) RGB.
 
     Raises:
-        RuntimeError: as `render_rgba`.
+        RuntimeError: in a process forked from one that has rendered already; spawn it instead.
     """
-    return before_background(render_rgba(obj, cameras, size))
+    rgba = _studio(size).photograph(obj.parts(), cameras)  # (n, size, size, 4)
+    top, bottom = np.asarray(BACKGROUND, dtype=np.float32)
+    rows = top + (bottom - top) * np.linspace(0, 1, size, dtype=np.float32)[:, None, None]  # (size, 1, 3)
+    alpha = rgba[..., 3:] / np.float32(255)
+    return np.asarray(np.rint(rgba[..., :3] * alpha + rows * (1 - alpha)), dtype=np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m2m.commands import verify
-from m2m.data.shards import ImageSet, write_shard
+from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.files import file_digest
 from m2m.manifest import Manifest, ShardEntry, shard_key
@@ -19,9 +19,9 @@ def image_set(number: int, images: int = 2) -> ImageSet:
 
 
 def add(store: Store, sets: list[ImageSet], folder: Path) -> ShardEntry:
-    stats = write_shard(sets, folder / "shard.tar")
-    store.put(shard_key(stats.sha256), folder / "shard.tar", stats.sha256)
-    return ShardEntry(key=shard_key(stats.sha256), split="train", **vars(stats))
+    entry = write_shard(sets, folder / "shard.tar", "train")
+    store.put(entry.key, folder / "shard.tar", entry.sha256)
+    return entry
 
 
 def write_manifest(path: Path, *shards: ShardEntry) -> Path:

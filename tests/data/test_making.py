@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from m2m.data.making import FinishedShard, MadeSets, PlannedSet, ShardJob, shard_jobs
-from m2m.data.shards import ImageSet, read_shard
+from m2m.data.sets import ImageSet, read_shard
 from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.store import LocalStore

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation.baselines import HYPOTHESES, IdealReader, PaintedSets, agreed_captions, colours_shuffled
 from m2m.evaluation.networks import Batch, Observations
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS
+from m2m.world.grammar import ALL_STYLES, COLOUR_NAMES, NOUNS, WORDS
 
 NOUN, HUE, STYLE = np.indices((8, 8, 6))
 SEEN = ~np.isin((HUE + 3 * NOUN + STYLE) % 8, (0, 1, 2))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation import continuations, networks, nvs, vpg
 from m2m.evaluation.continuations import Continuations, continue_sets, folder_of, note_run, read_or_draw, run_before
 from m2m.evaluation.networks import Networks, observe

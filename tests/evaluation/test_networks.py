@@ -34,9 +34,8 @@ from m2m.foundation import encoders
 from m2m.foundation.text_to_image import learn_tokenizer
 from m2m.models.classifier import Readings, WorldClassifier
 from m2m.params import TransformerFit
-from m2m.world.grammar import parse
+from m2m.world.grammar import ATTRIBUTES, parse
 from m2m.world.pictures import Variation, paint
-from m2m.world.vocabulary import ATTRIBUTES
 
 CAPTIONS = ["a red star, flat", "a neon drawing of a blue moon", "an orange heart in comic style"]
 LONG = " ".join(["a red star"] * 40)

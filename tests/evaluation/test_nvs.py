@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.nvs import (

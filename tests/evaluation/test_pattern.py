@@ -13,7 +13,7 @@ from m2m.evaluation.baselines import HYPOTHESES, IdealReader
 from m2m.evaluation.figures import caption_weights, difference, interval
 from m2m.evaluation.networks import Thresholds, nearest_earlier, nearest_other, read_values
 from m2m.evaluation.pattern import Lot, Pattern, Sums, frequencies, scores, statistic
-from m2m.world.vocabulary import ATTRIBUTES
+from m2m.world.grammar import ATTRIBUTES
 
 Values = NDArray[np.int64]
 Pixels = NDArray[np.uint8]

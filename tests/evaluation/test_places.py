@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation.networks import Thresholds
 from m2m.evaluation.pattern import Ground
 from m2m.evaluation.places import MIXED, Probe, kept_beside_outlier, place_numbers, probes, repeated

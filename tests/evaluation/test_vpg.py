@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.vpg import STEP, beside_baselines, embed_first, look, numbers_of
 from m2m.world.corpus import draw_procedure

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torch import Tensor
 
 from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion, image_size
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.files import DIGESTS, check_digests
-from m2m.foundation import encoders, quality, text_to_image
+from m2m.foundation import encoders, text_to_image, world
 from m2m.foundation.text_to_image import learn_tokenizer
 from m2m.foundation.world import NETWORKS, Lessons
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier, load_class_network
@@ -25,14 +26,19 @@ from m2m.photos import as_signal
 from m2m.training.start import from_stable_diffusion
 from m2m.world.corpus import make_corpus
 from m2m.world.grammar import (
+    ALL_STYLES,
+    ATTRIBUTES,
+    COLOUR_NAMES,
     KINDS,
+    NOUNS,
+    PICTURE_WORDS,
+    WORDS,
     Caption,
     captions_naming,
     picture_captions,
     procedure_captions,
     view_captions,
 )
-from m2m.world.vocabulary import ALL_STYLES, ATTRIBUTES, COLOUR_NAMES, NOUNS, PICTURE_WORDS, WORDS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "foundation"
@@ -122,8 +128,12 @@ def test_the_autoencoder_restores_unseen_pictures(unseen: Lessons) -> None:
     assert text_to_image.psnr(restored, unseen.images) >= 26
 
 
+def right_of(classifier: WorldClassifier, images: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {head: found == labels[head] for head, found in encoders.read(classifier, images, labels).items()}
+
+
 def test_the_class_network_reads_unseen_pictures(classifier: WorldClassifier, unseen: Lessons) -> None:
-    right = encoders.right(classifier, unseen.images, unseen.labels)
+    right = right_of(classifier, unseen.images, unseen.labels)
     assert (right["noun"] & right["colour"]).float().mean() >= 0.97
     assert right["style"].float().mean() >= 0.97
     assert right["step"].float().mean() >= 0.97
@@ -145,12 +155,12 @@ def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_
     classifier: WorldClassifier, pipeline: StableDiffusionPipeline
 ) -> None:
     captions = picture_captions("test")[::3]
-    images = quality.drawings(pipeline, captions, SEED)
+    images = world.drawings(pipeline, captions, SEED)
     labels = {
         head: torch.tensor([names.index(getattr(caption, head)) for caption in captions])
         for head, names in WORDS.items()
     }
-    right = encoders.right(classifier, images, labels)
+    right = right_of(classifier, images, labels)
     assert (right["noun"] & right["colour"]).float().mean() >= 0.87
     assert right["style"].float().mean() >= 0.95
     assert len(images.unique(dim=0)) == len(images)
@@ -160,8 +170,8 @@ def test_what_it_draws_for_open_captions_keeps_to_them_and_varies_as_the_world_d
     classifier: WorldClassifier, pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, fewer in (("OPEN_CAPTIONS", 2), ("SOLVER_STEPS", 8)):
-        monkeypatch.setattr(quality, name, fewer)
-    figures = quality.freedom(pipeline, classifier, SEED)
+        monkeypatch.setattr(world, name, fewer)
+    figures = world.freedom(pipeline, classifier, SEED)
     for head in WORDS:
         assert figures[f"open/{head}/kept"] >= 0.95
         assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)

@@ -20,8 +20,9 @@ from m2m.models.pose import (
     rays,
     relative_poses,
 )
-from m2m.world import cameras as world
-from m2m.world.cameras import Camera, project
+from m2m.world import studio as world
+from m2m.world.cameras import Camera
+from tests.projection import project
 
 angles = st.floats(-170, 170)
 cameras = st.builds(Camera, azimuth=angles, elevation=st.floats(-80, 80), distance=st.floats(1.5, 3))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.shards import ImageSet, write_shard
-from m2m.manifest import Manifest, ShardEntry, Split, shard_key
+from m2m.data.sets import ImageSet, write_shard
+from m2m.manifest import Manifest, Split
 from m2m.store import LocalStore
 from m2m.world.cameras import Camera
 from m2m.world.corpus import draw_procedure
@@ -35,9 +35,8 @@ def _write(
 ) -> Dataset:
     store, shards = LocalStore(folder / "store"), []
     for split, sets in splits.items():
-        stats = write_shard(sets, folder / "draft.tar")
-        store.put(shard_key(stats.sha256), folder / "draft.tar", stats.sha256)
-        shards.append(ShardEntry(key=shard_key(stats.sha256), split=split, **vars(stats)))
+        shards.append(write_shard(sets, folder / "draft.tar", split))
+        store.put(shards[-1].key, folder / "draft.tar", shards[-1].sha256)
     Manifest(
         schema_version=1,
         kind=kind,

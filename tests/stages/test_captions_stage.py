@@ -12,8 +12,7 @@ from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
 from m2m.stages import captions
-from m2m.world.grammar import KINDS, captions_naming, parse
-from m2m.world.vocabulary import CONSTRUCTION, RENDERED
+from m2m.world.grammar import CONSTRUCTION, KINDS, RENDERED, captions_naming, parse
 
 
 def world(**changes: Any) -> WorldCaptions:

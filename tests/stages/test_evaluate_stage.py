@@ -19,15 +19,14 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from mlflow import MlflowClient
 from PIL import Image
 
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet, write_shard
+from m2m.data.sets import ImageSet, ImageSets, write_shard
 from m2m.errors import UserError
 from m2m.evaluation import continuations
 from m2m.evaluation.continuations import Continuations
 from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.foundation.text_to_image import learn_tokenizer
-from m2m.manifest import Manifest, ShardEntry, Split
+from m2m.manifest import Manifest, Split
 from m2m.models.unet import ImageSetUNet
 from m2m.params import ComparedParams, EvaluateMis, GateParams, LongParams, ProbeParams, TransformerFit
 from m2m.pipeline import M2MPipeline, load_pipeline
@@ -140,9 +139,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_stable_diffusion: Path
         "test": CAPTIONS,
     }
     for split, captions in splits.items():
-        stats = write_shard(painted(split, captions), root / "shard.tar")
-        entries.append(ShardEntry(key=f"shards/{stats.sha256}.tar", split=split, **vars(stats)))
-        store.put(entries[-1].key, root / "shard.tar", stats.sha256)
+        entries.append(write_shard(painted(split, captions), root / "shard.tar", split))
+        store.put(entries[-1].key, root / "shard.tar", entries[-1].sha256)
     Manifest(schema_version=1, kind="mis", made_by={}, images_per_set=IMAGES, redrawn=0, shards=tuple(entries)).write(
         root / "mis.json"
     )

@@ -9,11 +9,11 @@ import torch
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest
-from m2m.foundation import encoders, quality, world
+from m2m.foundation import encoders, world
 from m2m.models.classifier import WorldClassifier
 from m2m.params import Fit, TransformerFit, UnetFit, VaeFit, WorldFoundation
 from m2m.stages import foundation
-from m2m.world.vocabulary import NOUNS
+from m2m.world.grammar import NOUNS
 
 FIT = {"images": 8, "batch_size": 4, "learning_rate": 1e-3}
 TINY = WorldFoundation(
@@ -44,7 +44,7 @@ def _few_pictures_to_measure() -> Iterator[None]:
             "OF_EACH": 2,
         }
         for name, count in few.items():
-            patch.setattr(quality, name, count)
+            patch.setattr(world, name, count)
         yield
 
 
@@ -138,7 +138,7 @@ def test_the_corpus_and_the_looks_are_drawn_in_as_many_processes_as_asked(
 
     monkeypatch.setattr(world, "make_corpus", make_corpus)
     monkeypatch.setattr(world, "make_looks", make_looks)
-    monkeypatch.setattr(world.Training, "fit", lambda *_, **__: None)
+    monkeypatch.setattr(world, "fit", lambda *_, **__: None)
     params = TINY.model_copy(update={"views": 0})
     world.Training(params, tmp_path, device="cpu", processes=3).dino()
     assert asked == [("corpus", 3), ("looks", 3)]
@@ -189,7 +189,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (out / "file").write_text("made")
 
     monkeypatch.setattr(world, "train", train)
-    monkeypatch.setattr(quality, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(world, "measure", lambda *_, **__: {})
     return kept
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from m2m.commands import verify
 from m2m.data.captions import CaptionRow, write_captions
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest
@@ -28,8 +27,7 @@ from m2m.seeds import image_seed
 from m2m.stages import generate
 from m2m.store import LocalStore, Store, open_store
 from m2m.workers import ALONE, Workers
-from m2m.world.grammar import parse
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, split_of
+from m2m.world.grammar import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, parse, split_of
 
 ROWS = [
     *(CaptionRow(f"test-{n}", f"b {n}", "test") for n in range(2)),

@@ -12,8 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from m2m.commands import verify
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.diffusion.stable_diffusion import LatentEncoder
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split

@@ -15,8 +15,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from m2m.commands import render, verify
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split
@@ -25,9 +24,10 @@ from m2m.runtime import Runtime
 from m2m.stages import views
 from m2m.store import LocalStore
 from m2m.workers import ALONE, Workers
-from m2m.world.cameras import Camera, intrinsics
+from m2m.world.cameras import Camera
 from m2m.world.grammar import parse
 from m2m.world.meshes import RADIUS
+from tests.projection import intrinsics
 
 WORLD = {
     **{"source": "world", "seed": 0, "train": 3, "validation": 1, "test": 2, "views": 3},

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m2m.data.shards import ImageSet, write_shard
-from m2m.manifest import Manifest, ShardEntry, shard_key
+from m2m.data.sets import ImageSet, write_shard
+from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
 from m2m.store import LocalStore
 
@@ -42,9 +42,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     store, rng, shards = LocalStore(folder / "store"), np.random.default_rng(0), []
     for split, first, count in (("train", 0, 7), ("train", 7, 5), ("validation", 0, 3), ("test", 0, 2)):
         sets = [image_set(f"{split}-{number:03}", rng) for number in range(first, first + count)]
-        stats = write_shard(sets, folder / "draft.tar")
-        store.put(shard_key(stats.sha256), folder / "draft.tar", stats.sha256)
-        shards.append(ShardEntry(key=shard_key(stats.sha256), split=split, **vars(stats)))
+        shards.append(write_shard(sets, folder / "draft.tar", split))
+        store.put(shards[-1].key, folder / "draft.tar", shards[-1].sha256)
     manifest = Manifest(
         schema_version=1, kind="mis", made_by={}, images_per_set=IMAGES_PER_SET, redrawn=0, shards=tuple(shards)
     )

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant

@@ -13,8 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from m2m.data.sets import ImageSets
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet, ImageSets
 from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.models.context import dino_pixels

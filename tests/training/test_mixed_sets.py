@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from m2m.data.shards import ImageSet
+from m2m.data.sets import ImageSet
 from m2m.errors import UserError
 from m2m.models.pose import POSE_DIM, relative_poses
 from m2m.params import TrainCommon, TrainVariant

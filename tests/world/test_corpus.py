@@ -11,11 +11,24 @@ import pytest
 from m2m.data.folder_sets import TO_OPENCV
 from m2m.manifest import Split
 from m2m.world import corpus as module
-from m2m.world.cameras import intrinsics
 from m2m.world.corpus import OPEN, Corpus, draw_procedure, draw_views, make_corpus, make_looks
-from m2m.world.grammar import KINDS, Caption, parse, procedure_captions, view_captions
+from m2m.world.grammar import (
+    ALL_STYLES,
+    COLOUR_NAMES,
+    COLOURS,
+    CONSTRUCTION,
+    KINDS,
+    NOUNS,
+    RENDERED,
+    STYLES,
+    Caption,
+    parse,
+    procedure_captions,
+    split_of,
+    view_captions,
+)
 from m2m.world.studio import SolidObject
-from m2m.world.vocabulary import ALL_STYLES, COLOUR_NAMES, COLOURS, CONSTRUCTION, NOUNS, RENDERED, STYLES, split_of
+from tests.projection import intrinsics
 
 PICTURES, VIEWS, STEPS = 700, 12, 100
 
@@ -26,11 +39,12 @@ def corpus(request: pytest.FixtureRequest) -> tuple[Corpus, Split]:
 
 
 def shown_in(made: Corpus, row: int) -> tuple[str, str, str]:
-    return NOUNS[made.noun[row]], COLOUR_NAMES[made.colour[row]], ALL_STYLES[made.style[row]]
+    noun, colour, style = made.shown[row, 1:4]
+    return NOUNS[noun], COLOUR_NAMES[colour], ALL_STYLES[style]
 
 
 def equal(one: Corpus, other: Corpus) -> bool:
-    arrays = ("images", "noun", "colour", "style", "step", "shown", "said", "geometry", "has_geometry")
+    arrays = ("images", "shown", "said", "geometry")
     same = [np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays]
     return one.captions == other.captions and all(same)
 
@@ -41,7 +55,7 @@ def test_captions_say_nothing_but_what_is_shown(corpus: tuple[Corpus, Split]) ->
     for row, text in enumerate(made.captions):
         caption, shown = parse(text), dict(zip(("noun", "colour", "style"), shown_in(made, row), strict=True))
         assert {name: shown[name] for name in caption.named} == {name: getattr(caption, name) for name in caption.named}
-        assert made.step[row] == (caption.step or 0)
+        assert made.labels["step"][row] == (caption.step or 0)
         assert made.has_geometry[row] == (shown["style"] in STYLES) == (row < PICTURES)
         assert not caption.open or row < PICTURES
 
@@ -74,7 +88,7 @@ def test_traits_tell_what_is_shown_and_what_of_it_is_said(corpus: tuple[Corpus, 
     made, _ = corpus
     assert made.shown.shape == made.said.shape == (len(made), 7)
     for name, column in (("noun", 1), ("colour", 2), ("style", 3)):
-        assert np.array_equal(made.shown[:, column], getattr(made, name))
+        assert np.array_equal(made.shown[:, column], made.labels[name])
     for row, text in enumerate(made.captions):
         caption = parse(text)
         assert np.array_equal(made.said[row], traits(caption))
@@ -82,7 +96,7 @@ def test_traits_tell_what_is_shown_and_what_of_it_is_said(corpus: tuple[Corpus, 
         assert np.array_equal(made.said[row][named], made.shown[row][named])
         if not caption.open:
             assert np.array_equal(made.said[row], made.shown[row])
-    of_a_kind = Counter(zip(made.shown[:, 0].tolist(), made.style >= len(STYLES), strict=True))
+    of_a_kind = Counter(zip(made.shown[:, 0].tolist(), made.labels["style"] >= len(STYLES), strict=True))
     assert of_a_kind == {(0, False): PICTURES, (2, True): VIEWS, (1, True): STEPS}
 
 
@@ -106,14 +120,14 @@ def traits(caption: Caption) -> list[int]:
 
 def test_geometry_is_where_the_object_is() -> None:
     made = make_corpus(pictures=300, views=0, steps=0, seed=2, split="train")
-    flat = made.style == ALL_STYLES.index("flat")
+    flat = made.labels["style"] == ALL_STYLES.index("flat")
     for image, geometry in zip(made.images[flat].astype(int), made.geometry[flat], strict=True):
         rows, columns = np.nonzero(np.abs(image - image[0, 0]).sum(axis=-1) > 60)
         assert abs(columns.mean() / 64 - geometry[0]) < 0.09
         assert abs(rows.mean() / 64 - geometry[1]) < 0.09
         assert 0.6 < max(np.ptp(rows), np.ptp(columns)) / 64 / geometry[2] < 1.2
     np.testing.assert_allclose(np.hypot(made.geometry[:, 3], made.geometry[:, 4]), 1, rtol=1e-6)
-    circles = made.noun == NOUNS.index("circle")
+    circles = made.labels["noun"] == NOUNS.index("circle")
     assert (made.geometry[circles, 3] == 0).all()
 
 

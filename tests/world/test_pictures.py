@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from m2m.manifest import Split
-from m2m.world.grammar import Caption, picture_captions
+from m2m.world.grammar import COLOURS, SHAPES, STYLES, Caption, picture_captions
 from m2m.world.pictures import OUTLINES, Variation, paint
-from m2m.world.vocabulary import COLOURS, SHAPES, STYLES
 
 MIDDLE = Variation(x=0.5, y=0.5, size=0.6, angle=0.0, shade=0.0)
 

@@ -3,9 +3,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from m2m.world.grammar import COLOURS, PROCEDURES
 from m2m.world.pictures import SIZES, Variation
 from m2m.world.procedures import PARTS, paint_step
-from m2m.world.vocabulary import COLOURS, PROCEDURES
 
 VARIATIONS = [
     Variation(x=x, y=y, size=size, angle=0.0, shade=0.0) for size in SIZES for x in (0.31, 0.69) for y in (0.31, 0.69)

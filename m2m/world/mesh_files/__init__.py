@@ -231,17 +231,12 @@ def shown(text: str) -> str:
 def _in_any_case(folder: Path, name: str) -> Path | None:
     """The file of this name, else the first that differs in capitals only, in any part of the name."""
     try:
-        if (folder / name).is_file():
-            return folder / name
         place = folder
         for part in PurePosixPath(name).parts:
             if (place / part).exists():
                 place /= part
             else:
-                alike = sorted(entry for entry in place.iterdir() if entry.name.casefold() == part.casefold())
-                if not alike:
-                    return None
-                place = alike[0]
+                place = min(entry for entry in place.iterdir() if entry.name.casefold() == part.casefold())
         return place if place.is_file() else None
-    except (OSError, ValueError):  # too long for a name, a folder of others, no text
+    except (OSError, ValueError):  # none is alike; too long for a name, a folder of others, no text
         return None

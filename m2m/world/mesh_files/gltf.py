@@ -6,6 +6,7 @@ What light does with a surface (metal, roughness, glow, bumps) is left out: a st
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -29,7 +30,7 @@ from m2m.world.mesh_files import (
     multiplied,
     shown,
 )
-from m2m.world.mesh_files.gltf_document import Document, Mesh, Numbers, Primitive, Sampler, Skin, item_at
+from m2m.world.mesh_files.gltf_document import Document, Material, Mesh, Numbers, Primitive, Sampler, Skin, item_at
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +54,12 @@ def read_gltf(source: MeshFile) -> Iterator[Surface]:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "its JSON"
         raise ValueError(f"is no glTF 2.0: {shown(place)}: {shown(first['msg'])}") from error
-    if not document.asset.version.startswith("2."):
-        raise ValueError(f"is glTF {shown(document.asset.version)}; save it as glTF 2.0")
-    for name in document.extensions_required:
+    if not document.version.startswith("2."):
+        raise ValueError(f"is glTF {shown(document.version)}; save it as glTF 2.0")
+    for name in (*document.extensions_required, *document.extensions_used):
         if name not in _SUPPORTED and not name.startswith(_OF_LIGHT):
-            raise ValueError(f"needs the extension {shown(name)}, which is not supported; export it without")
-    for name in document.extensions_used:
-        if name not in _SUPPORTED and not name.startswith(_OF_LIGHT):
+            if name in document.extensions_required:
+                raise ValueError(f"needs the extension {shown(name)}, which is not supported; export it without")
             _log.warning("%s: drawn without the extension %s, which is not supported", source.path, shown(name))
     yield from _Reader(source, document, binary).surfaces()
 
@@ -73,23 +73,20 @@ def _chunks(content: bytes) -> tuple[bytes, bytes | None]:
     version = int.from_bytes(content[4:8], "little")
     if version != 2:
         raise ValueError(f"is binary glTF {version}; save it as glTF 2.0")
-    text: bytes | None = None
+    chunks: dict[bytes, bytes] = {}
     at = 12
-    while at + 8 <= len(content):
-        length, kind = int.from_bytes(content[at : at + 4], "little"), content[at + 4 : at + 8]
+    while at + 8 <= len(content) and b"BIN\0" not in chunks:
+        length, kind = struct.unpack_from("<I4s", content, at)
         chunk = content[at + 8 : at + 8 + length]
         if len(chunk) < length:
             raise ValueError(f"is cut short: a part of {length} bytes has {len(chunk)}")
-        if text is None:
-            if kind != b"JSON" or length > LARGEST_TEXT:
-                raise ValueError("does not begin with its JSON")
-            text = chunk
-        elif kind == b"BIN\0":
-            return text, chunk
+        if not chunks and (kind != b"JSON" or length > LARGEST_TEXT):
+            raise ValueError("does not begin with its JSON")
+        chunks.setdefault(kind, chunk)
         at += 8 + length
-    if text is None:
+    if not chunks:
         raise ValueError("is cut short: it has no JSON")
-    return text, None
+    return chunks[b"JSON"], chunks.get(b"BIN\0")
 
 
 class _Reader:
@@ -143,10 +140,9 @@ class _Reader:
 
     def _count(self, primitive: Primitive) -> int:
         """How many triangles there are, at most."""
-        if primitive.indices is None:
-            corners = self._numbers.description(primitive.attributes.get("POSITION"), "POSITION").count
-        else:
-            corners = self._numbers.description(primitive.indices, "indices").count
+        positions = (primitive.attributes.get("POSITION"), "POSITION")
+        described = positions if primitive.indices is None else (primitive.indices, "indices")
+        corners = self._numbers.description(*described).count
         return corners // 3 if primitive.mode == 4 else corners
 
     def _faces(self, primitive: Primitive) -> Indices:
@@ -173,12 +169,7 @@ class _Reader:
         return faces
 
     def _surface(
-        self,
-        primitive: Primitive,
-        faces: Indices,
-        index: int,
-        mesh: Mesh,
-        places: dict[int, Floats],
+        self, primitive: Primitive, faces: Indices, index: int, mesh: Mesh, places: dict[int, Floats]
     ) -> Surface:
         node = self._document.nodes[index]
         used, renamed = np.unique(faces, return_inverse=True)
@@ -200,14 +191,13 @@ class _Reader:
             points = points @ places[index][:3, :3].T + places[index][:3, 3]
         else:
             raise ValueError(f"node {index} is its own ancestor")
+        named = primitive.material
+        material = Material() if named is None else item_at(self._document.materials, named, "material")
         surface = Surface(points=points, faces=renamed.reshape(-1, 3))
+        surface = replace(surface, alpha_mode=material.alpha_mode, alpha_cutoff=material.alpha_cutoff)
         colours = attribute("COLOR_0", 3, 4)
         if colours is not None and colours.shape[1] == 3:
             colours = np.column_stack([colours, np.ones(len(colours))])
-        if primitive.material is None:
-            return replace(surface, point_colours=None if colours is None else display(colours))
-        material = item_at(self._document.materials, primitive.material, "material")
-        surface = replace(surface, alpha_mode=material.alpha_mode, alpha_cutoff=material.alpha_cutoff)
         base = material.glossy or material.pbr_metallic_roughness
         factor, info = base.factor, base.texture
         if info is None:
@@ -264,9 +254,8 @@ class _Reader:
             number = texture.source if texture.webp is None else texture.webp
             if number is None:
                 raise ValueError(f"texture {index} is of a kind that is not supported; give PNG, JPEG or WebP")
-            sampler = Sampler()
-            if texture.sampler is not None:
-                sampler = item_at(self._document.samplers, texture.sampler, "sampler")
+            named = texture.sampler
+            sampler = Sampler() if named is None else item_at(self._document.samplers, named, "sampler")
             if sampler.wrap_s != sampler.wrap_t:
                 _log.warning("%s: texture %d is repeated across as it is along", self._source.path, index)
             image = multiplied(self._image(number), factor, opaque=opaque)

@@ -163,12 +163,8 @@ class Scene(Record):
     nodes: tuple[Index, ...] = ()
 
 
-class Asset(Record):
-    version: str
-
-
 class Document(Record):
-    asset: Asset
+    version: str = Field(validation_alias=AliasPath("asset", "version"))
     scene: Index | None = None
     extensions_used: tuple[str, ...] = ()
     extensions_required: tuple[str, ...] = ()
@@ -233,25 +229,22 @@ class Numbers:
         self._unpacked += described.count * width * kind.itemsize
         if self._unpacked > _LARGEST_NUMBERS or described.count > 3 * MOST_TRIANGLES:
             raise ValueError("would unpack to too many corners; give a simpler mesh")
-        if described.buffer_view is None:
-            values = np.zeros((described.count, width), kind)
-        else:
-            values = self._strided(described.buffer_view, described.byte_offset, described.count, kind, width)
+        values = self._strided(described, described.count, kind, width)
         if described.sparse is not None:
             sparse = described.sparse
-            where_kind = np.dtype(_KINDS[sparse.indices.component_type])
-            where = self._strided(sparse.indices.buffer_view, sparse.indices.byte_offset, sparse.count, where_kind, 1)
+            where = self._strided(sparse.indices, sparse.count, np.dtype(_KINDS[sparse.indices.component_type]), 1)
             if (where >= described.count).any():
                 raise ValueError(f"has {name} whose sparse indices go beyond {described.count}")
             values = values.copy()
-            values[where[:, 0]] = self._strided(
-                sparse.values.buffer_view, sparse.values.byte_offset, sparse.count, kind, width
-            )
+            values[where[:, 0]] = self._strided(sparse.values, sparse.count, kind, width)
         self._accessors[index] = values
         return values
 
-    def _strided(self, view: int, offset: int, count: int, kind: np.dtype[Any], width: int) -> NDArray[Any]:
-        """(count, width) items that lie in a buffer view, maybe among others."""
+    def _strided(self, place: Accessor | SparseValues, count: int, kind: np.dtype[Any], width: int) -> NDArray[Any]:
+        """(count, width) items that lie in a buffer view, maybe among others; zeros where there is none."""
+        view, offset = place.buffer_view, place.byte_offset
+        if view is None:
+            return np.zeros((count, width), kind)
         content, stride = self.view(view)
         size = kind.itemsize * width
         stride = stride or size

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -36,13 +37,12 @@ _OPTIONS: Final = {
 """Options of a texture, and how many words each takes: so many, or of numbers as many as there are within."""
 
 
-@dataclass
-class _Group:
+class _Group(NamedTuple):
     """The faces of one material."""
 
-    sizes: array[int] = field(default_factory=lambda: array("q"))
-    corners: array[int] = field(default_factory=lambda: array("q"))
-    uvs: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int]
+    corners: array[int]
+    uvs: array[int]
     """Of each corner; -1: none."""
 
 
@@ -54,7 +54,7 @@ def read_obj(source: MeshFile) -> Iterator[Surface]:
     """
     text = source.read(largest=LARGEST_TEXT).decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
     corners, colours, uvs = array("d"), array("d"), array("d")
-    groups: dict[str, _Group] = {}
+    groups: defaultdict[str, _Group] = defaultdict(lambda: _Group(array("q"), array("q"), array("q")))
     libraries: list[str] = []
     group: _Group | None = None
     total = 0
@@ -74,7 +74,7 @@ def read_obj(source: MeshFile) -> Iterator[Surface]:
                     uvs.append(float(words[2]) if len(words) > 2 else 0.0)
                 case "f" | "fo":
                     if group is None:
-                        group = groups.setdefault("", _Group())
+                        group = groups[""]
                     for word in words[1:]:
                         corner, _, rest = word.partition("/")
                         uv = rest.partition("/")[0]
@@ -85,13 +85,18 @@ def read_obj(source: MeshFile) -> Iterator[Surface]:
                     if total > MOST_TRIANGLES:
                         break
                 case "usemtl":
-                    group = groups.setdefault(line.split(maxsplit=1)[1].strip() if len(words) > 1 else "", _Group())
+                    group = groups[line.split(maxsplit=1)[1].strip() if len(words) > 1 else ""]
                 case "mtllib":
                     libraries.append(line.split(maxsplit=1)[1].strip())
         except (ValueError, IndexError, OverflowError) as error:
             raise ValueError(f"line {number} is {shown(line.strip())} ({error})") from error
     points = np.array(corners, dtype=float).reshape(-1, 3)
-    point_colours = _point_colours(colours, len(points))
+    point_colours: Floats | None = None
+    if colours:  # no standard has them; bytes are as common as numbers up to 1
+        if len(colours) != len(corners):
+            raise ValueError("has colours at some corners only")
+        rgb = np.array(colours, dtype=float).reshape(-1, 3)
+        point_colours = np.column_stack([rgb / 255 if rgb.max() > 1 else rgb, np.ones(len(points))])
     all_uvs = np.array(uvs, dtype=float).reshape(-1, 2)
     materials = cache(lambda: read_materials(source, libraries))  # only if a face needs one
     for name, faces in groups.items():
@@ -111,16 +116,6 @@ def _index(word: str, count: int) -> int:
     if not 1 <= abs(index) <= count:
         raise ValueError(f"{shown(word)}, but there are {count} so far")
     return index - 1 if index > 0 else count + index
-
-
-def _point_colours(colours: Sequence[float], points: int) -> Floats | None:
-    """(n, 4), or nothing if the corners have none. No standard has them; bytes are as common as numbers up to 1."""
-    if not colours:
-        return None
-    if len(colours) != 3 * points:
-        raise ValueError("has colours at some corners only")
-    rgb = np.array(colours, dtype=float).reshape(-1, 3)
-    return np.column_stack([rgb / 255 if rgb.max() > 1 else rgb, np.ones(points)])
 
 
 def _surface(
@@ -178,8 +173,6 @@ def _image(source: MeshFile, material: Material) -> Image.Image:
 
 def _levels(picture: Image.Image, wanted: Map) -> Image.Image:
     base, gain = wanted.levels
-    if wanted.levels == (0.0, 1.0):
-        return picture
     table = np.rint(np.clip(255 * base + gain * np.arange(256), 0, 255)).astype(int).tolist()
     return picture.point(table * len(picture.getbands()))
 
@@ -192,12 +185,12 @@ class Map:
     """A texture as a material names it."""
 
     name: str
-    offset: tuple[float, float] = (0.0, 0.0)
-    scale: tuple[float, float] = (1.0, 1.0)
-    clamp: bool = False
-    levels: tuple[float, float] = (0.0, 1.0)
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    clamp: bool
+    levels: tuple[float, ...]
     """What black and the range to white become."""
-    channel: str = ""
+    channel: str
 
 
 @dataclass
@@ -257,35 +250,28 @@ def _read_statement(statement: str, materials: dict[str, Material]) -> None:
 
 def _map(rest: str) -> Map:
     """Options, then a name that may hold spaces."""
-    found = Map("")
+    given: dict[str, list[str]] = {}
     while (words := rest.split()) and words[0] in _OPTIONS:
         option, words = words[0], words[1:-1]  # what comes last is of the name
         least, most = _OPTIONS[option]
         values = words[:most] if least == most else list(takewhile(_is_number, words[:most]))
         if len(values) < least:
             raise ValueError(f"expected {'numbers' if least < most else f'{least} words'} and a file after {option}")
-        match option:
-            case "-s":
-                u, v = [*map(finite, values), 1.0][:2]
-                found = replace(found, scale=(u, v))
-            case "-o":
-                u, v = [*map(finite, values), 0.0][:2]
-                found = replace(found, offset=(u, v))
-            case "-t" if any(map(finite, values)):
-                raise ValueError("turbulence is not supported")
-            case "-clamp":
-                found = replace(found, clamp=values[0].lower() == "on")
-            case "-mm":
-                found = replace(found, levels=(finite(values[0]), finite(values[1])))
-            case "-imfchan":
-                found = replace(found, channel=values[0].lower())
+        if option == "-t" and any(map(finite, values)):
+            raise ValueError("turbulence is not supported")
+        given[option] = values
         for word in (option, *values):
             rest = rest[len(word) :].lstrip()
     if rest.startswith("-") and " " in rest:  # an option that nobody knows
         rest = rest.split(maxsplit=1)[1]
     if not rest:
         raise ValueError("names no file")
-    return replace(found, name=rest)
+    defaults = {"-o": (0.0, 0.0), "-s": (1.0, 1.0), "-mm": (0.0, 1.0)}
+    offset, scale, levels = (
+        (*map(finite, given.get(option, ())), *default)[:2] for option, default in defaults.items()
+    )
+    clamp, channel = (given.get(option, [""])[0].lower() for option in ("-clamp", "-imfchan"))
+    return Map(rest, offset, scale, clamp == "on", levels, channel)
 
 
 def _is_number(word: str) -> bool:

@@ -7,9 +7,9 @@ Either is in bytes or in text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,30 +42,10 @@ _TRIANGLE: Final = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), (
 _VERTEX: Final = re.compile(rb"^\s*vertex\s+(\S+)\s+(\S+)\s+(\S+)\s*$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class _Property:
-    name: str
-    kind: str
-    """As numpy writes it, without byte order."""
-    count: str = ""
-    """Of a list: the kind of its length."""
-
-
-@dataclass(frozen=True)
-class _Element:
-    name: str
-    count: int
-    properties: list[_Property] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Values:
-    """What an element's properties hold."""
-
-    scalars: dict[str, Floats]
-    lists: dict[str, tuple[Floats, Indices]]
-    """All items one after the other, and how many each element has."""
-    kinds: Mapping[str, str]
+_Element: TypeAlias = tuple[int, dict[str, tuple[str, str]]]
+"""How many there are; of each property its kind, as numpy writes it without byte order, and of a list its length's."""
+_Lists: TypeAlias = dict[str, tuple[Floats, Indices]]
+"""All items one after the other, and how many each element has."""
 
 
 def read_ply(source: MeshFile) -> Iterator[Surface]:
@@ -81,28 +61,33 @@ def read_ply(source: MeshFile) -> Iterator[Surface]:
     values = _read_elements(memoryview(content)[start:], order, elements)
     if "vertex" not in values or "face" not in values:
         raise ValueError("holds no faces; give a mesh with a surface")
-    corners, polygons = values["vertex"], values["face"]
-    points = np.stack([_scalar(corners, axis) for axis in "xyz"], axis=1)
-    listed = polygons.lists.get("vertex_indices") or polygons.lists.get("vertex_index")
-    if listed is None:
+    (corners, _), (polygons, lists) = values["vertex"], values["face"]
+    for axis in "xyz":
+        if axis not in corners:
+            raise ValueError(f"has corners without {axis}")
+    points = np.stack([corners[axis] for axis in "xyz"], axis=1)
+    polygon_corners = lists.get("vertex_indices") or lists.get("vertex_index")
+    if polygon_corners is None:
         raise ValueError("has faces without a list vertex_indices")
-    places = fans(listed[1])  # (m, 3)
-    of_face = np.repeat(np.arange(len(listed[1])), np.maximum(listed[1] - 2, 0))  # (m,)
-    faces = listed[0].astype(np.int64)[places]
+    listed, sizes = polygon_corners
+    places = fans(sizes)  # (m, 3)
+    of_face = np.repeat(np.arange(len(sizes)), np.maximum(sizes - 2, 0))  # (m,)
+    faces = listed.astype(np.int64)[places]
     check_faces(faces, len(points))
 
-    uv = _uv(corners)
-    if "texcoord" in polygons.lists:  # a pair at each corner of each face: no two faces share a corner then
-        pairs, sizes = polygons.lists["texcoord"]
-        if not np.array_equal(sizes, 2 * listed[1]):
+    unshared, uv = np.arange(len(points)), None
+    for pair in (("s", "t"), ("u", "v"), ("texture_u", "texture_v")):
+        if corners.keys() >= {*pair}:
+            uv = np.stack([corners[name] for name in pair], axis=1)
+    if "texcoord" in lists:  # a pair at each corner of each face: no two faces share a corner then
+        pairs, numbers = lists["texcoord"]
+        if not np.array_equal(numbers, 2 * sizes):
             raise ValueError("has faces whose texcoord does not hold two numbers a corner")
         uv = pairs.reshape(-1, 2)[places].reshape(-1, 2)
         unshared = faces.reshape(-1)
         faces = np.arange(len(unshared)).reshape(-1, 3)
-    else:
-        unshared = np.arange(len(points))
-    point_colours = _colours(corners)
-    face_colours = _colours(polygons)
+    point_colours = _colours(corners, elements["vertex"])
+    face_colours = _colours(polygons, elements["face"])
     if textures and uv is None:
         raise ValueError(f"names the texture {shown(textures[0])}, but has no texture coordinates")
     whole = Surface(
@@ -116,7 +101,7 @@ def read_ply(source: MeshFile) -> Iterator[Surface]:
     if not textures:
         yield whole
         return
-    number = polygons.scalars.get("texnumber", np.zeros(len(listed[1])))[of_face]
+    number = polygons.get("texnumber", np.zeros(len(sizes)))[of_face]
     if not np.isin(number, np.arange(len(textures))).all():
         raise ValueError(f"has faces with a texnumber beyond its {len(textures)} textures")
     for index, name in enumerate(textures):
@@ -124,33 +109,13 @@ def read_ply(source: MeshFile) -> Iterator[Surface]:
         if chosen.any():
             image = source.picture(name)
             source.charge(image)
-            yield Surface(
-                points=whole.points,
-                faces=faces[chosen],
-                point_colours=whole.point_colours,
-                face_colours=None if whole.face_colours is None else whole.face_colours[chosen],
-                texture=Texture(image=image),
-                uv=uv,
-                alpha_mode="BLEND",
-            )
+            colours = None if whole.face_colours is None else whole.face_colours[chosen]
+            yield replace(whole, faces=faces[chosen], face_colours=colours, texture=Texture(image=image), uv=uv)
 
 
-def _scalar(values: _Values, name: str) -> Floats:
-    if name not in values.scalars:
-        raise ValueError(f"has corners without {name}")
-    return values.scalars[name]
-
-
-def _uv(values: _Values) -> Floats | None:
-    for pair in (("texture_u", "texture_v"), ("u", "v"), ("s", "t")):
-        if all(name in values.scalars for name in pair):
-            return np.stack([values.scalars[name] for name in pair], axis=1)
-    return None
-
-
-def _colours(values: _Values) -> Floats | None:
+def _colours(scalars: dict[str, Floats], element: _Element) -> Floats | None:
     """(n, 4), or nothing if there are none."""
-    shares = {name: numbers / _FULL.get(values.kinds[name], 1.0) for name, numbers in values.scalars.items()}
+    shares = {name: numbers / _FULL.get(element[1][name][0], 1.0) for name, numbers in scalars.items()}
     for prefix in ("", "diffuse_"):
         names = [f"{prefix}{channel}" for channel in ("red", "green", "blue")]
         if all(name in shares for name in names):
@@ -159,10 +124,10 @@ def _colours(values: _Values) -> Floats | None:
     return None
 
 
-def _read_header(content: bytes) -> tuple[str, list[_Element], list[str], int]:
+def _read_header(content: bytes) -> tuple[str, dict[str, _Element], list[str], int]:
     """The byte order ("" for text), the elements, the textures' names, and where the values begin."""
     order: str | None = None
-    elements: list[_Element] = []
+    elements: dict[str, _Element] = {}
     textures: list[str] = []
     start = 0
     for number in range(10_000):
@@ -183,96 +148,87 @@ def _read_header(content: bytes) -> tuple[str, list[_Element], list[str], int]:
             case ["comment" | "obj_info", *_] | []:
                 pass
             case ["element", name, count] if count.isascii() and count.isdigit() and len(count) < 12:
-                elements.append(_Element(name, int(count)))
-            case ["property", kind, name] if kind in _TYPES and elements:
-                elements[-1].properties.append(_Property(name, _TYPES[kind]))
-            case ["property", "list", count, kind, name] if {count, kind} <= _TYPES.keys() and elements:
-                if _TYPES[count][0] == "f":
-                    raise ValueError(f"line {number + 1}: the length of a list is a {count}")
-                elements[-1].properties.append(_Property(name, _TYPES[kind], _TYPES[count]))
-            case ["end_header"] if order is not None:
-                for element in elements:
-                    if len({each.name for each in element.properties}) < len(element.properties):
-                        raise ValueError(f"the element {shown(element.name)} has a property twice")
-                if len({element.name for element in elements}) < len(elements):
+                if name in elements:
                     raise ValueError("has an element twice")
+                elements[name] = (int(count), {})
+            case ["property", *listed, kind, name] if (
+                elements and {kind, *listed[1:]} <= _TYPES.keys() and (len(listed), *listed[:1]) in ((0,), (2, "list"))
+            ):
+                element = next(reversed(elements))
+                length = _TYPES[listed[1]] if listed else ""
+                if length[:1] == "f":
+                    raise ValueError(f"line {number + 1}: the length of a list is a {listed[1]}")
+                if name in elements[element][1]:
+                    raise ValueError(f"the element {shown(element)} has a property twice")
+                elements[element][1][name] = (_TYPES[kind], length)
+            case ["end_header"] if order is not None:
                 return order, elements, textures, start
             case _:
                 raise ValueError(f"line {number + 1} of its header is {shown(line)}; that is not PLY 1.0")
     raise ValueError("is no PLY: its header has no end")
 
 
-def _read_elements(content: memoryview, order: str, elements: Sequence[_Element]) -> dict[str, _Values]:
-    """All of them; what is text is read as if it were in bytes, every number a double."""
+def _read_elements(
+    content: memoryview, order: str, elements: dict[str, _Element]
+) -> dict[str, tuple[dict[str, Floats], _Lists]]:
+    """The numbers and the lists of all; what is text is read as if it were in bytes, every number a double."""
     if not order:
         content = np.array(bytes(content).split(), dtype=float).view(np.uint8).data
 
     def kind(name: str) -> np.dtype[Any]:
-        return np.dtype(order + name) if order else np.dtype(float)
+        return np.dtype(order + name if order else float)
 
-    values: dict[str, _Values] = {}
+    values: dict[str, tuple[dict[str, Floats], _Lists]] = {}
     at = 0
-    for element in elements:
-        smallest = sum(kind(each.count or each.kind).itemsize for each in element.properties)
-        if smallest * element.count > len(content) - at:
-            raise ValueError(f"is cut short: {element.count} of {shown(element.name)} announced")
-        items: dict[str, list[NDArray[Any]]] = {each.name: [np.empty(0)] for each in element.properties}
-        sizes: dict[str, list[int]] = {each.name: [] for each in element.properties}
-        left = element.count if element.properties else 0
-        if left:
+    for element, (count, properties) in elements.items():
+        kinds = {name: (kind(item), kind(length) if length else None) for name, (item, length) in properties.items()}
+        smallest = sum((length or item).itemsize for item, length in kinds.values())
+        items: dict[str, list[NDArray[Any]]] = {name: [np.empty(0)] for name in properties}
+        sizes: dict[str, list[Indices]] = {name: [np.empty(0, np.int64)] for name in properties}
+        left = run = count if properties else 0
+        while left:
+            fits = left < count or smallest * count <= len(content) - at
+            row = _row_type(content, at, element, kinds) if fits else None
+            if row is None:
+                raise ValueError(f"is cut short: {count} of {shown(element)} announced")
             # Nearly always the lists of all rows are of one length, that of the first row's.
-            row, _ = _read_row(content, at, kind, element)
-            fields: list[Any] = []
-            for each in element.properties:
-                fields += [(f"# {each.name}", kind(each.count))] if each.count else []
-                fields.append((each.name, kind(each.kind), (len(row[each.name]),)))
-            uniform = np.dtype(fields)
-            if uniform.itemsize * left <= len(content) - at:
-                table = np.frombuffer(content, uniform, left, at)
-                counted = [each.name for each in element.properties if each.count]
-                if all((table[f"# {name}"] == len(row[name])).all() for name in counted):
-                    for name, of_first in row.items():
-                        items[name].append(table[name].reshape(-1))
-                        sizes[name] += [len(of_first)] * left
-                    at += uniform.itemsize * left
-                    left = 0
-        for _ in range(left):
-            row, at = _read_row(content, at, kind, element)
-            for name, of_row in row.items():
-                items[name].append(of_row)
-                sizes[name].append(len(of_row))
+            table = np.frombuffer(content, row, min(run, left, (len(content) - at) // row.itemsize), at)
+            same = np.ones(len(table), np.bool_)
+            for name in (name for name, (_, length) in kinds.items() if length):
+                same &= table[f"# {name}"] == row[name].shape[0]
+            alike = len(table) if same.all() else int(same.argmin())
+            for name in properties:
+                items[name].append(table[name][:alike].reshape(-1))
+                sizes[name].append(np.full(alike, row[name].shape[0]))
+            at, left, run = at + alike * row.itemsize, left - alike, 2 * alike
         joined = {name: np.concatenate(parts).astype(float) for name, parts in items.items()}
-        values[element.name] = _Values(
-            {each.name: joined[each.name] for each in element.properties if not each.count},
-            {
-                each.name: (joined[each.name], np.array(sizes[each.name], dtype=np.int64))
-                for each in element.properties
-                if each.count
-            },
-            {each.name: each.kind for each in element.properties},
+        values[element] = (
+            {name: joined[name] for name, (_, length) in properties.items() if not length},
+            {name: (joined[name], np.concatenate(sizes[name])) for name, (_, length) in properties.items() if length},
         )
     return values
 
 
-def _read_row(
-    content: memoryview, at: int, kind: Callable[[str], np.dtype[Any]], element: _Element
-) -> tuple[dict[str, NDArray[Any]], int]:
-    """The values of the element that begins at a byte, and the byte after it."""
-    row: dict[str, NDArray[Any]] = {}
-
-    def take(name: str, size: int) -> NDArray[Any]:
-        nonlocal at
-        start, at = at, at + size * kind(name).itemsize
+def _row_type(
+    content: memoryview, at: int, element: str, kinds: dict[str, tuple[np.dtype[Any], np.dtype[Any] | None]]
+) -> np.dtype[Any] | None:
+    """How the element that begins at a byte lies there, each list after its length; None if it goes beyond the end."""
+    fields: list[Any] = []
+    for name, (item, length) in kinds.items():
+        size = 1
+        if length:
+            if at + length.itemsize > len(content):
+                return None
+            (size,) = np.frombuffer(content, length, 1, at).tolist()
+            if not 0 <= size < 2**31 or size % 1:
+                raise ValueError(f"has a list of {size} items in {shown(element)}")
+            fields.append((f"# {name}", length))
+            at += length.itemsize
+        at += int(size) * item.itemsize
         if at > len(content):
-            raise ValueError(f"is cut short: {element.count} of {shown(element.name)} announced")
-        return np.frombuffer(content[start:at], kind(name))
-
-    for each in element.properties:
-        size = take(each.count, 1)[0] if each.count else 1
-        if not 0 <= size < 2**31 or size % 1:
-            raise ValueError(f"has a list of {size} items in {shown(element.name)}")
-        row[each.name] = take(each.kind, int(size))
-    return row, at
+            return None
+        fields.append((name, item, (int(size),)))
+    return np.dtype(fields)
 
 
 def read_stl(source: MeshFile) -> Iterator[Surface]:

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2m.foundation import quality
-from m2m.foundation.quality import freedom
-from m2m.world.grammar import KINDS, Caption, captions_naming, completions, picture_captions
-from m2m.world.vocabulary import WORDS
+from m2m.foundation import world
+from m2m.foundation.world import freedom
+from m2m.world.grammar import KINDS, WORDS, Caption, captions_naming, completions, picture_captions
 
 EVERY = [full for split in ("train", "validation", "test") for full in picture_captions(split)]
 NUMBER = {full: number for number, full in enumerate(EVERY)}
@@ -39,9 +38,9 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
             assert seed == 5
             return torch.tensor([NUMBER[draw(caption)] for caption in captions])
 
-        monkeypatch.setattr(quality, "drawings", drawings)
-        monkeypatch.setattr(quality, "OPEN_CAPTIONS", 1000)
-        monkeypatch.setattr(quality, "OF_EACH", of_each)
+        monkeypatch.setattr(world, "drawings", drawings)
+        monkeypatch.setattr(world, "OPEN_CAPTIONS", 1000)
+        monkeypatch.setattr(world, "OF_EACH", of_each)
         pipeline: Any = None
         network: Any = read
         return freedom(pipeline, network, 5)
@@ -111,17 +110,17 @@ def test_few_of_each_kind_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.extend(captions)
         return torch.zeros(len(captions)).long()
 
-    monkeypatch.setattr(quality, "drawings", drawings)
+    monkeypatch.setattr(world, "drawings", drawings)
     nothing: Any = None
     network: Any = read
     freedom(nothing, network, 0)
-    assert set(Counter(asked).values()) == {quality.OF_EACH}
+    assert set(Counter(asked).values()) == {world.OF_EACH}
     kinds = Counter(caption.named for caption in set(asked))
     assert kinds.keys() == {*KINDS[:-1]}
-    assert min(kinds.values()) >= min(quality.OPEN_CAPTIONS, 6)
-    assert max(kinds.values()) <= 2 * quality.OPEN_CAPTIONS
+    assert min(kinds.values()) >= min(world.OPEN_CAPTIONS, 6)
+    assert max(kinds.values()) <= 2 * world.OPEN_CAPTIONS
 
 
 def test_held_out_captions_are_full_ones_of_the_test_alike_often() -> None:
-    captions = Counter(quality.held_out_captions())
-    assert captions == dict.fromkeys(picture_captions("test"), quality.DRAWINGS // 96)
+    captions = Counter(world.held_out_captions())
+    assert captions == dict.fromkeys(picture_captions("test"), world.DRAWINGS // 96)
