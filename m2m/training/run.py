@@ -112,7 +112,9 @@ def train_model(
                     variant, task, images_seen=seen, parameters=parameters, manifest=data, parents=digests
                 )
                 # Where it was loaded from on this machine is nobody's business, and would differ between machines.
-                pipeline.vae.register_to_config(_name_or_path="")
+                for part in (pipeline, pipeline.vae, pipeline.unet):
+                    if "_name_or_path" in part.config:
+                        part.register_to_config(_name_or_path="")
                 with state.ema.applied(), new_folder(out) as draft:
                     pipeline.save_pretrained(draft, safe_serialization=True)
                     (draft / "README.md").write_text(card, encoding="utf-8")

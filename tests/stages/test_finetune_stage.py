@@ -267,6 +267,18 @@ def test_a_parent_that_is_damaged_or_missing_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
 
 
+@pytest.mark.parametrize("task", ["nvs", "vpg"])
+def test_where_its_parent_lay_is_not_in_it(
+    run: Run, make_model: Callable[..., Path], tmp_path: Path, task: str
+) -> None:
+    elsewhere = shutil.copytree(make_model("dino"), tmp_path / "elsewhere" / "m2m-dino")
+    run(tmp_path / "one", task, "dino", steps=1)
+    run(tmp_path / "two", task, "dino", steps=1, model=elsewhere)
+    assert folder_digest(tmp_path / "one" / "model") == folder_digest(tmp_path / "two" / "model")
+    for file in (tmp_path / "two" / "model").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text()
+
+
 def test_sets_without_cameras_are_no_views(run: Run, procedures: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="set validation-0 has no poses; views need a camera for each image"):
         run(tmp_path, "nvs", manifest=procedures.manifest, store=procedures.store)
