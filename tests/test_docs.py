@@ -101,12 +101,9 @@ def test_blocks_say_why_they_do_not_run_here() -> None:
     assert {block.where for block in blocks()} <= {"", *ELSEWHERE}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (ROOT / "models" / "m2m-dino-vpg").exists(), reason="needs what the pipeline makes: CI runs it behind that"
-)
-def test_every_command_runs_as_it_stands() -> None:
-    """In this checkout, whose pipeline has run; `.ci/run` does so in a clean clone."""
+@pytest.fixture(scope="module")
+def pictures() -> None:
+    """What the commands take to be there."""
     import trimesh
 
     gradient = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
@@ -114,17 +111,27 @@ def test_every_command_runs_as_it_stands() -> None:
         Image.fromarray(gradient).save(ROOT / name)
     for name in ("chair.glb", "table.obj"):
         trimesh.creation.box().export(ROOT / name)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for block in blocks():
-        if block.where not in ELSEWHERE:
-            ran = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block.commands],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-            )
-            assert ran.returncode == 0, (
-                f"{block.page.name}: {block.commands}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
-            )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (ROOT / "models" / "m2m-dino-vpg").exists(), reason="needs what the pipeline makes: CI runs it behind that"
+)
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    "block",
+    [block for block in blocks() if block.where not in ELSEWHERE],
+    ids=lambda block: f"{block.page.stem}: {block.commands.splitlines()[0].partition('  ')[0]}",
+)
+def test_every_command_runs_as_it_stands(block: Block) -> None:
+    """In this checkout, whose pipeline has run, one after the other; `.ci/run` does so in a clean clone."""
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.commands],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{block.commands}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
