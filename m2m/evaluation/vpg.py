@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2m.evaluation.continuations import Measured, Starts, Subject
-from m2m.evaluation.figures import by_position, require_gate
+from m2m.evaluation.figures import (
+    Statistic,
+    by_caption,
+    by_position,
+    caption_weights,
+    difference,
+    estimated,
+    interval,
+    require_gate,
+    share,
+)
 from m2m.evaluation.metrics import fid
 from m2m.evaluation.networks import Networks, some_at_once
 from m2m.params import EvaluateVpg
@@ -26,7 +36,9 @@ def measure(subject: Subject[EvaluateVpg]) -> Measured:
     tuned = subject.after("tuned-given-1", test, count=params.sets, given=1)
     untuned = subject.after("untuned-given-1", test, count=params.sets, given=1, pipeline=subject.untuned)
     subject.draw([tuned, untuned])
-    numbers = beside_baselines(test, params.sets, tuned.by_set(), untuned.by_set(), networks)
+    numbers = beside_baselines(
+        test, params.sets, tuned.by_set(), untuned.by_set(), networks, resamples=params.bootstrap, seed=params.seed
+    )
 
     validation, count = subject.sets["validation"], params.validation_sets
     for_gate = subject.after("validation/tuned-given-1", validation, count=count, given=1)
@@ -50,6 +62,8 @@ def measure(subject: Subject[EvaluateVpg]) -> Measured:
 class Seen:
     """What the networks make of the pictures of some sets, one row a picture."""
 
+    of_set: Tensor
+    """(n,) the number of its set"""
     place: Tensor
     """(n,) how many pictures of its set stand before it, the given one included"""
     features: Tensor
@@ -59,6 +73,11 @@ class Seen:
     steps: Tensor | None
     """(n,) the steps that it shows, as the class network reads them; None if that reads none"""
 
+    @property
+    def in_order(self) -> Tensor | None:
+        """(n,) whether it shows the step that comes next."""
+        return None if self.steps is None else (self.steps == self.place + 1).double()
+
 
 def beside_baselines(
     sets: Starts,
@@ -66,19 +85,43 @@ def beside_baselines(
     tuned: Iterable[NDArray[np.uint8]],
     untuned: Iterable[NDArray[np.uint8]],
     networks: Networks,
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, float]:
     """Flat numbers of what the fine-tuned model drew after the first picture of each set, and of both baselines.
 
+    How often a step is the next one has a 95 % interval, and so has the difference to the model that is not fine-tuned.
+
     Args:
         tuned, untuned: of each set what was drawn, (n, H, W, 3); sets differ in length.
+        resamples: of things, for the intervals: sets of one thing are no independent witnesses.
+        seed: of their drawing.
     """
     first = embed_first(sets, count, networks)
     true = look((sets[place].images[1:] for place in range(count)), first, networks)
     repeated = (np.repeat(one.images[:1], len(one.images) - 1, axis=0) for one in map(sets.__getitem__, range(count)))
+    ours, theirs = look(tuned, first, networks), look(untuned, first, networks)
     numbers = numbers_of(true, true, "baseline/true/")
-    for prefix, pictures in (("", tuned), ("baseline/untuned/", untuned), ("baseline/repeated/", repeated)):
-        numbers |= numbers_of(look(pictures, first, networks), true, prefix)
+    for prefix, seen in (
+        *(("", ours), ("baseline/untuned/", theirs)),
+        ("baseline/repeated/", look(repeated, first, networks)),
+    ):
+        numbers |= numbers_of(seen, true, prefix)
+    if ours.in_order is None or theirs.in_order is None:
+        return numbers
+    things = np.unique([sets[place].caption for place in range(count)], return_inverse=True)[1]
+    weights = caption_weights(int(things.max()) + 1, resamples=resamples, seed=seed)
+    after, before = _of_things(ours.in_order, ours, things), _of_things(theirs.in_order, theirs, things)
+    numbers |= estimated("step_order", interval(after, weights), mean="/mean")
+    numbers |= estimated("difference/untuned/step_order", difference(after, before, weights))
     return numbers
+
+
+def _of_things(values: Tensor, seen: Seen, things: NDArray[np.int64]) -> Statistic:
+    """The mean of values (n,) over all pictures, where some things count oftener than others."""
+    of_pictures = things[seen.of_set.numpy()]
+    return share(by_caption(values.numpy(), of_pictures), by_caption(np.ones(len(values)), of_pictures))
 
 
 @torch.no_grad()
@@ -108,6 +151,7 @@ def look(pictures: Iterable[NDArray[np.uint8]], first: Tensor, networks: Network
     counts = torch.tensor([int(name) for name in networks.inception.classes.get(STEP, ())])
     given = first.repeat_interleave(torch.tensor(lengths), dim=0)  # (n, D)
     return Seen(
+        of_set=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
         place=torch.cat([torch.arange(1, length + 1) for length in lengths]),
         features=torch.cat(features),
         closeness=100 * (torch.cat(embeddings) * given).sum(dim=1),
@@ -121,8 +165,8 @@ def numbers_of(seen: Seen, real: Seen, prefix: str = "") -> dict[str, float]:
     FID compares all pictures with all true ones: by position they would be too few in the longer procedures.
     """
     found = {"clip_image_image": seen.closeness}
-    if seen.steps is not None:
-        found["step_order"] = (seen.steps == seen.place + 1).double()
+    if seen.in_order is not None:
+        found["step_order"] = seen.in_order
     numbers = {f"{prefix}fid/mean": fid(seen.features, real.features)}
     for name, values in found.items():
         positions = [float(values[seen.place == place].mean()) for place in sorted(set(seen.place.tolist()))]

@@ -194,6 +194,7 @@ class DrawingParams(Section):
     sets_per_batch: PositiveInt
     precision: Precision = Field(description="of the networks that draw; those that measure compute in float32")
     gallery_sets: PositiveInt
+    bootstrap: PositiveInt = Field(description="resamples for the confidence intervals")
     gate: GateParams
 
 
@@ -208,7 +209,6 @@ class EvaluateMis(DrawingParams):
     compared: ComparedParams
     probes: ProbeParams
     validation_sets: PositiveInt = Field(description="for the gate, after `main` given images")
-    bootstrap: PositiveInt = Field(description="resamples for the confidence intervals")
 
     @model_validator(mode="after")
     def _given(self) -> Self:
@@ -225,7 +225,6 @@ class EvaluateNvs(DrawingParams):
     sets: PositiveInt
     validation_sets: PositiveInt = Field(description="for the gate")
     given: Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewer and more given views, compared")]
-    bootstrap: PositiveInt = Field(description="resamples for the confidence intervals")
 
 
 class EvaluateVpg(DrawingParams):

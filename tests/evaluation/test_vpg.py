@@ -29,7 +29,7 @@ def numbers(committed: Networks, members: list[ImageSet]) -> dict[str, float]:
     """Of true steps, as if a model had drawn them, and of nothing but the first, as if another had."""
     tuned = [one.images[1:] for one in members]
     untuned = [one.images[:1].repeat(len(one.images) - 1, axis=0) for one in members]
-    return beside_baselines(members, len(members), tuned, untuned, committed)
+    return beside_baselines(members, len(members), tuned, untuned, committed, resamples=50, seed=0)
 
 
 def test_true_steps_score_as_the_class_network_reads_them(
@@ -44,6 +44,23 @@ def test_true_steps_score_as_the_class_network_reads_them(
     assert numbers["step_order/mean"] == numbers["baseline/true/step_order/mean"] == pytest.approx(np.mean(right))
     assert np.mean(right) > 0.8, "it reads steps, of things that it was not trained on"
     assert numbers["fid/mean"] == pytest.approx(0, abs=1e-4)
+
+
+def test_things_witness_for_the_order(numbers: dict[str, float]) -> None:
+    assert 0.8 < numbers["step_order/low"] <= numbers["step_order/mean"] <= numbers["step_order/high"] <= 1
+    assert numbers["difference/untuned/step_order"] == pytest.approx(numbers["step_order/mean"])
+    assert numbers["difference/untuned/step_order/low"] == pytest.approx(numbers["step_order/low"])
+
+
+def test_sets_of_one_thing_are_one_witness(committed: Networks, members: list[ImageSet]) -> None:
+    """However often it is drawn: one right and one wrong thing, each of many sets, leave it open."""
+    good, bad = members[0], members[1]
+    sets = [good, bad] * 6
+    drawn = [good.images[1:], bad.images[:1].repeat(len(bad.images) - 1, axis=0)] * 6
+    found = beside_baselines(sets, len(sets), drawn, drawn, committed, resamples=200, seed=0)
+    assert found["step_order/low"] == 0
+    assert found["step_order/high"] > 0.8
+    assert found["difference/untuned/step_order"] == found["difference/untuned/step_order/high"] == 0
 
 
 def test_a_picture_that_is_repeated_shows_no_next_step(numbers: dict[str, float]) -> None:
@@ -82,6 +99,6 @@ def test_a_class_network_that_reads_no_steps_gives_no_order(committed: Networks,
     from m2m.models.classifier import WorldClassifier
 
     blind = replace(committed, inception=WorldClassifier({"noun": ("house", "boat")}, widths=(8, 8, 8, 8)).eval())
-    found = beside_baselines(members, 2, *[[one.images[1:] for one in members[:2]]] * 2, blind)
+    found = beside_baselines(members, 2, *[[one.images[1:] for one in members[:2]]] * 2, blind, resamples=5, seed=0)
     assert not any("step_order" in key for key in found)
     assert "baseline/true/fid/mean" in found

@@ -34,6 +34,7 @@ DRAWING: dict[str, Any] = {
     "sets_per_batch": 2,
     "precision": "float32",
     "gallery_sets": 2,
+    "bootstrap": 20,
     "sets": 3,
     "validation_sets": 2,
 }
@@ -41,7 +42,6 @@ PARAMS = {
     "nvs": EvaluateNvs(
         **DRAWING,
         given=(1, 2),
-        bootstrap=20,
         gate=GateParams(metric="validation/psnr/given=1/mean", better="higher", require={}),
     ),
     "vpg": EvaluateVpg(**DRAWING, gate=GateParams(metric="validation/fid/mean", better="lower", require={})),
