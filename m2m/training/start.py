@@ -16,6 +16,7 @@ from m2m.data.sets import ImageSets
 from m2m.diffusion.gaussian import add_noise, alphas_cumprod
 from m2m.diffusion.sampler import make_scheduler
 from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import check_digests, reading_foundation
 from m2m.models.context import dino_pixels, dino_tokens
 from m2m.models.pose import POSE_DIM
@@ -68,6 +69,8 @@ def from_stable_diffusion(
     network_class, processor_class = ENCODERS[encoder]
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     for folder in weights_of(foundation, variant, encoder=encoder):
+        if not folder.is_dir():  # else it would be taken for the name of a model on a hub
+            raise UserError(f"{folder}: no such folder; {FOUNDATION_RESTORED}")
         check_digests(folder)
     with reading_foundation(foundation):
         network = network_class.from_pretrained(images, **options) if variant == "dino" else None

@@ -129,7 +129,7 @@ def test_a_file_is_read_as_it_is(lines: bool, place: Workplace) -> None:
         assert one.extras["steps"] == value["steps"][:4]
         assert one.images.shape == (min(len(value["images"]), 4), 64, 64, 3)
         assert one.images[1, 32, 32].tolist() == [20 * int(one.caption.split()[1]), 40, 100]
-    assert verify.run(place.manifest, store=place.store).sets == 10
+    assert ", 10 sets, " in verify.run(place.manifest, store=place.store)
 
 
 def test_the_test_may_come_from_a_file_of_its_own(place: Workplace) -> None:
