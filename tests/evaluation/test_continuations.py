@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +22,7 @@ from m2m.pipeline import M2MPipeline
 from m2m.training.start import from_stable_diffusion
 from m2m.workers import Workers
 from m2m.world.cameras import Camera
+from tests.memory import peak_bytes
 
 LENGTHS = (4, 3, 5, 3, 4)
 PARAMS = EvaluateVpg(
@@ -178,13 +178,7 @@ def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
             numbers = vpg.beside_baselines(sets, count, ours.by_set(), theirs.by_set(), judges, resamples=5, seed=0)
             assert numbers["fid/mean"] == pytest.approx(0, abs=1e-3)
 
-    evaluate(6, tmp_path / "few")  # what is imported meanwhile is no picture
-    tracemalloc.start()
-    try:
-        evaluate(COUNT, tmp_path / "all")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_bytes(lambda number: evaluate(COUNT, tmp_path / str(number)))
     whole = 64 * 64 * 3 * sum(sets.lengths)
     assert peak < whole / 2, f"{peak / whole:.2f} of the sets' pictures were in memory at once"
 
