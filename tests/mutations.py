@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import random
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 from m2m.errors import UserError
 
@@ -91,19 +96,67 @@ def survives(reader: str, count: int, *, seed: int = 0, gigabytes: float = 4.0) 
         gigabytes: the bound on the reading process's address space.
     """
     count = int(os.environ.get("MUTATIONS", count))
-    command = [sys.executable, "-m", "tests.mutations", reader, "--count", str(count), "--seed", str(seed)]
-    done = subprocess.run([*command, "--gigabytes", str(gigabytes)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{reader} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    with tempfile.TemporaryFile("w+") as said:
+        ended = _server().run([reader, *map(str, ("--count", count, "--seed", seed, "--gigabytes", gigabytes))], said)
+        said.seek(0)
+        assert ended == 0, f"{reader} ended with {ended}:\n{said.read()[-6000:]}"
 
 
-def main() -> None:
-    """Read damaged files one after the other; each lies on disk under its own name while it is read."""
+class Server:
+    """A process that has imported what readers need, and of which each fuzzing is a fork: imports take seconds."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        with theirs:
+            command = [sys.executable, "-m", "tests.mutations", f"--serve={theirs.fileno()}"]
+            # It ends when the other end of the socket is gone.
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=Path(__file__).parents[1])
+
+    def run(self, arguments: Sequence[str], said: TextIO) -> int:
+        """The exit code of `main` with these arguments; what it says is written to a file."""
+        socket.send_fds(self._socket, [json.dumps(arguments).encode()], [said.fileno()])
+        answer = self._socket.recv(64)
+        assert answer, "the process that fuzzes has ended"
+        return int(answer)
+
+
+_server = cache(Server)
+
+
+def serve(channel: socket.socket) -> None:
+    """Runs what `Server.run` asks for, one after the other, each in a fork."""
+    while True:
+        asked, files, _, _ = socket.recv_fds(channel, 4096, 1)
+        if not asked:
+            return
+        arguments = json.loads(asked)
+        importlib.import_module(arguments[0].partition(":")[0])
+        child = os.fork()
+        if not child:
+            os.dup2(files[0], 1)
+            os.dup2(files[0], 2)
+            code = 1
+            try:
+                fuzz(arguments)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        os.close(files[0])
+        channel.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+
+
+def fuzz(arguments: Sequence[str]) -> None:
+    """Reads damaged files one after the other; each lies on disk under its own name while it is read."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("reader")
     options.add_argument("--count", type=int, default=10_000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--gigabytes", type=float, default=4.0)
-    asked = options.parse_args()
+    asked = options.parse_args(arguments)
     module, name = asked.reader.split(":")
     good, file, read = getattr(importlib.import_module(module), name)()
     folder = Path(tempfile.mkdtemp(prefix="mutations-"))
@@ -127,4 +180,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1].startswith("--serve="):
+        serve(socket.socket(fileno=int(sys.argv[1].partition("=")[2])))
+    else:
+        fuzz(sys.argv[1:])
