@@ -60,9 +60,9 @@ def test_foundation(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_captions(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call("captions", monkeypatch, SimpleNamespace(train=12, validation=4, test=8, bad=0))
+    call = Call("captions", monkeypatch, 0)
     result = m2m("captions", "--params", PARAMS)
-    assert "data/captions.parquet: 12 captions for training, 4 for validation, 8 for the test" in result.stdout
+    assert "data/captions.parquet: 12 captions for training, 4 for validation, 8 for the test, 0 lines" in result.stdout
     assert call.given["params"].train == 12
     assert call.given["out"] == Path("data/captions.parquet")
 

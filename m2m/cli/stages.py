@@ -45,9 +45,9 @@ def captions(params: ParamsFile = PARAMS, out: Annotated[Path, typer.Option(help
     Machine("captions")
     from m2m.stages import captions
 
-    made = captions.run(wanted, out=out)
-    counts = f"{made.train} captions for training, {made.validation} for validation, {made.test} for the test"
-    typer.echo(f"{out}: {counts}, {made.bad} lines left out")
+    left_out = captions.run(wanted, out=out)
+    counts = f"{wanted.train} captions for training, {wanted.validation} for validation, {wanted.test} for the test"
+    typer.echo(f"{out}: {counts}, {left_out} lines left out")
 
 
 @app.command()

@@ -112,9 +112,7 @@ def beside_baselines(
         numbers |= numbers_of(copied, angle, given=given, prefix="baseline/nearest/")
     blind = compare_views(untuned, _true(sets, params.sets, few), networks)
     numbers |= numbers_of(blind, angle, given=few, prefix="baseline/untuned/")
-    return numbers | more_given(
-        scores[few], scores[many], counts=(few, many), resamples=params.bootstrap, seed=params.seed
-    )
+    return numbers | more_given(params, scores[few], scores[many])
 
 
 def turntable(subject: Subject[EvaluateNvs]) -> bytes:
@@ -195,12 +193,11 @@ def numbers_of(
     return numbers
 
 
-def more_given(
-    few: Mapping[str, Tensor], many: Mapping[str, Tensor], *, counts: tuple[int, int], resamples: int, seed: int
-) -> dict[str, float]:
+def more_given(params: EvaluateNvs, few: Mapping[str, Tensor], many: Mapping[str, Tensor]) -> dict[str, float]:
     """What more given views change, over the sets and views that are drawn in both cases, with 95 % intervals."""
-    numbers: dict[str, float] = {}
+    numbers, (less, more) = dict[str, float](), params.given
     for name, values in many.items():
-        pair = paired_interval(few[name][:, -values.shape[1] :], values, resamples=resamples, seed=seed)
-        numbers |= estimated(f"paired/{name}/given={counts[1]}-minus-{counts[0]}", pair, mean="/mean")
+        both = few[name][:, -values.shape[1] :], values
+        pair = paired_interval(*both, resamples=params.bootstrap, seed=params.seed)
+        numbers |= estimated(f"paired/{name}/given={more}-minus-{less}", pair, mean="/mean")
     return numbers

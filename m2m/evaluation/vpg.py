@@ -36,9 +36,7 @@ def measure(subject: Subject[EvaluateVpg]) -> Measured:
     tuned = subject.after("tuned-given-1", test, count=params.sets, given=1)
     untuned = subject.after("untuned-given-1", test, count=params.sets, given=1, pipeline=subject.untuned)
     subject.draw([tuned, untuned])
-    numbers = beside_baselines(
-        test, params.sets, tuned.by_set(), untuned.by_set(), networks, resamples=params.bootstrap, seed=params.seed
-    )
+    numbers = beside_baselines(params, test, tuned.by_set(), untuned.by_set(), networks)
 
     validation, count = subject.sets["validation"], params.validation_sets
     for_gate = subject.after("validation/tuned-given-1", validation, count=count, given=1)
@@ -80,24 +78,21 @@ class Seen:
 
 
 def beside_baselines(
+    params: EvaluateVpg,
     sets: Starts,
-    count: int,
     tuned: Iterable[NDArray[np.uint8]],
     untuned: Iterable[NDArray[np.uint8]],
     networks: Networks,
-    *,
-    resamples: int,
-    seed: int,
 ) -> dict[str, float]:
     """Flat numbers of what the fine-tuned model drew after the first picture of each set, and of both baselines.
 
     How often a step is the next one has a 95 % interval, and so has the difference to the model that is not fine-tuned.
+    Both are over things: sets of one thing are no independent witnesses.
 
     Args:
         tuned, untuned: of each set what was drawn, (n, H, W, 3); sets differ in length.
-        resamples: of things, for the intervals: sets of one thing are no independent witnesses.
-        seed: of their drawing.
     """
+    count = params.sets
     first = embed_first(sets, count, networks)
     true = look((sets[place].images[1:] for place in range(count)), first, networks)
     repeated = (np.repeat(one.images[:1], len(one.images) - 1, axis=0) for one in map(sets.__getitem__, range(count)))
@@ -111,7 +106,7 @@ def beside_baselines(
     if ours.in_order is None or theirs.in_order is None:
         return numbers
     things = np.unique([sets[place].caption for place in range(count)], return_inverse=True)[1]
-    weights = caption_weights(int(things.max()) + 1, resamples=resamples, seed=seed)
+    weights = caption_weights(int(things.max()) + 1, resamples=params.bootstrap, seed=params.seed)
     after, before = _of_things(ours.in_order, ours, things), _of_things(theirs.in_order, theirs, things)
     numbers |= estimated("step_order", interval(after, weights), mean="/mean")
     numbers |= estimated("difference/untuned/step_order", difference(after, before, weights))

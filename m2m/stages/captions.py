@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -18,32 +18,23 @@ from m2m.world.grammar import KINDS, WORLD, Caption, captions_naming, procedure_
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionsReport:
-    """What the stage wrote, and which lines of its source it could not use."""
-
-    train: int
-    validation: int
-    test: int
-    bad: int = 0
-    examples: tuple[str, ...] = ()
-
-
-def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> CaptionsReport:
+def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> int:
     """Writes `out` (Parquet: id, caption, split), whole or not at all; the same input gives the same bytes.
+
+    Returns:
+        How many lines of the source it could not use.
 
     Raises:
         UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
     """
-    report = CaptionsReport(train=params.train, validation=params.validation, test=params.test)
     if isinstance(params, WorldCaptions):
         write_captions(out, _world_captions(params), replace(WORLD, mix=_mix(params)))
-        return report
+        return 0
     selection = select_lines(params)
     if selection.bad:
         _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
     write_captions(out, selected_captions(params, selection), CC12M)
-    return replace(report, bad=selection.bad, examples=selection.examples)
+    return selection.bad
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:

@@ -169,13 +169,13 @@ def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
         for draw in (ours, theirs, two):
             draw.draw(nothing)
         assert [int(pictures[0, 0, 0, 0]) for pictures in ours.by_set()] == list(range(count))
+        params: Any = SimpleNamespace(given=(1, 2), sets=count, bootstrap=5, seed=0)
         if task == "nvs":
-            params: Any = SimpleNamespace(given=(1, 2), sets=count, bootstrap=5, seed=0)
             drawn = {1: ours.by_set(), 2: two.by_set()}
             numbers = nvs.beside_baselines(params, sets, drawn, theirs.by_set(), judges)
             assert numbers["psnr/given=1/mean"] == nvs.MOST_PSNR
         else:
-            numbers = vpg.beside_baselines(sets, count, ours.by_set(), theirs.by_set(), judges, resamples=5, seed=0)
+            numbers = vpg.beside_baselines(params, sets, ours.by_set(), theirs.by_set(), judges)
             assert numbers["fid/mean"] == pytest.approx(0, abs=1e-3)
 
     peak = peak_bytes(lambda number: evaluate(COUNT, tmp_path / str(number)))

@@ -147,11 +147,12 @@ def test_an_angle_at_the_edge_and_one_of_half_a_turn_are_in_a_bin() -> None:
 def test_more_given_views_are_compared_over_the_views_that_both_draw() -> None:
     rng = np.random.default_rng(0)
     few = torch.from_numpy(rng.normal(size=(8, 4)))
-    steady = more_given({"psnr": few}, {"psnr": few[:, 2:] + 1.5}, counts=(1, 3), resamples=50, seed=0)
+    params = PARAMS.model_copy(update={"given": (1, 3), "bootstrap": 500})
+    steady = more_given(params, {"psnr": few}, {"psnr": few[:, 2:] + 1.5})
     assert list(steady.values()) == pytest.approx([1.5] * 3)
     assert set(steady) == {f"paired/psnr/given=3-minus-1/{part}" for part in ("mean", "low", "high")}
     many = torch.from_numpy(rng.normal(size=(8, 2)))
-    numbers = more_given({"psnr": few}, {"psnr": many}, counts=(1, 3), resamples=500, seed=0)
+    numbers = more_given(params, {"psnr": few}, {"psnr": many})
     mean, low, high = (numbers[f"paired/psnr/given=3-minus-1/{part}"] for part in ("mean", "low", "high"))
     assert mean == pytest.approx((many - few[:, 2:]).mean().item())
     assert low < mean < high

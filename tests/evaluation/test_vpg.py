@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,10 @@ from m2m.evaluation.networks import Networks
 from m2m.evaluation.vpg import STEP, beside_baselines, embed_first, look, numbers_of
 from m2m.world.corpus import draw_procedure
 from m2m.world.grammar import procedure_captions
+
+
+def params(sets: Sequence[ImageSet], bootstrap: int) -> Any:
+    return SimpleNamespace(sets=len(sets), bootstrap=bootstrap, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def numbers(committed: Networks, members: list[ImageSet]) -> dict[str, float]:
     """Of true steps, as if a model had drawn them, and of nothing but the first, as if another had."""
     tuned = [one.images[1:] for one in members]
     untuned = [one.images[:1].repeat(len(one.images) - 1, axis=0) for one in members]
-    return beside_baselines(members, len(members), tuned, untuned, committed, resamples=50, seed=0)
+    return beside_baselines(params(members, 50), members, tuned, untuned, committed)
 
 
 def test_true_steps_score_as_the_class_network_reads_them(
@@ -57,7 +65,7 @@ def test_sets_of_one_thing_are_one_witness(committed: Networks, members: list[Im
     good, bad = members[0], members[1]
     sets = [good, bad] * 6
     drawn = [good.images[1:], bad.images[:1].repeat(len(bad.images) - 1, axis=0)] * 6
-    found = beside_baselines(sets, len(sets), drawn, drawn, committed, resamples=200, seed=0)
+    found = beside_baselines(params(sets, 200), sets, drawn, drawn, committed)
     assert found["step_order/low"] == 0
     assert found["step_order/high"] > 0.8
     assert found["difference/untuned/step_order"] == found["difference/untuned/step_order/high"] == 0
@@ -99,6 +107,6 @@ def test_a_class_network_that_reads_no_steps_gives_no_order(committed: Networks,
     from m2m.models.classifier import WorldClassifier
 
     blind = replace(committed, inception=WorldClassifier({"noun": ("house", "boat")}, widths=(8, 8, 8, 8)).eval())
-    found = beside_baselines(members, 2, *[[one.images[1:] for one in members[:2]]] * 2, blind, resamples=5, seed=0)
+    found = beside_baselines(params(members[:2], 5), members, *[[one.images[1:] for one in members[:2]]] * 2, blind)
     assert not any("step_order" in key for key in found)
     assert "baseline/true/fid/mean" in found
