@@ -56,8 +56,8 @@ lint: $(READY) ## Lint, types, layers
 	mypy
 	lint-imports --no-logo
 
-ablations: $(READY) ## Train and measure what ablations/ablations.yaml lists, one change at a time; resumes
-	python -m ablations $(ONLY:%=--only %)
+ablations: $(READY) ## Train and measure what ablations/ablations.yaml lists, resumes; one row: ONLY="guidance 1"
+	python -m ablations $(if $(ONLY),--only "$(ONLY)")
 
 bench: $(READY) ## Measure speed against goals: BENCH="--device cuda --scale sd21" on a GPU
 	python -m benchmarks $(BENCH)
@@ -78,7 +78,8 @@ up: $(READY) ## Start Prefect, MLflow, S3 and the flows on this machine, and wai
 down: $(READY) ## End what make up started
 	@python -m infra.local down
 
-clean: ## Remove what can be made again: results and caches (not .venv, the object store, DVC's cache or the runs)
+clean: ## Remove what can be made again: results and caches (not .venv, the object store, DVC's cache, runs or their spool)
 	rm -rf build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf work out reports models/m2m-* data/captions.parquet* data/mis.* data/nvs.* data/vpg.*
-	find infra m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find work -mindepth 1 -maxdepth 1 ! -name spool -exec rm -rf {} + 2>/dev/null || true
+	rm -rf out reports models/m2m-* data/captions.parquet* data/mis.* data/nvs.* data/vpg.*
+	find ablations benchmarks flows infra m2m tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -150,7 +150,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="ROW", help="names of rows")
     asked = parser.parse_args()
     table, params = (yaml.safe_load(path.read_text()) for path in (TABLE, asked.params))
-    wanted = [row for row in rows(table, params) if asked.only is None or row.name in asked.only]
+    listed = list(rows(table, params))
+    if unknown := {*(asked.only or ())} - {row.name for row in listed}:
+        names = "; ".join(dict.fromkeys(row.name for row in listed))
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are: {names}")
+    wanted = [row for row in listed if asked.only is None or row.name in asked.only]
     left = [row for row in wanted if not is_made(row)]
     print(f"{len(left)} of {len(wanted)} rows to make; results in {RESULTS.relative_to(Path.cwd())}", flush=True)
     began = time.monotonic()

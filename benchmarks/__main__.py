@@ -64,7 +64,8 @@ def main() -> None:
             run.metrics({f"{row.name}/{what}": getattr(row, what) for row in rows for what in ("ours", "ratio")})
         kept = [row for part in PARTS if file_of(part, name).exists() for row in read(file_of(part, name))]
         page = RESULTS / f"{name}.md"
-        page.write_text(f"{where}\n\n{table(kept)}\n")
+        timed_on = "; ".join(dict.fromkeys(row.on for row in kept if row.on)) or where
+        page.write_text(f"{timed_on}\n\n{table(kept)}\n")
         run.artifact(page)
     print(f"\n{page.read_text()}")
 
@@ -94,7 +95,7 @@ def measure(part: str, settings: Iterator[Setting], scale: str, *, compiled: boo
 
 
 def tiny(device: str) -> Iterator[Setting]:
-    """The committed foundation, and sets as the embedded profile has them."""
+    """The committed foundation, and sets of six."""
     yield Setting(
         device=device,
         foundation=FOUNDATION,

@@ -55,12 +55,12 @@ class Settings:
     threads: int | None
     """``M2M_THREADS``: CPU threads to compute with; default: torch's own choice, one a core."""
     work: Path
-    """Checkpoints, downloads, what waits to be sent: safe to remove between runs, never tracked."""
+    """Checkpoints, downloads, what waits to be sent: never tracked; between runs all but the spool may be removed."""
     caller: Caller = Caller()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, *, checkout: Path | None = None) -> Self:
-        """Reads the environment; only the command line and the flows call this.
+        """Reads the environment; only what a person starts calls this: the command line, the flows, the servers.
 
         Args:
             checkout: the folder whose main checkout is meant; default: the current one.

@@ -124,6 +124,14 @@ class Pipeline:
         params.write_text(yaml.safe_dump(tree))
 
 
+def copy_graph(folder: Path) -> None:
+    """The project's own, with the embedded profile's parameters, whatever those of this checkout are."""
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / "profiles" / "embedded.yaml", folder / "params.yaml")
+
+
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The whole pipeline has run once and is committed, as a user's checkout would be."""
@@ -143,9 +151,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     }
     (base / "gitconfig").write_text("[user]\nname = M2M\nemail = m2m@example.org\n[init]\ndefaultBranch = main\n")
     folder = base / "checkout"
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+    copy_graph(folder)
     shutil.copytree(ROOT / "ablations", folder / "ablations")
     shutil.copytree(ROOT / "m2m", folder / "m2m", ignore=shutil.ignore_patterns("__pycache__"))
     pipeline = Pipeline(folder, base / "calls", environment)
@@ -231,7 +237,7 @@ def test_every_parameter_belongs_to_a_stage() -> None:
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     listed = {(name, tuple(key.split("."))) for name, stage in graph.items() for key in _params(stage)}
     assert all(key[0] == name for name, key in listed)
-    for leaf in _leaves(yaml.safe_load((ROOT / "params.yaml").read_text())):
+    for leaf in _leaves(yaml.safe_load((ROOT / "profiles" / "embedded.yaml").read_text())):
         assert sum(leaf[: len(key)] == key for _, key in listed) == 1, f"{'.'.join(leaf)} is read by one stage"
 
 
@@ -264,9 +270,7 @@ class Checkout:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.ran = folder, folder.with_name("ran")
-        for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+        copy_graph(folder)
         shutil.copytree(ROOT / "m2m", folder / "m2m", ignore=shutil.ignore_patterns("__pycache__"))
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -92,7 +92,7 @@ def test_parameters_that_are_shown_exist() -> None:
     shown = [word for words in commands("dvc") for word in words if "=" in word and not word.startswith("-")]
     assert shown
     for key, _ in (word.split("=") for word in shown):
-        value = yaml.safe_load((ROOT / "params.yaml").read_text())
+        value = yaml.safe_load((ROOT / "profiles" / "embedded.yaml").read_text())
         for part in key.split("."):
             value = value[part]
 

@@ -1,4 +1,4 @@
-"""The command line: reads parameters and environment, calls one stage, says in one line what is wrong.
+"""The command line: reads parameters and environment, calls one stage or tool, says in one line what is wrong.
 
 Whatever computes is imported by the command that needs it, so that ``m2m --help`` and shell completion answer at once.
 """

@@ -111,7 +111,7 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
 
 
 def look_at(sets: ImageSets, count: int, networks: Networks, params: EvaluateMis) -> tuple[Observations, Ground | None]:
-    """What both networks see in all pictures of the first sets, and the ground, if there is one."""
+    """What the networks see in all pictures of the first sets, and the ground, if there is one."""
 
     def batches() -> Iterator[Batch]:
         return baselines.held_out(sets, count=count, batch=params.sets_per_batch)

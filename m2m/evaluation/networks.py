@@ -156,7 +156,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Observations:
-    """What both networks see in a lot."""
+    """What the class network and CLIP see in a lot."""
 
     features: Tensor
     """(sets, positions, F), of the class network"""

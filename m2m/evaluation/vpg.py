@@ -128,7 +128,7 @@ def embed_first(sets: Starts, count: int, networks: Networks) -> Tensor:
 
 @torch.no_grad()
 def look(pictures: Iterable[NDArray[np.uint8]], first: Tensor, networks: Networks) -> Seen:
-    """Shows pictures to both networks, some at a time: only numbers stay in memory.
+    """Shows pictures to the class network and CLIP, some at a time: only numbers stay in memory.
 
     Args:
         pictures: of each set those after the given one, (n, H, W, 3).

@@ -1,1 +1,1 @@
-"""The report's page: `tables`, `charts`, and of both its `parts`, with galleries; laid out by ``page.html.jinja``."""
+"""The report's page: its `parts`, made of `tables`, `charts` and galleries, and laid out by ``page.html.jinja``."""

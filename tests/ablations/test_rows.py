@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ class Dataset:
 @pytest.fixture
 def all_rows(monkeypatch: pytest.MonkeyPatch) -> list[ablations.Row]:
     monkeypatch.setattr(ablations.Manifest, "read", lambda _: Dataset)
-    table, params = (yaml.safe_load((ROOT / path).read_text()) for path in ("ablations/ablations.yaml", "params.yaml"))
+    table, params = (
+        yaml.safe_load((ROOT / path).read_text()) for path in ("ablations/ablations.yaml", "profiles/embedded.yaml")
+    )
     return list(ablations.rows(table, params))
 
 
@@ -75,3 +78,16 @@ def test_the_table_shows_scores_with_their_intervals(
     line = ablations.table_of(all_rows[:1]).splitlines()[-1]
     assert "| 0.500 [0.250, 0.625] |" in line
     assert "| 0.750 |" in line
+
+
+@pytest.mark.usefixtures("all_rows")
+def test_a_row_that_is_not_listed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    make = subprocess.run(["make", "-n", "ablations", "ONLY=as shipped"], check=True, capture_output=True, text=True)
+    assert make.stdout.rstrip().endswith('python -m ablations --only "as shipped"')
+    monkeypatch.setattr("sys.argv", ["ablations", "--only", "shipped"])
+    with pytest.raises(SystemExit):
+        ablations.main()
+    assert "no row shipped; there are: as shipped; context noise none" in capsys.readouterr().err

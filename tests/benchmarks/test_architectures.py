@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.architectures import random_foundation, resized
 from benchmarks.datasets import rows
@@ -64,7 +65,11 @@ def test_another_size_is_the_same_networks(setting: Setting) -> None:
 @pytest.mark.parametrize("variant", ["self", "dino"])
 def test_they_draw_in_half_the_precision(setting: Setting, variant: Variant) -> None:
     common = load_params(ROOT / "profiles" / "paper.yaml").train.common
-    draw(setting, image_set_pipeline(setting, variant, common), given=2)
+    pipeline = image_set_pipeline(setting, variant, common)
+    kinds: set[torch.dtype] = set()
+    pipeline.unet.conv_in.register_forward_hook(lambda _, __, latents: kinds.add(latents.dtype))
+    draw(setting, pipeline, given=2)
+    assert {*kinds, pipeline.vae.dtype} == {torch.bfloat16}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open

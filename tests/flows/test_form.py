@@ -11,7 +11,7 @@ from flows.form import CHANGEABLE, make_form, profiles
 from m2m.params_file import load_params
 
 ROOT = Path(__file__).parents[2]
-FORM = make_form(load_params(ROOT / "params.yaml"))
+FORM = make_form(load_params(ROOT / "profiles" / "embedded.yaml"))
 
 
 def test_its_fields_have_the_bounds_and_descriptions_of_the_parameters_and_no_values() -> None:
@@ -32,7 +32,7 @@ def test_its_fields_have_the_bounds_and_descriptions_of_the_parameters_and_no_va
 
 
 def test_what_is_given_and_differs_from_the_file_that_the_run_starts_from_is_a_change() -> None:
-    mine, smoke = load_params(ROOT / "params.yaml"), load_params(ROOT / "profiles" / "smoke.yaml")
+    mine, smoke = load_params(ROOT / "profiles" / "embedded.yaml"), load_params(ROOT / "profiles" / "smoke.yaml")
     assert FORM().changed(mine) == {}
     assert FORM(captions_train=7, train_common_seed=3).changed(mine) == {"captions.train": 7, "train.common.seed": 3}
     given = FORM(captions_train=mine.captions.train)
@@ -53,4 +53,5 @@ def test_profiles_are_the_files_there_are() -> None:
 
 def test_every_profile_that_draws_from_the_world_or_not_gives_a_form() -> None:
     for profile in profiles(ROOT):
-        make_form(load_params(ROOT / "profiles" / f"{profile}.yaml"))
+        params = load_params(ROOT / "profiles" / f"{profile}.yaml")
+        assert len(make_form(params).model_json_schema()["properties"]) == len(CHANGEABLE)

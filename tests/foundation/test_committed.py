@@ -42,6 +42,7 @@ from m2m.world.grammar import (
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "foundation"
+COMMON = load_params(ROOT / "profiles" / "embedded.yaml").train.common
 pytestmark = pytest.mark.skipif(not FOLDER.joinpath("inception").is_dir(), reason="no foundation has been made")
 SEED = 20  # of pictures that served no decision
 
@@ -83,11 +84,11 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "train": (
         "stable-diffusion/text_encoder/model.safetensors",
-        lambda folder: from_stable_diffusion(folder, "self", load_params(ROOT / "params.yaml").train.common),
+        lambda folder: from_stable_diffusion(folder, "self", COMMON),
     ),
     "train@dino": (
         "dino/model.safetensors",
-        lambda folder: from_stable_diffusion(folder, "dino", load_params(ROOT / "params.yaml").train.common),
+        lambda folder: from_stable_diffusion(folder, "dino", COMMON),
     ),
     "evaluate": ("clip/model.safetensors", lambda folder: Networks.load(folder, device="cpu")),
     "evaluate's classes": ("inception/config.json", lambda folder: Networks.load(folder, device="cpu")),
@@ -184,7 +185,7 @@ def test_what_stands_beside_it_is_of_this_kind() -> None:
     for head in WORDS:
         assert figures[f"open/{head}/kept"] >= 0.95
         assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)
-    params = load_params(ROOT / "params.yaml").foundation
+    params = load_params(ROOT / "profiles" / "embedded.yaml").foundation
     for name in NETWORKS:
         assert f"revision {params.revision})" in (FOLDER / name / "README.md").read_text()
 

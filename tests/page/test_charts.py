@@ -57,8 +57,11 @@ def test_long_lines_have_no_dots() -> None:
 
 
 def test_one_point_and_equal_values_are_drawn() -> None:
-    ET.fromstring(line_chart([Line("a", "self", [(1, 3)])], title="t", x_label="x"))
-    ET.fromstring(line_chart([Line("a", "self", [(1, 3), (2, 3)])], title="t", x_label="x"))
+    for points in ([(1, 3)], [(1, 3), (2, 3)]):
+        svg = ET.fromstring(line_chart([Line("a", "self", points)], title="t", x_label="x"))
+        places = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in svg.iter("circle")]
+        assert len(places) == len(points)
+        assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places)
 
 
 def test_an_axis_from_zero_makes_heights_compare() -> None:
