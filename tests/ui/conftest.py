@@ -1,4 +1,7 @@
-"""A clone of this checkout with the local stack up, and a browser that may ask no other host than this machine."""
+"""A clone of this checkout with the local stack up, and a browser that may ask no other host than this machine.
+
+``M2M_UI_CHECKOUT`` names a folder for the clone that stays: with all that the smoke profile makes, applied.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def stack(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """What `make up` starts, in a clone, so that nobody's checkout is touched."""
-    folder = tmp_path_factory.mktemp("ui") / "m2m"
+    folder = Path(os.environ.get("M2M_UI_CHECKOUT") or tmp_path_factory.mktemp("ui") / "m2m")
     _clone(folder)
     with closing(socket.socket()) as one, closing(socket.socket()) as two, closing(socket.socket()) as three:
         for probe in (one, two, three):
