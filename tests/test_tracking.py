@@ -28,7 +28,7 @@ from m2m.settings import sqlite_uri, without_password
 from m2m.tracking import NullTracker, Tracker, check_tracking, open_history, open_tracker
 from m2m.tracking.connection import MLFLOW_ENVIRONMENT
 from m2m.tracking.journal import Header, Journal
-from m2m.tracking.recording import sample, sampling
+from m2m.tracking.recording import sample, system_metrics
 
 os.environ.update(MLFLOW_ENVIRONMENT)
 from mlflow import MlflowClient
@@ -705,7 +705,7 @@ def test_none_turns_tracking_off(tmp_path: Path) -> None:
 
 def test_the_machine_is_watched() -> None:
     seen: list[dict[str, float]] = []
-    with sampling(lambda values, *, step: seen.append({**values, "step": step}), interval=0.01):
+    with system_metrics(lambda values, *, step: seen.append({**values, "step": step}), interval=0.01):
         wait_for(lambda: len(seen) >= 2)
     assert {"system/cpu_utilization_percentage", "system/process_memory_megabytes"} <= seen[0].keys()
     assert 0 < sample()["system/system_memory_usage_percentage"] <= 100
@@ -715,7 +715,7 @@ def test_a_full_disk_ends_the_watching_with_a_word(caplog: pytest.LogCaptureFixt
     def full(values: object, *, step: int) -> None:
         raise OSError("no space left")
 
-    with caplog.at_level(logging.WARNING), sampling(full, interval=0.01):
+    with caplog.at_level(logging.WARNING), system_metrics(full, interval=0.01):
         wait_for(lambda: "no more system metrics" in caplog.text)
 
 

@@ -35,7 +35,7 @@ from m2m.runtime import Runtime
 from m2m.workers import ALONE, Workers
 
 RUN = "run"
-Params = TypeVar("Params", bound=DrawingParams)
+Asked = TypeVar("Asked", bound=DrawingParams)
 
 _log = logging.getLogger(__name__)
 
@@ -146,10 +146,10 @@ def continue_sets(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject(Generic[Params]):
+class Subject(Generic[Asked]):
     """A model that is evaluated on the sets of a dataset, and all that this takes."""
 
-    params: Params
+    params: Asked
     name: str
     """Of the evaluation."""
     sets: Mapping[Split, ImageSets]

@@ -61,7 +61,7 @@ def time_after_images(pipeline: M2MPipeline, given: int, params: SamplingParams,
     The pipeline tells when a step has ended, not when the first has begun: that one is taken to last as long as the
     others do on average, and what came before it is reading.
     """
-    sets = random_sets(params, given=given, size=pipeline.image_size)
+    sets = sets_of_noise(params, given=given, size=pipeline.image_size)
     pipeline.scheduler = make_scheduler(params.solver, pipeline.scheduler.config)
     ended: list[float] = []
 
@@ -85,7 +85,7 @@ def time_after_images(pipeline: M2MPipeline, given: int, params: SamplingParams,
     return {"seconds": drawing / params.batch_size, "reading_seconds": reading / params.batch_size}
 
 
-def random_sets(params: SamplingParams, *, given: int, size: int) -> list[list[Image.Image]]:
+def sets_of_noise(params: SamplingParams, *, given: int, size: int) -> list[list[Image.Image]]:
     """Noise of `size` × `size` pixels for the given images of each set: speed does not depend on what they show."""
     draws = np.random.default_rng(seeds.derive(params.seed, "sampling", given))
     pictures = draws.integers(0, 256, (params.batch_size, given, size, size, 3), np.uint8)
@@ -182,7 +182,7 @@ def _latents(unet: UNet2DConditionModel, side: int, rows: int = 1) -> Tensor:
     return torch.empty(rows, unet.config["in_channels"], side, side, device=META)
 
 
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 PROCESSORS = Path("/proc/cpuinfo")
 
 
@@ -205,9 +205,9 @@ class Clock:
         return self.now() - started
 
 
-def in_turn(works: Sequence[Callable[[], Measured]], *, repeats: int) -> list[list[Measured]]:
+def in_turn(works: Sequence[Callable[[], Result]], *, repeats: int) -> list[list[Result]]:
     """What each of the works gives, `repeats` times; they take turns, and a first turn, to warm up, does not count."""
-    found: list[list[Measured]] = [[] for _ in works]
+    found: list[list[Result]] = [[] for _ in works]
     for turn in range(repeats + 1):
         for work, measured in zip(works, found, strict=True):
             result = work()

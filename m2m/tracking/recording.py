@@ -41,7 +41,7 @@ ENTRIES_AT_ONCE = 1000
 PATIENCE = 120.0
 """Seconds that the end of a run may wait for a slow server before it leaves the rest to a later run."""
 MEGABYTE = 2**20
-_logger = logging.getLogger("m2m.tracking")
+_log = logging.getLogger("m2m.tracking")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MlflowTracker:
         run = JournaledRun(journal, delivery)
         status, patience = "FAILED", PATIENCE
         try:
-            with sampling(run.metrics):
+            with system_metrics(run.metrics):
                 yield run
             status = "FINISHED"
         except BaseException as error:
@@ -229,9 +229,9 @@ class Delivery:
                     raise
                 except Exception as error:
                     text = "tracking: the earlier run %s cannot be recorded, and waits in %s: %s"
-                    _logger.warning(text, name, journal.folder, error)
+                    _log.warning(text, name, journal.folder, error)
                     continue
-                _logger.warning("tracking: sent what was left of the earlier run %s", name)
+                _log.warning("tracking: sent what was left of the earlier run %s", name)
                 journal.remove()
         self._left_behind = False
         with self._change:
@@ -240,14 +240,14 @@ class Delivery:
     def _arrived(self) -> None:
         with self._change:
             if self._away:
-                _logger.warning("tracking: %s answers again; sending what waited", self._journal.header.server)
+                _log.warning("tracking: %s answers again; sending what waited", self._journal.header.server)
             self._away = False
             self._change.notify_all()
 
     def _failed(self, reason: str, place: Path) -> None:
         with self._change:
             if not self._away:
-                _logger.warning("tracking: %s; what is not sent waits in %s and is sent later", reason, place)
+                _log.warning("tracking: %s; what is not sent waits in %s and is sent later", reason, place)
             self._away = True
             self._failures += 1
             self._change.notify_all()
@@ -281,7 +281,7 @@ def _send(batch: list[Entry], journal: Journal, run: ServerRun) -> None:
             return
         names = ", ".join(point[0] for point in batch[0].values.get("points", ()))
         what = f"{batch[0].kind} {names}".rstrip()
-        _logger.warning("tracking: %s of run %s was refused: %s", what, journal.header.name, error)
+        _log.warning("tracking: %s of run %s was refused: %s", what, journal.header.name, error)
 
 
 def now() -> int:
@@ -290,7 +290,7 @@ def now() -> int:
 
 
 @contextmanager
-def sampling(log: Callable[..., None], *, interval: float = SECONDS_BETWEEN_SAMPLES) -> Iterator[None]:
+def system_metrics(log: Callable[..., None], *, interval: float = SECONDS_BETWEEN_SAMPLES) -> Iterator[None]:
     """Logs processor, memory and GPU use in the background; the step is the seconds since the start."""
     done, started = threading.Event(), time.monotonic()
 
@@ -300,7 +300,7 @@ def sampling(log: Callable[..., None], *, interval: float = SECONDS_BETWEEN_SAMP
             try:
                 log(sample(), step=int(time.monotonic() - started))
             except OSError as error:
-                _logger.warning("tracking: no more system metrics: %s", error)
+                _log.warning("tracking: no more system metrics: %s", error)
                 return
 
     thread = threading.Thread(target=work, name="system metrics", daemon=True)

@@ -32,7 +32,7 @@ from PIL import Image
 from m2m.tracking.connection import unless
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-_logger = logging.getLogger("m2m.tracking")
+_log = logging.getLogger("m2m.tracking")
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "image")]),
@@ -135,7 +135,7 @@ def set_aliases(
         client.set_registered_model_alias(name, CANDIDATE, version)
     ours, champion = client.get_model_version(name, version), aliases.get(CHAMPION)
     if lacks := _lacks(_figures(client, ours) or {}, require or {}):
-        _logger.warning("tracking: version %s of %s cannot be champion: %s", version, name, lacks)
+        _log.warning("tracking: version %s of %s cannot be champion: %s", version, name, lacks)
     elif champion is None or _beats(client, ours, client.get_model_version(name, champion), metric, better):
         client.set_registered_model_alias(name, CHAMPION, version)
 
@@ -161,7 +161,7 @@ def _beats(client: MlflowClient, ours: ModelVersion, theirs: ModelVersion, metri
     to_beat = _figures(client, theirs)
     if to_beat is None:
         text = "tracking: version %s replaces version %s as champion of %s: the run of that one was removed from MLflow"
-        _logger.warning(text, version, champion, name)
+        _log.warning(text, version, champion, name)
         return True
     figures = _figures(client, ours) or {}
     if ours.tags.get("manifest") != theirs.tags.get("manifest"):
@@ -170,5 +170,5 @@ def _beats(client: MlflowClient, ours: ModelVersion, theirs: ModelVersion, metri
         return figures[metric] > to_beat[metric] if better == "higher" else figures[metric] < to_beat[metric]
     else:
         reason = f"one of them has no {metric}"
-    _logger.warning("tracking: version %s stays champion of %s; version %s: %s", champion, name, version, reason)
+    _log.warning("tracking: version %s stays champion of %s; version %s: %s", champion, name, version, reason)
     return False

@@ -19,7 +19,7 @@ from m2m.evaluation.efficiency import (
     image_set_costs,
     in_turn,
     operations,
-    random_sets,
+    sets_of_noise,
     step_after_caption,
     steps_after_images,
     text_pass,
@@ -108,9 +108,9 @@ def test_all_steps_are_drawing_and_what_comes_before_them_is_reading(
 
 
 def test_given_images_are_the_same_every_time_and_noise() -> None:
-    sets = random_sets(PARAMS, given=3, size=16)
+    sets = sets_of_noise(PARAMS, given=3, size=16)
     assert [[picture.size for picture in of_set] for of_set in sets] == [[(16, 16)] * 3] * 2
-    again = random_sets(PARAMS, given=3, size=16)
+    again = sets_of_noise(PARAMS, given=3, size=16)
     assert all(
         np.array_equal(a, b) for one, two in zip(sets, again, strict=True) for a, b in zip(one, two, strict=True)
     )
