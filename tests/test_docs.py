@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import typer
 import yaml
-from PIL import Image
 
 from m2m.cli import app
 
@@ -101,37 +99,52 @@ def test_blocks_say_why_they_do_not_run_here() -> None:
     assert {block.where for block in blocks()} <= {"", *ELSEWHERE}
 
 
+MADE = pytest.mark.skipif(
+    not (ROOT / "models" / "m2m-dino-vpg").exists(), reason="needs what the pipeline makes: CI runs it behind that"
+)
+
+
 @pytest.fixture(scope="module")
-def pictures() -> None:
+def meshes() -> None:
     """What the commands take to be there."""
     import trimesh
 
-    gradient = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
-    for name in ("a.png", "b.jpg", "chair.png", "step-1.png"):
-        Image.fromarray(gradient).save(ROOT / name)
     for name in ("chair.glb", "table.obj"):
         trimesh.creation.box().export(ROOT / name)
 
 
+def run(*command: str) -> None:
+    """In this checkout, whose pipeline has run; `.ci/run` does so in a clean clone."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{command[-1]}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (ROOT / "models" / "m2m-dino-vpg").exists(), reason="needs what the pipeline makes: CI runs it behind that"
-)
-@pytest.mark.usefixtures("pictures")
+@MADE
+@pytest.mark.usefixtures("meshes")
 @pytest.mark.parametrize(
     "block",
     [block for block in blocks() if block.where not in ELSEWHERE],
     ids=lambda block: f"{block.page.stem}: {block.commands.splitlines()[0].partition('  ')[0]}",
 )
 def test_every_command_runs_as_it_stands(block: Block) -> None:
-    """In this checkout, whose pipeline has run, one after the other; `.ci/run` does so in a clean clone."""
-    ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.commands],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, f"{block.commands}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+    """One after the other."""
+    run("bash", "-euo", "pipefail", "-c", block.commands)
+
+
+@pytest.mark.slow
+@MADE
+def test_the_python_that_is_shown_runs() -> None:
+    """In one process, which imports once."""
+    shown = [code for page in PAGES for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)]
+    assert len(shown) > 1
+    run(sys.executable, "-c", "\n".join(shown))
