@@ -37,7 +37,7 @@ def line_of(text: str, words: str) -> int:
         (
             "  sets_per_shard: 32",
             "  colour: red",
-            "generate.colour: unknown key; expected seed, images_per_set, solver",
+            "generate.colour: unknown key; expected seed, solver, num_inference_steps",
         ),
         ("    weight_decay: 0.01\n", "", "train.common.weight_decay: missing; every key must be there"),
         ("  test: 98", "  test: 98\n  test: 99", "captions.test: given twice (first on line"),

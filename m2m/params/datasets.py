@@ -25,6 +25,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
+class Drawn(Section):
+    """How a diffusion model draws."""
+
+    seed: int
+    solver: SolverName
+    num_inference_steps: PositiveInt
+    guidance_scale: Annotated[float, Field(ge=1)]
+
+
 class Fit(Section):
     """How long and how fast one of the foundation's networks learns."""
 
@@ -126,14 +135,10 @@ class Cc12mCaptions(Section):
     max_bad_fraction: Probability = Field(description="share of bad lines above which the stage stops")
 
 
-class GenerateParams(Section):
+class GenerateParams(Drawn):
     """How the MIS dataset is drawn (paper, section on MIS: N images for each caption from N latent noises)."""
 
-    seed: int
     images_per_set: Annotated[int, Field(ge=2, le=999)]
-    solver: SolverName
-    num_inference_steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1)]
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
     precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")

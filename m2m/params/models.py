@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 from m2m.params import datasets
 from m2m.params.datasets import (
     Count,
+    Drawn,
     LearningRate,
     PositiveInt,
     Precision,
     PredictionType,
     Probability,
     Section,
-    SolverName,
     Task,
     Variant,
 )
@@ -179,13 +179,9 @@ class GateParams(Section):
     require: dict[str, float] = Field(description="figures that must be at least so much, whoever the champion is")
 
 
-class DrawingParams(Section):
+class DrawingParams(Drawn):
     """How an evaluation draws, and what makes a version the champion."""
 
-    seed: int
-    solver: SolverName
-    num_inference_steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1)]
     context_timestep: Annotated[int, Field(ge=0, le=999)]
     drawn_context: Annotated[
         Count | None,
@@ -244,12 +240,10 @@ class EvaluateParams(Section):
         return self.mis if task == "mis" else self.nvs if task == "nvs" else self.vpg
 
 
-class SamplingParams(Section):
+class SamplingParams(Drawn):
     """Time and operations of an image after given ones, beside Stable Diffusion's after a caption."""
 
-    seed: int
     given: Annotated[tuple[PositiveInt, ...], Field(min_length=1, description="how many images are given, each timed")]
-    solver: SolverName
     num_inference_steps: Annotated[int, Field(ge=2, description="denoising steps of an image")]
     guidance_scale: Annotated[float, Field(gt=1, description="all sides draw with classifier-free guidance")]
     batch_size: PositiveInt = Field(description="images drawn at once, each of a set of its own")
