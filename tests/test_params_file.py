@@ -44,12 +44,12 @@ def line_of(text: str, words: str) -> int:
         (
             "  test: 98",
             "  test: 0",
-            "captions.test: is 0, should be greater than or equal to 1 (captions for testing, all of them of pictures)",
+            "captions.test: is 0, should be greater than or equal to 1 (image sets for testing)",
         ),
         (
             "  validation: 49",
             "  validation: 0",
-            "captions.validation: is 0, should be greater than or equal to 1 (captions for validation, all of them of",
+            "captions.validation: is 0, should be greater than or equal to 1 (image sets for validation)",
         ),
         ("  steps: 24", "  steps: 500", "captions: views + steps are 548; expected at most train, 492"),
         ("  validation: 49\n", "", "captions.validation: missing; every key must be there"),
