@@ -180,8 +180,10 @@ class GateParams(Section):
 
 
 class DrawingParams(Drawn):
-    """How an evaluation draws, and what makes a version the champion."""
+    """How many sets an evaluation draws and how, and what makes a version the champion."""
 
+    sets: PositiveInt
+    validation_sets: PositiveInt = Field(description="for the gate; of MIS, after `main` given images")
     context_timestep: Annotated[int, Field(ge=0, le=999)]
     drawn_context: Annotated[
         Count | None,
@@ -197,14 +199,12 @@ class DrawingParams(Drawn):
 class EvaluateMis(DrawingParams):
     """Evaluation after the paper, every metric by position, and of whether all given images are read."""
 
-    sets: PositiveInt
     given: Annotated[tuple[PositiveInt, ...], Field(min_length=1, description="how many images are given, ascending")]
     generated: PositiveInt = Field(description="images drawn after each number of given ones")
     main: PositiveInt = Field(description="the number of given images whose table is the paper's; one of `given`")
     long: LongParams
     compared: ComparedParams
     probes: ProbeParams
-    validation_sets: PositiveInt = Field(description="for the gate, after `main` given images")
 
     @model_validator(mode="after")
     def _given(self) -> Self:
@@ -218,16 +218,11 @@ class EvaluateMis(DrawingParams):
 class EvaluateNvs(DrawingParams):
     """Novel views: all views of a set that are not given, against the true ones."""
 
-    sets: PositiveInt
-    validation_sets: PositiveInt = Field(description="for the gate")
     given: Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewer and more given views, compared")]
 
 
 class EvaluateVpg(DrawingParams):
     """Visual procedures: from the first step, all that follow."""
-
-    sets: PositiveInt
-    validation_sets: PositiveInt = Field(description="for the gate")
 
 
 class EvaluateParams(Section):
