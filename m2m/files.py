@@ -215,33 +215,45 @@ def write_digests(folder: Path) -> None:
     write_atomically(folder / DIGESTS, (json.dumps(digests, indent=1) + "\n").encode())
 
 
-def check_digests(folder: Path, *parts: str) -> None:
+def check_digests(
+    folder: Path, *parts: str, remedy: str = f"{RESTORE}; if it was changed on purpose, remove {DIGESTS}"
+) -> None:
     """Compares a folder with the digests that its maker wrote. Where there are none, nobody promised anything.
 
     Args:
         parts: files, or folders with all that is in them, relative; none: all of it.
+        remedy: what to do about a file that is not as it was.
 
     Raises:
-        UserError: a file is missing or not what its maker wrote; names it.
+        UserError: a file or the list of them is missing or not what its maker wrote; names it, and the remedy.
     """
     list_ = folder / DIGESTS
-    if not list_.is_file():
+    if not list_.exists():
         return
     try:
-        digests = dict(json.loads(list_.read_bytes()))
+        with open_regular(list_) as file:
+            digests = dict(json.load(file))
         if not all(name.isprintable() for name in digests):
             raise ValueError
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{list_}: damaged, not a list of digests; {RESTORE}") from error
-    for name, digest in digests.items():
-        if parts and not any(name == part or name.startswith(f"{part}/") for part in parts):
-            continue
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing, but listed in {DIGESTS}; {RESTORE}")
-        if file_digest(path) != digest:
-            damaged = f"{path}: damaged, its SHA-256 is not the one in {DIGESTS}; {RESTORE}"
-            raise UserError(f"{damaged}; if it was changed on purpose, remove {list_}")
+        raise UserError(f"{list_}: damaged, not a list of digests; {remedy}") from error
+    for part in parts or ("",):
+        listed = [name for name in digests if part in ("", name) or name.startswith(f"{part}/")]
+        if part and not listed:
+            raise UserError(f"{list_}: damaged, it does not list {part}; {remedy}")
+        for name in listed:
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: missing, but listed in {DIGESTS}; {remedy}")
+            if not _has(path, digests[name]):
+                raise UserError(f"{path}: damaged, its SHA-256 is not the one in {DIGESTS}; {remedy}")
+
+
+def _has(path: Path, digest: object) -> bool:
+    try:
+        return file_digest(path) == digest
+    except OSError:  # what the disk cannot read back is as lost as what it reads back wrong
+        return False
 
 
 def _names(folder: Path) -> list[str]:

@@ -19,13 +19,13 @@ from m2m.devices import ALIGNMENT, align
 from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion
 from m2m.evaluation.networks import Clip
 from m2m.evaluation.published import INCEPTION_V3, InceptionV3
-from m2m.files import file_digest
+from m2m.files import DIGESTS, write_digests
 from m2m.foundation import fit as fit_module
 from m2m.params import Fit, Variant
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.training.start import from_stable_diffusion
-from m2m.training.state import FILES, SEAL, Ema, TrainState
+from m2m.training.state import Ema, TrainState
 
 ROOT = Path(__file__).parents[1]
 COMMON = load_params(ROOT / "profiles" / "embedded.yaml").train.common
@@ -215,7 +215,7 @@ def test_a_fit_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path, monkeypa
         fit_module.fit("line", network, lambda *_: loss(network), fit=sizes, pictures=9, seed=0, work=tmp_path)
 
     def killed(network: nn.Module) -> Tensor:
-        if list(tmp_path.glob(f"line/*/{SEAL}")):
+        if list(tmp_path.glob(f"line/*/{DIGESTS}")):
             raise KeyboardInterrupt
         return network(torch.ones(1, 5)).sum()  # type: ignore[no-any-return]
 
@@ -225,8 +225,7 @@ def test_a_fit_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path, monkeypa
         fit(killed)
     (kept,) = tmp_path.glob("line/*/state.safetensors")
     shift(kept, BY_HEADER)
-    seal = {name: file_digest(kept.with_name(name)) for name in FILES}
-    kept.with_name(SEAL).write_text(json.dumps(seal))
+    write_digests(kept.parent)
     fit(lambda network: network(torch.ones(1, 5)).sum())
     moments = [tensor for state in optimizers[-1].state.values() for tensor in state.values()]
     assert len(moments) == 2 * 3  # a step and two moments of weight and bias

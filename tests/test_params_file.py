@@ -37,19 +37,19 @@ def line_of(text: str, words: str) -> int:
         (
             "  sets_per_shard: 32",
             "  colour: red",
-            "generate.colour: unknown key; expected seed, images_per_set, solver",
+            "generate.colour: unknown key; expected seed, solver, num_inference_steps",
         ),
         ("    weight_decay: 0.01\n", "", "train.common.weight_decay: missing; every key must be there"),
         ("  test: 98", "  test: 98\n  test: 99", "captions.test: given twice (first on line"),
         (
             "  test: 98",
             "  test: 0",
-            "captions.test: is 0, should be greater than or equal to 1 (captions for testing, all of them of pictures)",
+            "captions.test: is 0, should be greater than or equal to 1 (image sets for testing)",
         ),
         (
             "  validation: 49",
             "  validation: 0",
-            "captions.validation: is 0, should be greater than or equal to 1 (captions for validation, all of them of",
+            "captions.validation: is 0, should be greater than or equal to 1 (image sets for validation)",
         ),
         ("  steps: 24", "  steps: 500", "captions: views + steps are 548; expected at most train, 492"),
         ("  validation: 49\n", "", "captions.validation: missing; every key must be there"),

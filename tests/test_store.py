@@ -94,10 +94,6 @@ def test_it_gives_back_what_it_was_given(opened: tuple[Store, Objects], source: 
     assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
     store.download(KEY, tmp_path / "copy" / "shard.tar")
     assert (tmp_path / "copy" / "shard.tar").read_bytes() == CONTENT
-    store.delete(KEY)
-    store.delete(KEY)
-    assert not store.exists(KEY, len(CONTENT))
-    assert objects.keys() == []
 
 
 def test_what_is_there_and_right_stays_as_it_is(
@@ -315,8 +311,6 @@ def test_a_busy_server_is_asked_again(
     store.put(KEY, source, SHA256)
     assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
     store.download(KEY, tmp_path / "copy")
-    store.delete(KEY)
-    assert s3_server.keys() == []
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -324,7 +318,7 @@ def test_a_server_that_stays_busy_is_an_outside_cause(
     status: int, through: Through, s3_server: S3Server, source: Path, tmp_path: Path
 ) -> None:
     s3_server.write(KEY, CONTENT)
-    for name in ("check", "exists", "put", "get", "download", "delete"):
+    for name in ("check", "exists", "put", "get", "download"):
         busy = [Fault(status=status)] * 99
         store, proxy = through(PUT=[*busy], GET=[*busy], HEAD=[*busy], DELETE=[*busy])
         arguments = {
@@ -332,7 +326,6 @@ def test_a_server_that_stays_busy_is_an_outside_cause(
             "put": (KEY, source, SHA256),
             "get": (KEY, SHA256, len(CONTENT)),
             "download": (KEY, tmp_path / "copy"),
-            "delete": (KEY,),
         }
         with pytest.raises(OutsideError, match=f"the server is busy or failing \\({status}.*; try again later"):
             getattr(store, name)(*arguments.get(name, ()))

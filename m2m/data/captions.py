@@ -15,8 +15,8 @@ import json
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,6 +47,7 @@ LONGEST_LINE = 1 << 16
 
 _EXAMPLES = 5
 _TSV = "lines of an address, a tab and a caption, in UTF-8"
+_PARQUET = "a Parquet file with a column caption"
 _OTHER_FORMATS = {
     b"PAR1": "a Parquet file",
     b"\x1f\x8b": "a gzip file",
@@ -147,26 +148,36 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
+def _open(path: Path) -> AbstractContextManager[pq.ParquetFile]:
     check_seal(path)
+    return _parquet(path, _COLUMNS, f"captions {path}", AGAIN)
+
+
+@contextmanager
+def _parquet(path: Path, columns: Sequence[str], named: str, expected: str) -> Iterator[pq.ParquetFile]:
+    """Opens a file that has each of the columns once, with strings.
+
+    Args:
+        named: what the file is, with its path: how each line begins that says what is wrong with it.
+        expected: what to do about it, or what it should be: how they end.
+    """
     try:
         with open_regular(path) as source, pq.ParquetFile(source) as file:
             schema = file.schema_arrow
-            if missing := [name for name in _COLUMNS if name not in schema.names]:
-                raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(_COLUMNS)}")
-            if bad := [
-                name for name in _COLUMNS if schema.names.count(name) > 1 or not _is_text(schema.field(name).type)
-            ]:
-                raise UserError(f"{path}: expected one column {bad[0]}, of strings; {AGAIN}")
+            for column in columns:
+                if schema.names.count(column) != 1:
+                    raise UserError(f"{named}: not one column {column} among {schema.names}; {expected}")
+                if not _is_text(kind := schema.field(column).type):
+                    raise UserError(f"{named}: the column {column} holds {kind}, not strings; {expected}")
             yield file
     except UserError:
         raise
     except OSError as error:
         why = error.strerror or " ".join(str(error).split())
-        raise UserError(f"cannot read captions {path}: {why}; {AGAIN}") from error
+        raise UserError(f"{named} cannot be read: {why}; {expected}") from error
     except Exception as error:  # whatever Arrow raises for what is damaged, and Python for texts that are none
-        raise UserError(f"cannot read captions {path}: it is no Parquet file; {AGAIN}") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"{named} is no Parquet file, or a damaged one ({why}); {expected}") from error
 
 
 @dataclass(frozen=True)
@@ -312,30 +323,15 @@ def _text_of(raw: bytes | None) -> str | BadLine:
 
 
 def _read_parquet(path: Path) -> Iterator[str | BadLine]:
-    try:
-        with open_regular(path) as source, pq.ParquetFile(source) as file:
-            schema = file.schema_arrow
-            if "caption" not in schema.names:
-                raise UserError(f"captions.path: {path} has no column caption; it has {', '.join(schema.names)}")
-            if schema.names.count("caption") > 1:
-                raise UserError(f"captions.path: {path} has the column caption twice; it has {', '.join(schema.names)}")
-            kind = schema.field("caption").type
-            if not _is_text(kind):
-                raise UserError(f"captions.path: {path}: the column caption holds {kind}; expected string")
-            for batch in file.iter_batches(batch_size=ROWS, columns=["caption"]):
-                # Arrow does not check that its strings are UTF-8: decode them here, where a fault can be named.
-                yield from map(_text_of, batch.column("caption").cast(pa.large_binary()).to_pylist())
-    except (UserError, OSError):
-        raise
-    except Exception as error:  # whatever Arrow raises for what is damaged, and Python for names that are no text
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"captions.path: {path} is no Parquet file, captions.format is parquet, or a damaged one ({what})"
-        ) from error
+    expected = f"captions.format is parquet; expected {_PARQUET}"
+    with _parquet(path, ["caption"], f"captions.path: {path}", expected) as file:
+        for batch in file.iter_batches(batch_size=ROWS, columns=["caption"]):
+            # Arrow does not check that its strings are UTF-8: decode them here, where a fault can be named.
+            yield from map(_text_of, batch.column("caption").cast(pa.large_binary()).to_pylist())
 
 
 def _expected(params: Cc12mCaptions) -> str:
-    return _TSV if params.format == "tsv" else "a Parquet file with a column caption"
+    return _TSV if params.format == "tsv" else _PARQUET
 
 
 def _hash(text: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -31,15 +32,7 @@ from m2m.world.grammar import KINDS, WORDS, Caption, captions_naming, completion
 Network = TypeVar("Network", bound=nn.Module)
 
 RESTORED_PICTURES = 12000  # how many the class network also sees through the autoencoder
-NETWORKS = {
-    "stable-diffusion": "A small text-to-image model, a StableDiffusionPipeline folder configured like SD 2.1-base: "
-    "f = 8, four latent channels, linear projections, its noise schedule.",
-    "dino": "A small Dinov2Model, trained without labels: two looks at one scene belong together.",
-    "clip": "A small CLIPModel: pictures and captions in one space.",
-    "inception": "The class network that stands in for Inception-v3: 64 features for FID, classes for noun, colour, "
-    "style and step, and readings of place, size and angle.",
-}
-"""What each folder's model card says, with the licence where hubs look for it."""
+NETWORKS = ("stable-diffusion", "dino", "clip", "inception")
 PICTURES, VIEWS, STEPS = 768, 192, 192
 DRAWINGS, SOLVER_STEPS, GUIDANCE = 384, 20, 3.0
 OPEN_CAPTIONS, OF_EACH = 8, 16
@@ -171,9 +164,7 @@ class Training:
 
 
 def train(params: WorldFoundation, *, out: Path, work: Path, device: str, processes: int) -> None:
-    """Train all networks and write their folders with a card in each, as ``README.md``.
-
-    They are ``stable-diffusion``, ``dino``, ``clip`` and ``inception``.
+    """Train all `NETWORKS` and write their folders with a card in each, as ``README.md``.
 
     Args:
         processes: how many draw pictures at the same time.
@@ -185,17 +176,15 @@ def train(params: WorldFoundation, *, out: Path, work: Path, device: str, proces
     training.inception(vae).save_pretrained(out / "inception")
     encoders.save_clip(out / "clip", training.clip(), tokenizer)
     encoders.save_dino(out / "dino", training.dino().encoder)
-    for name, text in NETWORKS.items():
-        card = (
-            "---\nlicense: apache-2.0\n---\n\n"
-            f"# {name}, on the embedded world\n\n{text}\n\n"
-            f"Trained from scratch on {params.pictures} pictures, {params.views} rendered views and {params.steps} "
-            "half-built procedures of 64 x 64 pixels, all drawn by this project "
-            f"(seed {params.seed}, revision {params.revision}). It knows nothing else, "
-            "and is here so that the whole pipeline runs without a network. How well it does on pictures that it never "
-            "saw stands in `quality.json` beside this folder.\n"
-        )
-        (out / name / "README.md").write_text(card)
+    for name in NETWORKS:
+        (out / name / "README.md").write_text(card(name, params))
+
+
+def card(network: str, params: WorldFoundation) -> str:
+    """What a network's folder says of itself in Markdown, with its licence where hubs look for it."""
+    loader = PackageLoader("m2m.foundation", "")
+    cards = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return cards.get_template("card.md.jinja").render(network=network, params=params)
 
 
 # Measuring

@@ -25,6 +25,23 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
+class Drawn(Section):
+    """How a diffusion model draws."""
+
+    seed: int
+    solver: SolverName
+    num_inference_steps: PositiveInt
+    guidance_scale: Annotated[float, Field(ge=1)]
+
+
+class SplitSizes(Section):
+    """How many image sets each split has, or captions for a set each."""
+
+    train: PositiveInt = Field(description="image sets for training")
+    validation: PositiveInt = Field(description="image sets for validation")
+    test: PositiveInt = Field(description="image sets for testing")
+
+
 class Fit(Section):
     """How long and how fast one of the foundation's networks learns."""
 
@@ -90,7 +107,7 @@ class HubFoundation(Section):
     perceptual: HubFile = Field(description="AlexNet as torchvision publishes it: what LPIPS compares pictures by")
 
 
-class WorldCaptions(Section):
+class WorldCaptions(SplitSizes):
     """Captions by the grammar of the embedded world; no combination that one split names in full is in another.
 
     As many captions of pictures are of each kind, by what they name and what they leave open.
@@ -100,11 +117,8 @@ class WorldCaptions(Section):
 
     source: Literal["world"]
     seed: int
-    train: PositiveInt = Field(description="captions, and so image sets, for training")
-    views: Count = Field(description="how many of those for training tell of a rendered object")
+    views: Count = Field(description="how many of the captions for training tell of a rendered object")
     steps: Count = Field(description="how many of them tell of a step of a procedure")
-    validation: PositiveInt = Field(description="captions for validation, all of them of pictures")
-    test: PositiveInt = Field(description="captions for testing, all of them of pictures")
 
     @model_validator(mode="after")
     def _pictures_are_left(self) -> Self:
@@ -113,27 +127,20 @@ class WorldCaptions(Section):
         return self
 
 
-class Cc12mCaptions(Section):
+class Cc12mCaptions(SplitSizes):
     """Captions of Conceptual 12M: ``cc12m.tsv`` (address, tab, caption) or a Parquet file with a caption column."""
 
     source: Literal["cc12m"]
     seed: int
     path: str
     format: Literal["tsv", "parquet"]
-    train: PositiveInt
-    validation: PositiveInt
-    test: PositiveInt
     max_bad_fraction: Probability = Field(description="share of bad lines above which the stage stops")
 
 
-class GenerateParams(Section):
+class GenerateParams(Drawn):
     """How the MIS dataset is drawn (paper, section on MIS: N images for each caption from N latent noises)."""
 
-    seed: int
     images_per_set: Annotated[int, Field(ge=2, le=999)]
-    solver: SolverName
-    num_inference_steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1)]
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
     precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")
@@ -148,13 +155,10 @@ class TaskSets(Section):
     batch_size: PositiveInt = Field(description="images the VAE encodes at once; a shard's last batch is padded to it")
 
 
-class WorldSets(TaskSets):
+class WorldSets(SplitSizes, TaskSets):
     """Sets of the embedded world; no combination that one split shows is in another."""
 
     source: Literal["world"]
-    train: PositiveInt = Field(description="sets for training")
-    validation: PositiveInt = Field(description="sets for validation")
-    test: PositiveInt = Field(description="sets for testing")
 
 
 class FolderSets(TaskSets):

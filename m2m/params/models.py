@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 from m2m.params import datasets
 from m2m.params.datasets import (
     Count,
+    Drawn,
     LearningRate,
     PositiveInt,
     Precision,
     PredictionType,
     Probability,
     Section,
-    SolverName,
     Task,
     Variant,
 )
@@ -179,13 +179,11 @@ class GateParams(Section):
     require: dict[str, float] = Field(description="figures that must be at least so much, whoever the champion is")
 
 
-class DrawingParams(Section):
-    """How an evaluation draws, and what makes a version the champion."""
+class DrawingParams(Drawn):
+    """How many sets an evaluation draws and how, and what makes a version the champion."""
 
-    seed: int
-    solver: SolverName
-    num_inference_steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1)]
+    sets: PositiveInt
+    validation_sets: PositiveInt = Field(description="for the gate; of MIS, after `main` given images")
     context_timestep: Annotated[int, Field(ge=0, le=999)]
     drawn_context: Annotated[
         Count | None,
@@ -201,14 +199,12 @@ class DrawingParams(Section):
 class EvaluateMis(DrawingParams):
     """Evaluation after the paper, every metric by position, and of whether all given images are read."""
 
-    sets: PositiveInt
     given: Annotated[tuple[PositiveInt, ...], Field(min_length=1, description="how many images are given, ascending")]
     generated: PositiveInt = Field(description="images drawn after each number of given ones")
     main: PositiveInt = Field(description="the number of given images whose table is the paper's; one of `given`")
     long: LongParams
     compared: ComparedParams
     probes: ProbeParams
-    validation_sets: PositiveInt = Field(description="for the gate, after `main` given images")
 
     @model_validator(mode="after")
     def _given(self) -> Self:
@@ -222,16 +218,11 @@ class EvaluateMis(DrawingParams):
 class EvaluateNvs(DrawingParams):
     """Novel views: all views of a set that are not given, against the true ones."""
 
-    sets: PositiveInt
-    validation_sets: PositiveInt = Field(description="for the gate")
     given: Annotated[tuple[PositiveInt, PositiveInt], Field(description="fewer and more given views, compared")]
 
 
 class EvaluateVpg(DrawingParams):
     """Visual procedures: from the first step, all that follow."""
-
-    sets: PositiveInt
-    validation_sets: PositiveInt = Field(description="for the gate")
 
 
 class EvaluateParams(Section):
@@ -244,12 +235,10 @@ class EvaluateParams(Section):
         return self.mis if task == "mis" else self.nvs if task == "nvs" else self.vpg
 
 
-class SamplingParams(Section):
+class SamplingParams(Drawn):
     """Time and operations of an image after given ones, beside Stable Diffusion's after a caption."""
 
-    seed: int
     given: Annotated[tuple[PositiveInt, ...], Field(min_length=1, description="how many images are given, each timed")]
-    solver: SolverName
     num_inference_steps: Annotated[int, Field(ge=2, description="denoising steps of an image")]
     guidance_scale: Annotated[float, Field(gt=1, description="all sides draw with classifier-free guidance")]
     batch_size: PositiveInt = Field(description="images drawn at once, each of a set of its own")

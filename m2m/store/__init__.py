@@ -41,9 +41,6 @@ class Store(Protocol):
     def download(self, key: str, path: Path) -> None:
         """Copies the bytes that the store holds now, good or bad, past any cache, to a file."""
 
-    def delete(self, key: str) -> None:
-        """Removes an object; one that is not there is no error."""
-
 
 class LocalStore:
     """Keeps each object as a file named by its key."""
@@ -82,9 +79,6 @@ class LocalStore:
         there = self._there(key)
         with new_file(path) as draft:
             shutil.copyfile(there, draft)
-
-    def delete(self, key: str) -> None:
-        (self._folder / key).unlink(missing_ok=True)
 
     def _there(self, key: str) -> Path:
         path = self._folder / key

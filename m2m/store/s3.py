@@ -149,7 +149,7 @@ class S3Store:
             self._ask(send, size=size)
             if self._holds(key, sha256, size):
                 return
-        self.delete(key)
+        self._ask(lambda: self._client.delete_object(**self._object(key)))
         raise UserError(f"{key}: store {self._where} twice gave back other bytes than {path} holds; nothing was stored")
 
     def get(self, key: str, sha256: str, size: int) -> Path:
@@ -165,9 +165,6 @@ class S3Store:
 
     def download(self, key: str, path: Path) -> None:
         self._fetch(key, path, self._length(key) or 0)
-
-    def delete(self, key: str) -> None:
-        self._ask(lambda: self._client.delete_object(**self._object(key)))
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}/{key}" if self._prefix else key}

@@ -22,14 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m2m.errors import UserError
-from m2m.files import file_digest, new_folder, write_atomically
+from m2m.files import DIGESTS, check_digests, new_folder, write_atomically, write_digests
 from m2m.training.ranks import Ranks
 
 FILES = ("state.safetensors", "state.json")
 WEIGHTS, AVERAGES, OPTIMIZER = "weights/", "averages/", "optimizer/"
-SEAL = "seal.json"
-"""Holds the SHA-256 of a checkpoint's files; a folder without it is no checkpoint."""
 TRACKING = "tracking"
 """Holds the key by which the tracker goes on with the same run."""
 
@@ -247,7 +244,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run, each a folder named after the images seen.
+    """The checkpoints of one run, each a folder named after the images seen; without ``digests.json`` it is none.
 
     The run's own folder is named after what determines the run, so a checkpoint of other parameters, data or code is
     never loaded, nor is it removed: that run may be under way, in another process.
@@ -267,20 +264,10 @@ class Checkpoints:
         Raises:
             UserError: it is damaged.
         """
-        seal = max(self.folder.glob(f"[0-9]*/{SEAL}"), default=None)
-        if seal is None:
-            return None
-        try:
-            digests = dict(json.loads(seal.read_bytes()))
-            damaged = next((name for name in FILES if file_digest(seal.with_name(name)) != digests.get(name)), None)
-        except (OSError, ValueError, TypeError, RecursionError):
-            damaged = SEAL
-        if damaged:
-            raise UserError(
-                f"{seal.with_name(damaged)}: damaged, its SHA-256 is not the one in {SEAL}; "
-                f"remove {seal.parent} to train from the start"
-            )
-        return seal.parent
+        newest = max((path.parent for path in self.folder.glob(f"[0-9]*/{DIGESTS}")), default=None)
+        if newest:
+            check_digests(newest, *FILES, remedy=f"remove {newest} to train from the start")
+        return newest
 
     def of_other_runs(self) -> list[Path]:
         """The folders of other runs that were not finished."""
@@ -295,10 +282,10 @@ class Checkpoints:
         new = self.folder / f"{state.images_seen:012}"
         with new_folder(new) as draft:
             state.save(draft)
-            digests = {path.name: file_digest(path) for path in sorted(draft.iterdir())}
-            write_atomically(draft / SEAL, json.dumps(digests, indent=1).encode())
+            write_digests(draft)
         for older in set(self.folder.glob("[0-9]*/")) - {new}:
-            (older / SEAL).unlink(missing_ok=True)  # first, so that a kill in the middle leaves no half of a checkpoint
+            # First, so that a kill in the middle leaves no half of a checkpoint.
+            (older / DIGESTS).unlink(missing_ok=True)
             shutil.rmtree(older)
 
     @property

@@ -77,13 +77,13 @@ def test_there_are_three_splits() -> None:
 
 
 def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read captions .*missing: No such file"):
+    with pytest.raises(UserError, match=r"captions .*missing cannot be read: No such file.*; make it again"):
         next(read_captions(tmp_path / "missing"))
     (tmp_path / "text").write_text("id,caption,split")
-    with pytest.raises(UserError, match=r"cannot read captions .*text: it is no Parquet file"):
+    with pytest.raises(UserError, match=r"captions .*text is no Parquet file.*; make it again"):
         next(read_captions(tmp_path / "text"))
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match=r"other\.parquet: no column caption, split"):
+    with pytest.raises(UserError, match=r"other\.parquet: not one column caption among \['id', 'text'\]"):
         next(read_captions(tmp_path / "other.parquet"))
     pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["train"]}), tmp_path / "own.parquet")
     with pytest.raises(UserError, match="does not say where its captions come from"):
@@ -118,10 +118,10 @@ def test_captions_with_another_bit_are_refused(tmp_path: Path) -> None:
         (
             (["a"], ["b"], ["train"], ["c"]),
             ("id", "caption", "split", "caption"),
-            "expected one column caption, of str",
+            "not one column caption among",
         ),
-        (([1], ["b"], ["train"]), ("id", "caption", "split"), "expected one column id, of strings"),
-        ((["a"], [None], ["train"]), ("id", "caption", "split"), "expected one column caption, of strings"),
+        (([1], ["b"], ["train"]), ("id", "caption", "split"), "the column id holds int64, not strings"),
+        ((["a"], [None], ["train"]), ("id", "caption", "split"), "the column caption holds null, not strings"),
         ((["a", "b"], ["b", None], ["train"] * 2), ("id", "caption", "split"), "a row is not filled"),
     ],
 )
@@ -282,9 +282,9 @@ def test_too_few_captions_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", ["tsv", "parquet"])
 def test_a_missing_file_is_named(format_: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"captions.path: cannot read .*nothing: No such file"):
+    with pytest.raises(UserError, match=r"captions\.path: .*nothing.*: No such file"):
         captions.select_lines(params(tmp_path / "nothing", format=format_))
-    with pytest.raises(UserError, match=r"captions\.path: cannot read"):
+    with pytest.raises(UserError, match=r"captions\.path: .*(cannot read|cannot be read)"):
         captions.select_lines(params(tmp_path, format=format_))
 
 
@@ -292,7 +292,7 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(UserError, match="empty is empty; expected lines of an address, a tab and a caption, in UTF-8"):
         captions.select_lines(params(tmp_path / "empty"))
-    with pytest.raises(UserError, match=r"empty is no Parquet file, captions\.format is parquet"):
+    with pytest.raises(UserError, match=r"empty is no Parquet file.*; captions\.format is parquet"):
         captions.select_lines(params(tmp_path / "empty", format="parquet"))
     with pytest.raises(UserError, match="is empty; expected a Parquet file with a column caption"):
         captions.select_lines(params(parquet(tmp_path / "rows", []), format="parquet"))
@@ -301,16 +301,16 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
 def test_the_wrong_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a Parquet file, captions\.format is tsv"):
         captions.select_lines(params(parquet(tmp_path / "a", TEXTS)))
-    with pytest.raises(UserError, match=r"is no Parquet file, captions\.format is parquet"):
+    with pytest.raises(UserError, match=r"is no Parquet file.*; captions\.format is parquet"):
         captions.select_lines(params(tsv(tmp_path / "b", TEXTS), format="parquet"))
     (tmp_path / "c").write_text("\n".join(TEXTS), encoding="utf-16")
     with pytest.raises(UserError, match=r"101 of 101 lines are bad|expected lines of an address"):
         captions.select_lines(params(tmp_path / "c"))
     pq.write_table(pa.table({"url": ["a"], "TEXT": ["b"]}), tmp_path / "d")
-    with pytest.raises(UserError, match="has no column caption; it has url, TEXT"):
+    with pytest.raises(UserError, match=r"d: not one column caption among \['url', 'TEXT'\]; captions\.format is"):
         captions.select_lines(params(tmp_path / "d", format="parquet"))
     pq.write_table(pa.table({"caption": [1]}), tmp_path / "e")
-    with pytest.raises(UserError, match="the column caption holds int64; expected string"):
+    with pytest.raises(UserError, match="the column caption holds int64, not strings"):
         captions.select_lines(params(tmp_path / "e", format="parquet"))
 
 
@@ -406,7 +406,7 @@ def test_strings_of_every_kind_are_text(tmp_path: Path) -> None:
 
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["caption", "caption"]), tmp_path / "a")
-    with pytest.raises(UserError, match="a has the column caption twice; it has caption, caption"):
+    with pytest.raises(UserError, match=r"a: not one column caption among \['caption', 'caption'\]"):
         captions.select_lines(params(tmp_path / "a", format="parquet"))
 
 
@@ -424,7 +424,7 @@ def test_a_damaged_page_is_named_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format_", ["tsv", "parquet"])
 def test_a_fifo_is_not_waited_for(format_: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(UserError, match=r"captions\.path: cannot read .*fifo: not a regular file"):
+    with pytest.raises(UserError, match=r"captions\.path: .*fifo.*: not a regular file"):
         captions.select_lines(params(tmp_path / "fifo", format=format_))
 
 

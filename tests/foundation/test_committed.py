@@ -187,7 +187,7 @@ def test_what_stands_beside_it_is_of_this_kind() -> None:
         assert figures[f"open/{head}/repeats"] == pytest.approx(figures[f"open/{head}/repeats-world"], abs=0.06)
     params = load_params(ROOT / "profiles" / "embedded.yaml").foundation
     for name in NETWORKS:
-        assert f"revision {params.revision})" in (FOLDER / name / "README.md").read_text()
+        assert (FOLDER / name / "README.md").read_text() == world.card(name, params)
 
 
 @pytest.fixture(scope="module")

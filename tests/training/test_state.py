@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 
 from m2m.errors import UserError
+from m2m.files import DIGESTS
 from m2m.training import state as module
 from m2m.training.ranks import Ranks
 from m2m.training.state import (
+    FILES,
     Checkpoints,
     Curve,
     Ema,
@@ -228,7 +231,7 @@ def test_the_key_for_the_tracker_outlives_a_save(tmp_path: Path) -> None:
     assert checkpoints.tracking_key == "run-1"
 
 
-@pytest.mark.parametrize("moment", ["file_digest", "write_atomically", "shutil.rmtree"])
+@pytest.mark.parametrize("moment", ["write_digests", "shutil.rmtree"])
 def test_a_kill_while_saving_leaves_a_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -263,11 +266,39 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoints.latest()
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b'{"state.json": 1}', b"[" * 100000])
-def test_a_damaged_seal_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[1]", b"{}", b'{"state.json": 1}', b'{"state.safetensors": 1}', b"[" * 100000],
+)
+def test_a_damaged_list_of_digests_is_named(tmp_path: Path, content: bytes) -> None:
     checkpoints, state = Checkpoints(tmp_path), new_state()
     advance(state, 1)
     checkpoints.save(state)
-    (tmp_path / "000000000016" / "seal.json").write_bytes(content)
-    with pytest.raises(UserError, match="damaged, its SHA-256"):
+    folder = tmp_path / "000000000016"
+    (folder / DIGESTS).write_bytes(content)
+    with pytest.raises(UserError, match=f": damaged, .*; remove {folder} to train from the start$") as caught:
+        checkpoints.latest()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_whose_files_are_not_all_listed_is_refused(tmp_path: Path, name: str) -> None:
+    checkpoints, state = Checkpoints(tmp_path), new_state()
+    advance(state, 1)
+    checkpoints.save(state)
+    digests = json.loads((tmp_path / "000000000016" / DIGESTS).read_text())
+    del digests[name]
+    (tmp_path / "000000000016" / DIGESTS).write_text(json.dumps(digests))
+    with pytest.raises(UserError, match=rf"digests\.json: damaged, it does not list {name}; remove"):
+        checkpoints.latest()
+
+
+@pytest.mark.parametrize("name", [*FILES, DIGESTS])
+def test_a_checkpoint_with_a_folder_for_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    checkpoints, state = Checkpoints(tmp_path), new_state()
+    advance(state, 1)
+    checkpoints.save(state)
+    (tmp_path / "000000000016" / name).unlink()
+    (tmp_path / "000000000016" / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: (missing|damaged), .* to train from the start$"):
         checkpoints.latest()
