@@ -169,6 +169,7 @@ def pipeline(committed: Pipeline) -> Iterator[Pipeline]:
     committed.dvc("checkout", "-q")
 
 
+@pytest.mark.slow
 def test_nothing_runs_twice(pipeline: Pipeline) -> None:
     assert pipeline.dvc("repro") == []
     assert pipeline.git("status", "--porcelain") == "", "what the pipeline makes is ignored or committed"

@@ -489,6 +489,7 @@ def test_a_checkout_that_was_moved_or_copied_records_where_it_is(
     assert {path.name for path in tmp_path.iterdir()} == {new.name, "note"} | ({old.name} if copied else set())
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     (tmp_path / "new").mkdir()

@@ -333,7 +333,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 
 def test_memory_does_not_hold_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cc12m.tsv"
-    lines = 20_000
+    lines = 8_000
     with path.open("wb") as file:
         for n in range(lines):
             file.write(f"u\t{n} ".encode() + b"word " * 200 + b"\n")

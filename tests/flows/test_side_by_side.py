@@ -94,6 +94,7 @@ def test_a_failed_stage_lets_those_beside_it_end_and_the_next_run_goes_on_there(
     assert out.startswith("3 of 7 stages are up to date\n")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_person_who_stops_it_ends_all_of_it(checkout: Path, number: signal.Signals) -> None:

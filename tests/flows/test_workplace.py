@@ -33,6 +33,7 @@ def test_without_a_name_it_is_the_checkout_itself(checkout: Path) -> None:
     assert run(checkout, "dvc", "exp", "list", "--names-only").split() == []
 
 
+@pytest.mark.slow
 def test_an_experiment_leaves_the_checkout_alone_and_comes_back_with_everything_skipped(checkout: Path) -> None:
     (checkout / "params.yaml").write_text((checkout / "params.yaml").read_text() + "\n# mine\n")
     before = run(checkout, "git", "status", "--porcelain")
@@ -95,6 +96,7 @@ def test_what_an_experiment_left_out_does_not_keep_it_from_coming_back(checkout:
     assert run(checkout, "dvc", "status", "--json").strip() == "{}"
 
 
+@pytest.mark.slow
 def test_what_nothing_has_changed_for_is_made_again_by_the_command_that_messages_name(checkout: Path) -> None:
     run(checkout, "dvc", "repro")
     assert "Running stage" not in run(checkout, "dvc", "repro", "generate")
@@ -102,6 +104,7 @@ def test_what_nothing_has_changed_for_is_made_again_by_the_command_that_messages
     assert run(checkout, *made_again("train").split()).count("Running stage 'train@") == 2
 
 
+@pytest.mark.slow
 def test_dvc_is_asked_once_what_it_would_run(checkout: Path) -> None:
     with workplace(checkout, experiment=None, **NOTHING) as place:
         assert len(place.find_changed(ALL)) == 7

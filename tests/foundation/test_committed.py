@@ -167,6 +167,7 @@ def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_
     assert len(images.unique(dim=0)) == len(images)
 
 
+@pytest.mark.slow
 def test_what_it_draws_for_open_captions_keeps_to_them_and_varies_as_the_world_does(
     classifier: WorldClassifier, pipeline: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_fit_killed_twice_ends_as_an_uninterrupted_one_to_the_bit(program: dict[str, Any], tmp_path: Path) -> None:
     whole = program["train"](tmp_path / "whole")
     for moment, kept in (("saving 5", 16), ("step 9", 36)):

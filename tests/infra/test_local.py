@@ -147,6 +147,7 @@ def ask(address: str, body: Any = None, headers: dict[str, str] | None = None) -
         return json.loads(answer.read())
 
 
+@pytest.mark.slow
 def test_prefect_answers_and_its_pages_know_its_address(home: Home) -> None:
     api = f"{home.address('M2M_PREFECT_PORT')}/api"
     settings = ask(f"{home.address('M2M_PREFECT_PORT')}/ui-settings")

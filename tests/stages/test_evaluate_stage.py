@@ -338,16 +338,10 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-4", "gallery/consistency"]
 
 
-def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
-    notes = Notes()
-    assert workplace.evaluate(tracker=notes, register=False).version is None
-    assert "registered" not in notes.notebook.told
-    assert workplace.metrics.exists()
-
-
-def test_kept_pictures_that_are_damaged_change_no_number(
-    finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+def test_kept_pictures_that_are_damaged_change_no_number_and_what_is_only_compared_is_not_registered(
+    finished: tuple[Workplace, Notes], workplace: Workplace
 ) -> None:
+    notes = Notes()
     shutil.copytree(finished[0].root / "work", workplace.root / "work")
     kept = [path for lot in ("unconditional", "named") for path in (workplace.root / "work" / lot).rglob("*.npy")]
     assert kept
@@ -355,7 +349,8 @@ def test_kept_pictures_that_are_damaged_change_no_number(
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 0x40
         path.write_bytes(content)
-    workplace.evaluate()
+    assert workplace.evaluate(tracker=notes, register=False).version is None
+    assert "registered" not in notes.notebook.told
     assert digests(workplace) == digests(finished[0])
 
 
@@ -382,6 +377,7 @@ def test_pictures_of_older_code_are_not_used(
     assert "starts afresh" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

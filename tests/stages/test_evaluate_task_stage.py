@@ -214,6 +214,7 @@ def test_steps_are_measured_by_position_beside_what_bounds_them(
     assert {path.name for path in workplace.plots("vpg").iterdir()} == {"details.json", "digests.json", "given-1.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["nvs", "vpg"])
 def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, dict[str, Notes]], workplace: Workplace, task: str, monkeypatch: pytest.MonkeyPatch

@@ -197,6 +197,7 @@ def test_before_it_has_learnt_anything_it_draws_what_its_parent_draws(
     torch.testing.assert_close(ours, draw(load_pipeline(make_model(variant))), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "task", "at"), [("self", "nvs", 12), ("dino", "nvs", 24), ("self", "vpg", 24)])
 def test_stopped_and_called_again_it_ends_as_if_nothing_had_been(
     run: Run, tmp_path: Path, variant: str, task: str, at: int

@@ -117,6 +117,7 @@ def test_a_second_run_trains_nothing_and_makes_the_same(
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_draws_the_same_lessons(made: Path, tmp_path: Path) -> None:
     foundation.run(TINY, out=tmp_path / "foundation", work=tmp_path / "work", processes=2)
     assert folder_digest(tmp_path / "foundation") == folder_digest(made / "foundation")

@@ -548,6 +548,7 @@ def test_the_next_shard_is_drawn_while_one_is_stored(
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(made: Workplace, place: Workplace) -> None:
     script = """
 import os, signal, sys

@@ -97,6 +97,7 @@ def test_the_world_gives_objects_with_poses_and_latents(made: Workplace) -> None
     assert "| validation | 1 | 1 |" in card
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     made: Workplace, place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def test_a_flipped_bit_in_any_file_of_a_model_folder_is_named(run: Run, tmp_path
     load_pipeline(model)
 
 
+@pytest.mark.slow
 def test_the_same_run_elsewhere_gives_the_same_bytes(run: Run, foundation: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other" / "deeper"
     run(one, "dino")
@@ -237,6 +238,7 @@ def test_v_prediction_and_checkpointed_activations_reach_the_model(run: Run, tmp
     assert scheduler["beta_start"] == 0.00085
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["self", "dino"])
 def test_it_goes_on_with_the_same_tracked_run_and_then_starts_another(run: Run, tmp_path: Path, variant: str) -> None:
     with pytest.raises(KeyboardInterrupt):
