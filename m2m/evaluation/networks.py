@@ -62,7 +62,7 @@ class Networks:
             raise UserError(f"{foundation}/inception/config.json: architecture is {architecture!r}, expected {known}")
         check_digests(foundation / "clip")
         clip = Clip.from_pretrained(foundation / "clip")
-        clip.model.to(where)  # type: ignore[arg-type]
+        clip.model.to(where)
         check_digests(published)
         with reading_foundation(published):
             likeness = Lpips.from_pretrained(published).to(where) if published.is_dir() else None

@@ -92,8 +92,8 @@ class Studio:
         try:
             self._plotter = pv.Plotter(off_screen=True, window_size=[pixels, pixels], lighting="none")
             self._plotter.disable_anti_aliasing()  # supersampling gives the same edges with every driver
-            self._plotter.set_background("black")  # type: ignore[arg-type]  # adds nothing to what is seen through
-            self._plotter.enable_depth_peeling(MOST_LAYERS, occlusion_ratio=0)  # type: ignore[arg-type]
+            self._plotter.set_background("black")  # adds nothing to what is seen through
+            self._plotter.enable_depth_peeling(MOST_LAYERS, occlusion_ratio=0)
             for position, intensity in LIGHTS:
                 self._plotter.add_light(pv.Light(position=position, intensity=intensity, light_type="scene light"))
             self._plotter.show(auto_close=False, interactive=False)
