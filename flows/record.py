@@ -42,13 +42,16 @@ class ParentRun:
         uri = self._settings.tracking_uri
         lines = [f"- `{stage}`: reused" for stage in reused]
         try:
-            runs = open_history(uri).of_flow_run(self._settings.caller.flow_run)
+            history = open_history(uri)
+            runs, pages = history.of_flow_run(self._settings.caller.flow_run), history.comparisons()
         except UserError as error:
             return [f"- {error}", *lines]
         children = [run for run in runs if run.origin.stage]
         self._run.tags({"mlflow.note.content": "\n".join([*(_link(run, "") for run in children), *lines])})
         if uri.startswith("http"):
-            return [*(_link(run, without_password(uri).rstrip("/") + "/") for run in runs), *lines]
+            server = without_password(uri).rstrip("/") + "/"
+            shown = [f"- [{what}]({server}{page})" for what, page in pages.items()]
+            return [*shown, *(_link(run, server) for run in runs), *lines]
         by_name = [f"- {_stage(run)}{run.name}, run `{run.id}`" for run in runs]
         return ["`make ui` opens MLflow on this machine, with these runs:\n", *by_name, *lines]
 

@@ -17,6 +17,7 @@ from httpx2 import BasicAuth, HTTPError, request
 
 from m2m.errors import UserError
 from m2m.settings import TELEMETRY_OFF, sqlite_uri
+from m2m.tracking import ALL_RUNS
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
@@ -115,7 +116,7 @@ def _mlflow(stack: Stack) -> Server:
         command=[sys.executable, "-m", "mlflow", "server", *network, *places, *artifacts],
         at=stack.state,
         environment={**clean_environment(), **MLFLOW_SETTINGS},
-        address=stack.address("mlflow"),
+        address=f"{stack.address('mlflow')}/{ALL_RUNS}",
         healthy=lambda _: _ask(f"{stack.address('mlflow')}/health")[0] == 200,
     )
 

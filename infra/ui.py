@@ -11,7 +11,7 @@ import sys
 from infra.servers import HOST, MLFLOW_SETTINGS, PORTS
 from m2m.errors import UserError
 from m2m.settings import TELEMETRY_OFF, Settings, main_checkout, sqlite_file, without_password
-from m2m.tracking import bring_artifacts_along
+from m2m.tracking import ALL_RUNS, bring_artifacts_along, open_history
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -41,11 +41,18 @@ def main(arguments: list[str]) -> None:
     try:
         settings = Settings.from_environment()
         variables = environment(settings)
+        pages = {"all runs": ALL_RUNS}
+        database = sqlite_file(settings.tracking_uri)
+        if database:
+            bring_artifacts_along(database)
+        if database is None or database.exists():
+            pages |= open_history(settings.tracking_uri).comparisons()
     except UserError as error:
         print(f"make ui: {error}", file=sys.stderr)
         sys.exit(2)
-    if database := sqlite_file(settings.tracking_uri):
-        bring_artifacts_along(database)
+    for what, page in pages.items():
+        print(f"{what + ':':24} http://{HOST}:{port}/{page}")
+    print("MLflow starts there; Ctrl-C ends it", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", port, "--workers", "1"]
     os.execve(sys.executable, command, {**os.environ, **variables})
 

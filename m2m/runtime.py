@@ -74,7 +74,11 @@ class Machine:
         return open_store(self.settings.store, cache=self.settings.work / "cache")
 
     def tracker(self) -> Tracker:
-        tags = {**origin_tags(self.settings.caller, revision()), "dvc.stage": self._stage}
+        tags = {
+            **origin_tags(self.settings.caller, revision()),
+            "dvc.stage": self._stage,
+            "mlflow.source.name": f"dvc repro {self._stage}",
+        }
         return open_tracker(self.settings.tracking_uri, spool=self.settings.work / "spool", tags=tags)
 
     def prepare_torch(self) -> None:

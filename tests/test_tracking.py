@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from filelock import FileLock
@@ -106,6 +107,27 @@ def test_all_that_a_run_says_arrives(database: str, tmp_path: Path) -> None:
     assert list((tmp_path / "spool").iterdir()) == [], "nothing waits"
 
 
+def test_both_variants_newest_runs_have_pages_that_show_them_side_by_side(database: str, tmp_path: Path) -> None:
+    def record(stage: str, variant: str) -> None:
+        with tracker(database, tmp_path / "spool").run(f"{stage}-{variant}", stage=stage, tags={}) as run:
+            run.metrics({"held_out_loss": 1.0}, step=1)
+
+    for stage, variant in (("train", "self"), ("train", "dino"), ("train", "self"), ("evaluate", "dino")):
+        record(stage, variant)
+    pages = open_history(database).comparisons()
+    assert list(pages) == ["training curves of both", "registered models"], "there is one evaluation"
+    address = urlsplit(pages["training curves of both"].removeprefix("#"))
+    asked = parse_qs(address.query)
+    newest = {run.info.run_name: run.info.run_id for run in runs(database)}
+    assert (address.path, asked["workflowType"]) == ("/metric", ["machine_learning"])
+    assert json.loads(asked["runs"][0]) == [newest["train-self"], newest["train-dino"]]
+    experiment = MlflowClient(database).get_experiment_by_name("train")
+    assert experiment is not None
+    assert "learn from multi-image sets" in experiment.tags["mlflow.note.content"]
+    (newer, *_) = runs(database)
+    assert newer.data.tags["mlflow.note.content"] == experiment.tags["mlflow.note.content"]
+
+
 def test_a_run_ends_as_its_stage_does(database: str, tmp_path: Path) -> None:
     for error in (ValueError, KeyboardInterrupt):
         with pytest.raises(error), tracker(database, tmp_path / "spool").run(error.__name__, stage="train", tags={}):
@@ -148,6 +170,12 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
     version = MlflowClient(database).get_model_version("m2m-self", "1")
     assert version.tags == {"manifest": "ff"}
     assert aliases(database, "m2m-self") == ("2", "1"), "the second has no figure for the gate"
+    assert "| score | version 1 | no champion so far |" in version.description
+    assert "| fid/mean | 3.5 |  |" in version.description
+    assert "m2m lineage models:/m2m-self/1" in version.description
+    later = MlflowClient(database).get_model_version("m2m-self", "2")
+    assert "| score | version 2 | champion so far, version 1 |" in later.description
+    assert "`champion` the best" in MlflowClient(database).get_registered_model("m2m-self").description
     assert version.run_id == first.info.run_id
     packed = list((tmp_path / "mlruns").rglob("*"))
     assert [file for file in packed if file.suffix == ".safetensors"]

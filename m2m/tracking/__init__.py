@@ -13,12 +13,13 @@ from uuid import uuid4
 
 from m2m.params import GateParams
 from m2m.tracking.connection import bring_artifacts_along, check_tracking, open_history, prepare_mlflow
-from m2m.tracking.history import Chain, PastRun, Trace, installed_libraries, origin_tags
+from m2m.tracking.history import ALL_RUNS, Chain, PastRun, Trace, installed_libraries, origin_tags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "ALL_RUNS",
     "Chain",
     "NullTracker",
     "PastRun",

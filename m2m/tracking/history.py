@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.metadata
 import json
 import re
@@ -9,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+from urllib.parse import urlencode
 
 from m2m.errors import UserError
+from m2m.params import Variant
 from m2m.settings import Caller, Revision
 from m2m.tracking.connection import explained, unless
 
@@ -57,6 +60,19 @@ PARENT_MODEL = "parent."
 """Prefix of the parameter that names the model which fine-tuning started from."""
 
 
+def page(path: str, **query: object) -> str:
+    """A page of MLflow's, behind its server's address; without the workflow it opens on what concerns language models.
+
+    Args:
+        query: texts, and what is read as JSON.
+    """
+    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in query.items()}
+    return f"#/{path}?{urlencode({**values, 'workflowType': 'machine_learning'})}"
+
+
+ALL_RUNS = page("experiments")
+
+
 def origin_tags(caller: Caller, code: Revision) -> dict[str, str]:
     """The tags of every run that this process records."""
     tags = {
@@ -66,9 +82,17 @@ def origin_tags(caller: Caller, code: Revision) -> dict[str, str]:
         FLOW_RUN: caller.flow_run,
         FLOW_RUN_URL: caller.flow_run_url,
         PARENT: caller.parent_run,
+        "mlflow.user": _user(),
         LIBRARIES: ", ".join(f"{name} {version}" for name, version in installed_libraries().items()),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return ""
 
 
 @cache
@@ -171,6 +195,33 @@ class History:
         """
         with explained(self._uri):
             return [self._past(run) for run in self._tagged(FLOW_RUN, flow_run) if not _is_deleted(run)]
+
+    def comparisons(self) -> dict[str, str]:
+        """Pages by what they show: the newest runs of both variants side by side, and the registered models."""
+        with explained(self._uri):
+            curve: dict[str, object] = {"metric": '"held_out_loss"', "plot_metric_keys": ["held_out_loss"]}
+            curve |= {"x_axis": "step", "y_axis_scale": "linear", "plot_layout": {"autosize": True}}
+            shown: tuple[tuple[str, str, str, dict[str, object]], ...] = (
+                ("scores of both variants", "evaluate", "compare-runs", {}),
+                ("training curves of both", "train", "metric", curve),
+            )
+            found = {}
+            for what, stage, path, query in shown:
+                runs = [run for variant in get_args(Variant) for run in self._newest(stage, f"{stage}-{variant}")]
+                if len(runs) > 1:
+                    ids, experiment = [run.info.run_id for run in runs], runs[0].info.experiment_id
+                    found[what] = page(path, runs=ids, experiments=[experiment], **query)
+            return {**found, "registered models": page("models")}
+
+    def _newest(self, stage: str, name: str) -> list[Run]:
+        """The last run of this name that came to its end, if there is one."""
+        experiment = self._client.get_experiment_by_name(stage)
+        query = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
+        newest_first = ["attributes.start_time DESC"]
+        found = experiment and self._client.search_runs(
+            [experiment.experiment_id], query, max_results=1, order_by=newest_first
+        )
+        return list(found or ())
 
     def libraries(self, tag: Literal["model", "manifest"], digest: str) -> dict[str, str]:
         """The versions of the libraries by which a model or a dataset was made; empty if nothing tells.
@@ -291,7 +342,7 @@ class History:
             status=run.info.status,
             deleted=_is_deleted(run),
             started=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
-            page=f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}",
+            page=page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"),
             origin=Origin(dirty=tags.get(DIRTY) == "true", **told),
             model=tags.get("model", ""),
             manifest=tags.get("manifest", ""),

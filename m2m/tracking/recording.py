@@ -27,7 +27,7 @@ from m2m.params import GateParams
 from m2m.settings import sqlite_file, without_password
 from m2m.tracking import Run
 from m2m.tracking.journal import Entry, Header, Journal
-from m2m.tracking.remote import ServerRun, open_run
+from m2m.tracking.remote import DESCRIPTIONS, NOTE, ServerRun, open_run
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,8 @@ class MlflowTracker:
         key = resume_key or uuid4().hex
         database = sqlite_file(self.uri)
         beside = os.path.relpath(database, self.spool) if database else ""
-        header = Header(key, name, stage, {**self.tags, **tags}, without_password(self.uri), now(), beside)
+        said = {NOTE: DESCRIPTIONS[stage]} if stage in DESCRIPTIONS else {}
+        header = Header(key, name, stage, {**said, **self.tags, **tags}, without_password(self.uri), now(), beside)
         journal = Journal.create(self.spool, header)
         if resume_key:
             journal.append("resume")

@@ -14,6 +14,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Literal
 
 import mlflow.pyfunc
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
@@ -34,6 +36,11 @@ from m2m.tracking.connection import unless
 CANDIDATE, CHAMPION = "candidate", "champion"
 _log = logging.getLogger("m2m.tracking")
 
+ABOUT = """Draws the next images of a set, after any number of given ones: what they share is kept, the rest varies.
+
+`mlflow.pyfunc.load_model("models:/NAME/VERSION").predict(frame, params={"num_images": 4})` draws from base64 PNGs
+in the column `image`. `candidate` is the newest version, `champion` the best by the gate of `params.yaml`.
+"""
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "image")]),
     outputs=Schema([ColSpec("string", "image")]),
@@ -84,13 +91,28 @@ def register(
         model_id = _log_model(client, run_id, experiment_id, name, folder, tags)
     points = [Metric(key, value, time, 0, model_id=model_id, run_id=run_id) for key, value in metrics.items()]
     client.log_batch(run_id, metrics=points)
-    unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_registered_model(name))
+    unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_registered_model(name, description=ABOUT))
     # MLflow resolves the models:/ address with its global setting, whatever the client's own is.
     mlflow.set_tracking_uri(client.tracking_uri)
     version = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
+    client.update_model_version(name, str(version.version), _card(client, run_id, name, str(version.version), metrics))
     here = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: here})
     return str(version.version)
+
+
+def _card(client: MlflowClient, run_id: str, name: str, version: str, metrics: Mapping[str, float]) -> str:
+    """Markdown: scores beside those of the champion of now, pictures, and how to draw with it."""
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    theirs = _figures(client, client.get_model_version(name, str(champion))) if champion else None
+    folders = [file.path for file in client.list_artifacts(run_id, "evaluate") if file.is_dir]
+    pictures = [file.path for folder in folders for file in client.list_artifacts(run_id, folder)]
+    of_sets = sorted(path for path in pictures if re.search(r"/given-\d+\.png$", path))
+    cards = Environment(loader=PackageLoader("m2m.tracking", ""), undefined=StrictUndefined, trim_blocks=True)
+    numbers = {"scores": metrics, "theirs": theirs or {}, "champion": champion}
+    return cards.get_template("card.md.jinja").render(
+        name=name, version=version, run=run_id, pictures=of_sets[-1:], **numbers
+    )
 
 
 def _log_model(

@@ -28,6 +28,22 @@ SYSTEM = "system/"
 """MLflow shows metrics of this prefix on a page of their own."""
 
 
+NOTE = "mlflow.note.content"
+"""What MLflow shows as the description of a run or an experiment."""
+DESCRIPTIONS = {
+    "generate": "Multi-image sets, drawn by Stable Diffusion: how fast, how many were drawn again, the first sets.",
+    "views": "Sets of novel views: objects, each seen by many cameras.",
+    "procedures": "Sets of visual procedures: pictures step after step.",
+    "train": "M2M-Self and M2M-DINO learn from multi-image sets: loss, held-out loss, and what they draw on the way.",
+    "finetune": "Trained models learn a task, novel views (nvs) or visual procedures (vpg), from sets of it.",
+    "evaluate": "Models measured on test sets; each run registered the version that it measured.",
+    "sampling": "What an image costs by how many were given, beside Stable Diffusion.",
+    "pipeline": "Flow runs of Prefect, each with the runs of its stages below it.",
+    "bench": "Speed against goals, both sides timed in one run.",
+}
+"""Of the experiments, which bear the names of stages."""
+
+
 class ServerRun:
     """One run on the server."""
 
@@ -172,7 +188,8 @@ def _experiment(client: MlflowClient, name: str) -> str:
     if found is None:
         database = sqlite_file(str(client.tracking_uri))
         place = (database.parent / ARTIFACTS / name).as_uri() if database else None
-        made = unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_experiment(name, place))
+        kind = {"mlflow.experimentKind": "custom_model_development", NOTE: DESCRIPTIONS.get(name, "")}
+        made = unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_experiment(name, place, kind))
         return str(made) if made else _experiment(client, name)
     number = str(found.experiment_id)
     if found.lifecycle_stage != "active":

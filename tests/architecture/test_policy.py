@@ -21,7 +21,7 @@ from m2m.settings import TELEMETRY_OFF
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ablations", "benchmarks", "flows", "infra", "m2m")
 MODULES = sorted(module for package in PACKAGES for module in (ROOT / package).rglob("*.py"))
-TRACKING = {"Chain", "NullTracker", "PastRun", "Run", "Trace", "Tracker"} | {
+TRACKING = {"ALL_RUNS", "Chain", "NullTracker", "PastRun", "Run", "Trace", "Tracker"} | {
     "bring_artifacts_along",
     "check_tracking",
     "installed_libraries",

@@ -39,6 +39,7 @@ def test_the_flow_run_s_page_leads_to_its_runs(
         fail()
     parent, child = open_history(mlflow_server.uri).of_flow_run("flow-1")
     assert links == [
+        f"- [registered models]({mlflow_server.uri}/#/models?workflowType=machine_learning)",
         f"- [wise-otter]({mlflow_server.uri}/{parent.page})",
         f"- `train@self`: [train-self]({mlflow_server.uri}/{child.page})",
         "- `generate`: reused",

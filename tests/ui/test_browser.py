@@ -16,13 +16,13 @@ from playwright.sync_api import Browser, Locator, Page, Response, expect
 
 from flows.graph import read_graph
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # a whole pipeline, on a machine that may be busy
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # a whole pipeline, on a machine that may be busy
 EXPERIMENT = "from-the-browser"
 ROOT = Path(__file__).parents[2]
 STAGES = {"foundation", "captions", "generate", "train@self", "train@dino", "evaluate@self", "evaluate@dino"}
 STAGES |= {"sampling", "report"}
 METRIC = "clip_image_image/mean"
-PATIENCE = 900.0
+PATIENCE = 1800.0
 expect.set_options(timeout=60_000)
 
 
