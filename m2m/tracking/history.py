@@ -66,7 +66,10 @@ def page(path: str, **query: object) -> str:
     Args:
         query: texts, and what is read as JSON.
     """
-    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in query.items()}
+    values = {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for key, value in query.items()
+    }
     return f"#/{path}?{urlencode({**values, 'workflowType': 'machine_learning'})}"
 
 

@@ -5,7 +5,6 @@ One stack and one run for all of it. Screenshots land in ``work/screenshots``.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -153,15 +152,23 @@ def test_the_summary_is_a_page_with_tables_and_pictures(stack: Any, run: Any, pa
     expect(page.get_by_text(f"dvc exp apply {EXPERIMENT}")).to_be_visible()
 
 
+def linked(stack: Any, run: Any, what: str) -> str:
+    """The address that the summary gives of a page."""
+    artifacts = stack.ask("artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    (summary,) = (each["data"] for each in artifacts if each["key"] == "summary")
+    found = re.search(rf"\[{what}\]\((\S+)\)", summary)
+    assert found, summary
+    return found[1]
+
+
 def test_the_two_variants_are_compared_side_by_side(stack: Any, run: Any, page: Page) -> None:
     experiment = stack.ask_mlflow("experiments/search", filter="name = 'evaluate'", max_results=1)["experiments"][0]
     number = experiment["experiment_id"]
     names = ("evaluate-self", "evaluate-dino")
     found = stack.ask_mlflow("runs/search", experiment_ids=[number])["runs"]
     runs = [each for each in found if each["info"]["run_name"] in names]
-    ids = [each["info"]["run_id"] for each in runs]
-    assert len(ids) == 2
-    page.goto(f"{stack.mlflow}/#/compare-runs?runs={json.dumps(ids)}&experiments={json.dumps([number])}")
+    assert len(runs) == 2
+    page.goto(linked(stack, run, "scores of both variants"))
     for name in names:
         expect(page.get_by_text(name, exact=True)).to_be_visible()
     page.get_by_role("switch", name="Metrics - Show diff only").click()  # what both share are the baselines
@@ -171,11 +178,22 @@ def test_the_two_variants_are_compared_side_by_side(stack: Any, run: Any, page: 
         expect(page.get_by_role("grid").last).to_contain_text(f"{value:.4g}")
 
 
-def test_both_models_are_registered(stack: Any, run: Any, page: Page) -> None:
-    page.goto(f"{stack.mlflow}/#/models")
+def test_both_learning_curves_are_in_one_chart(stack: Any, run: Any, page: Page) -> None:
+    page.goto(linked(stack, run, "training curves of both"))
+    for name in ("train-self", "train-dino"):
+        expect(page.get_by_text(f"{name} (held_out_loss)").first).to_be_visible()
+
+
+def test_both_models_are_registered_with_scores_and_pictures(stack: Any, run: Any, page: Page) -> None:
+    page.goto(linked(stack, run, "registered models"))
     page.get_by_role("button", name="Try it now").click()
     for name in ("m2m-self", "m2m-dino"):
         expect(page.get_by_role("row", name=f"{name} Version 1")).to_be_visible()
+    page.goto(f"{stack.mlflow}/#/models/m2m-dino/versions/1")
+    expect(page.get_by_role("cell", name="fid/mean")).to_be_visible()
+    gallery = page.get_by_role("img", name="evaluate/evaluate-dino/given-")
+    expect(gallery).to_be_visible()
+    assert gallery.evaluate("picture => picture.naturalWidth") > 100
 
 
 def test_the_experiment_comes_back_with_everything_skipped(stack: Any, run: Any) -> None:
