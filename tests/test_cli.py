@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.metadata
 import inspect
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import m2m.commands as m2m_commands
 from m2m.cli import app
+from m2m.commands.check import _extras
 from m2m.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -289,6 +291,21 @@ def test_a_cpu_has_a_worker_a_thread_and_a_gpu_has_one(
 
 
 # m2m check
+
+
+def test_what_only_an_extra_needs_is_optional(m2m: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2m.commands.check._extras", lambda: {"of-an-extra": "postgres"})
+    typer = importlib.metadata.version("typer")
+    (tmp_path / "constraints.txt").write_text(f"typer=={typer}\nof-an-extra==2\n")
+    (line,) = (line for line in m2m("check").stdout.splitlines() if line.startswith("packages"))
+    assert line.split(maxsplit=2)[1:] == [
+        "ok",
+        "1 as pinned; optional, and not there: of-an-extra, of the extra postgres",
+    ]
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    assert _extras() == {"psycopg2-binary": "postgres"}
 
 
 def test_check_says_what_to_do(m2m: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

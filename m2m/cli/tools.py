@@ -132,6 +132,9 @@ def plan(
     rate: Annotated[
         list[str] | None, typer.Option(help="STAGE=N: images a second of one GPU, in place of what was measured.")
     ] = None,
+    card: Annotated[
+        str | None, typer.Option(help="H200, H100, A100 or L40S; where it was not measured, operations are counted.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="What make bench wrote.")] = Path("benchmarks/results"),
     bytes_per_image: Annotated[float | None, typer.Option(min=1, help="In a shard, latents included.")] = None,
     gpu_hour: Annotated[float, typer.Option(min=0, help="Price of an hour of one GPU.")] = 0.0,
@@ -151,6 +154,7 @@ def plan(
         pixels=pixels,
         gpus=gpus,
         given=_read_rates(rate or []),
+        card=_known_card(card),
         prices=plan.Prices(
             gpu_hour=gpu_hour,
             gigabyte_month=gigabyte_month,
@@ -182,6 +186,14 @@ def _profile_file(name: str) -> Path:
         there = ", ".join(sorted(one.stem for one in PROFILES.glob("*.yaml"))) or "none here"
         raise UserError(f"no profile {name!r} in {PROFILES}/; there are {there}")
     return path
+
+
+def _known_card(name: str | None) -> str | None:
+    from m2m.commands.plan import CARDS
+
+    if name is not None and name not in CARDS:
+        raise UserError(f"--card {name}: expected one of {', '.join(CARDS)}; for another one give each --rate")
+    return name
 
 
 def _read_rates(texts: list[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""``m2m plan``: what a profile asks of GPUs, of the store and of a purse, by rates that were measured."""
+"""``m2m plan``: what a profile asks of GPUs, of the store and of a purse, by rates that were measured or estimated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from m2m.errors import UserError
 from m2m.params import Params, Variant, WorldFoundation
@@ -20,6 +20,12 @@ PUBLISHED_SIDE = 512
 """Pixels a side of what the published Stable Diffusion 2.1-base draws."""
 BYTES_PER_PIXEL = 1.75
 """Of PNG 1.5, as photographs have; of latents, a sixteenth of a number in float32 a pixel."""
+
+
+CARDS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}
+"""TFLOP/s in bfloat16 without sparsity, by their makers; the first where none is named."""
+SHARES = {"generate": 0.15, "train": 0.25}
+"""Of those, what networks of Stable Diffusion's size reach: an H200 trained at .23 to .26 (`benchmarks/results`)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ def run(
     gpus: int,
     given: Mapping[str, float],
     prices: Prices,
+    card: str | None = None,
     bytes_per_image: float | None = None,
 ) -> Plan:
     """Plans the MIS dataset of a parameter file and the training of both variants.
@@ -106,7 +113,8 @@ def run(
         asked[f"train@{variant}"] = (passes, f"training/{pixels}px/{variant}")
     work = []
     for stage, (images, row) in asked.items():
-        rate = Number(given[stage], "given") if stage in given else _measured(row, results, stage)
+        steps = generate.num_inference_steps if stage == "generate" else None
+        rate = Number(given[stage], "given") if stage in given else _rate(row, steps, results, stage, card)
         hours = images / rate.value / HOUR
         work.append(Work(stage=stage, images=images, images_per_second=rate, gpu_hours=hours, hours=hours / gpus))
 
@@ -165,6 +173,8 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _time(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:,.1f} minutes"
     return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} hours"
 
 
@@ -183,14 +193,33 @@ def _puts(size: float) -> int:
     return parts + 2 if parts > 1 else 1
 
 
-def _measured(name: str, results: Path, stage: str) -> Number:
+def _rate(name: str, steps: int | None, results: Path, stage: str, card: str | None) -> Number:
+    """Images a second, measured (on a card, if one is asked for), else by the operations that were counted."""
+    rows = list(_rows(results))
+    for path, row in rows:
+        if row["name"] == name and row["ours"] > 0 and (card is None or card in row["on"]):
+            return Number(row["ours"], f"{path}: {name}, {row['on']}")
+    of = {row["name"]: row for _, row in rows}
+    pixels, counted = name.split("/")[1], 0.0  # TFLOP an image
+    if steps is not None and (step := of.get(f"step/{pixels}/dino/given=1")):
+        counted = steps * step["other"] / 1000
+    elif name in of and (tera := of.get(f"{name}/rate")):
+        counted = tera["ours"] / of[name]["ours"]
+    if not counted:
+        option = f"--rate {stage}=IMAGES_PER_SECOND"
+        where = f"in {results}" + (f" on {card}" if card else "")
+        raise UserError(f"nobody measured {name} {where}; run make bench on the GPU, or give {option}")
+    card, share = card or next(iter(CARDS)), SHARES[stage.partition("@")[0]]
+    counting = f"estimated, {counted:.3g} TFLOP an image at {share:.0%} of the {CARDS[card]} TFLOP/s of one {card}"
+    return Number(float(f"{share * CARDS[card] / counted:.3g}"), counting)
+
+
+def _rows(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """All that was measured or counted, and where it stands."""
     for path in sorted(results.glob("*.json")):
         try:
-            rows = {row["name"]: (float(row["ours"]), str(row["on"])) for row in json.loads(path.read_text())}
+            for row in json.loads(path.read_text()):
+                numbers = {key: float(row[key]) for key in ("ours", "other") if key in row}
+                yield path, {"name": str(row["name"]), "on": str(row["on"]), **numbers}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not what make bench writes; remove it or run make bench again") from error
-        if name in rows and rows[name][0] > 0:
-            rate, where = rows[name]
-            return Number(rate, f"{path}: {name}, {where}")
-    option = f"--rate {stage}=IMAGES_PER_SECOND"
-    raise UserError(f"nobody measured {name} in {results}; run make bench on the GPU, or give {option}")

@@ -73,7 +73,7 @@ def test_the_command_line() -> None:
         "--guidance-scale --images --model --num-images --out --seed --solver --steps --task",
         "render": "--out --seed --size --views",
         "lineage": "--json",
-        "plan": "--bytes-per-image --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "
+        "plan": "--bytes-per-image --card --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "
         "--thousand-reads --thousand-writes",
         "check": "--foundation",
     }

@@ -96,6 +96,34 @@ def test_measured_rates_are_read_with_their_source(params: Params, tmp_path: Pat
     assert plan.work[1].images_per_second.source == "given"
 
 
+def test_what_was_not_measured_is_estimated_by_what_was_counted(tmp_path: Path) -> None:
+    paper = load_params(ROOT / "profiles" / "paper.yaml")
+    rows = [
+        {"name": "step/512px/dino/given=1", "ours": 1700.0, "other": 1600.0, "on": ""},
+        {"name": "training/512px/self", "ours": 80.0, "other": 1.0, "on": "NVIDIA H200"},
+        {"name": "training/512px/self/rate", "ours": 240.0, "other": 1.0, "on": "NVIDIA H200"},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+
+    def rates(card: str | None) -> list[float]:
+        plan = planned(paper, tmp_path, pixels=None, given={"train@dino": 5.0}, card=card)
+        assert "estimated" in plan.work[0].images_per_second.source
+        return [one.images_per_second.value for one in plan.work]
+
+    generated = 25 * 1.6  # TFLOP an image
+    assert rates(None) == pytest.approx([0.15 * 989 / generated, 80, 5], rel=1e-2)
+    assert rates("H200") == rates(None)
+    assert rates("A100") == pytest.approx([0.15 * 312 / generated, 0.25 * 312 / 3, 5], rel=1e-2)
+
+
+@pytest.mark.parametrize("profile", ["embedded", "full", "gpu", "paper", "smoke"])
+def test_every_profile_can_be_planned_as_the_project_comes(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(app, ["plan", profile, "--gpus", "64"])
+    assert result.exit_code == 0, result.stderr
+    assert "with 64 GPUs" in result.stdout
+
+
 @pytest.fixture
 def m2m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
@@ -129,6 +157,7 @@ def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
     [
         (["unknown"], "m2m: no profile 'unknown' in profiles/; there are embedded, full, gpu, paper, smoke"),
         (["paper"], "m2m: nobody measured generation/512px in benchmarks/results; run make bench on the GPU, or give "),
+        (["paper", "--card", "H300"], "m2m: --card H300: expected one of H200, H100, A100, L40S; for another one"),
         (["paper", "--rate", "train@self=fast"], "m2m: --rate train@self=fast: expected STAGE=N"),
     ],
 )
