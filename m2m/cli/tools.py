@@ -36,7 +36,9 @@ def verify(manifest: Annotated[Path, typer.Argument(help="Manifest of the datase
 
 @app.command()
 def sample(
-    model: Annotated[Path | None, typer.Option(help="Model folder; models/m2m-dino[-TASK].")] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="Model folder; models/m2m-dino[-TASK]. Give several to compare them.")
+    ] = None,
     task: Annotated[Task | None, typer.Option(help="Of a fine-tuned model. nvs: novel views; vpg: procedures.")] = None,
     images: Annotated[list[Path] | None, typer.Option("--images", help="The preceding pictures.")] = None,
     more: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGES]...", help="More of them.")] = None,
@@ -74,18 +76,19 @@ def sample(
             given_azimuth=tuple(given_azimuth or ()),
             given_elevation=given_elevation,
         )
-    *pictures, sheet = sample.run(
-        sample.Drawing(
-            num_images=len(azimuth) if task == "nvs" and azimuth else num_images,
-            solver=solver,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            context_timestep=context_timestep,
-            drawn_context=drawn_context,
-            seed=seed,
-        ),
+    drawing = sample.Drawing(
+        num_images=len(azimuth) if task == "nvs" and azimuth else num_images,
+        solver=solver,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        context_timestep=context_timestep,
+        drawn_context=drawn_context,
+        seed=seed,
+    )
+    *pictures, sheet = sample.compare(
+        model or [Path(f"models/m2m-dino-{task}" if task else "models/m2m-dino")],
+        drawing,
         angles=angles,
-        model=model or Path(f"models/m2m-dino-{task}" if task else "models/m2m-dino"),
         # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
         images=[*(images or ()), *(more or ())],
         out=out,
@@ -93,7 +96,8 @@ def sample(
         threads=machine.threads(),
         device=device,
     )
-    typer.echo(f"{sheet}: {len(pictures)} pictures, {pictures[0].name} to {pictures[-1].name} beside it")
+    first, last = (path.relative_to(sheet.parent) for path in (pictures[0], pictures[-1]))
+    typer.echo(f"{sheet}: {len(pictures)} pictures, {first} to {last} beside it")
 
 
 @app.command()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,28 @@ class ViewAngles:
             *(Camera(azimuth, self.given_elevation) for azimuth in (0.0, *self.given_azimuth)),
             *(Camera(azimuth, elevation) for azimuth in drawn),
         ]
+
+
+def compare(models: Sequence[Path], drawing: Drawing, *, out: Path, **options: Any) -> list[Path]:
+    """As `run` with one model; with several each draws into a folder of its name, and one sheet has a row of each.
+
+    Raises:
+        UserError: as `run`, or two models have one name.
+    """
+    if len(models) == 1:
+        return run(drawing, model=models[0], out=out, **options)
+    sheet = out / "contact-sheet.png"
+    _keep_given(options["images"], [sheet])
+    folders = [out / model.resolve().name for model in models]
+    if len({*folders}) < len(folders):
+        raise UserError(f"two models are named {folders[0].name}: their pictures would have one folder; rename one")
+    made = [run(drawing, model=model, out=folder, **options) for model, folder in zip(models, folders, strict=True)]
+    rows = [Image.open(files[-1]) for files in made]
+    whole = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        whole.paste(row, (0, sum(above.height for above in rows[:number])))
+    write_atomically(sheet, _png(whole, {"rows": [json.loads(row.info["m2m"]) for row in rows]}))
+    return [*(file for files in made for file in files[:-1]), sheet]
 
 
 def run(
@@ -192,7 +215,7 @@ def _command(drawing: Drawing, angles: ViewAngles | None, model: Path, images: S
     return shlex.join(["m2m", "sample", *map(str, options), "--images", *map(str, images)])
 
 
-def _png(picture: Image.Image, note: dict[str, object]) -> bytes:
+def _png(picture: Image.Image, note: Mapping[str, object]) -> bytes:
     text = PngInfo()
     # A file name may hold bytes that are no text: Python's stand-ins for them are written as JSON's escapes.
     content = json.dumps(note, ensure_ascii=False).encode(errors="backslashreplace").decode()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from typer.testing import CliRunner
 
 from m2m.cli import app
@@ -59,6 +60,23 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def sample(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["sample", "--steps", "2", *map(str, arguments)])
+
+
+def test_models_are_compared_on_one_sheet(model: Path, pictures: list[str], tmp_path: Path) -> None:
+    (tmp_path / "another").symlink_to(model)
+    shutil.copytree(model, tmp_path / "other")
+    both = ("--model", model, "--model", tmp_path / "other")
+    result = sample(*both, "--images", *pictures, "--num-images", 2, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    assert "out/contact-sheet.png: 4 pictures, m2m-self/001.png to other/002.png beside it" in result.stdout
+    with Image.open("out/contact-sheet.png") as sheet, Image.open("out/other/contact-sheet.png") as one:
+        assert (sheet.width, sheet.height) == (one.width, 2 * one.height)
+        assert ImageChops.difference(sheet.crop((0, one.height, *sheet.size)), one).getbbox() is None
+        rows = json.loads(sheet.text["m2m"])["rows"]
+    assert [Path(row["model"]["folder"]).name for row in rows] == ["m2m-self", "other"]
+    refused = sample("--model", model, "--model", tmp_path / "another", "--images", *pictures)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert "two models are named m2m-self" in refused.stderr
 
 
 def test_any_picture_leads_to_the_command_that_draws_it_again(model: Path, pictures: list[str], tmp_path: Path) -> None:
@@ -210,7 +228,7 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(
     if "bomb.png" in arguments:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80_000)
     before = sorted(tmp_path.rglob("*"))
-    result = sample("--model", model, *arguments)
+    result = sample(*(() if "--model" in arguments else ("--model", model)), *arguments)
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     assert line.startswith(said)
