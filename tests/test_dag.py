@@ -89,13 +89,13 @@ class Pipeline:
     def dvc(self, *arguments: str) -> list[str]:
         """Runs dvc, in this process to save its imports; returns the stages that ran, as they were called."""
         self._calls.write_text("")
-        with self._inside():
+        with self.inside():
             assert dvc(list(arguments)) == 0
         return self._calls.read_text().splitlines()
 
     def stale(self) -> list[str]:
         """The stages that DVC finds changed and what depends on them, as they would be called, sorted."""
-        with self._inside(), Repo() as repo:
+        with self.inside(), Repo() as repo:
             changed = repo.status()
             graph = repo.index.graph
             stages = {stage for stage in graph if stage.addressing in changed}
@@ -103,7 +103,7 @@ class Pipeline:
         return sorted(stage.cmd.removeprefix("python -m m2m.cli ") for stage in stages)
 
     @contextmanager
-    def _inside(self) -> Iterator[None]:
+    def inside(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             patch.chdir(self.folder)
@@ -259,6 +259,15 @@ def _leaves(tree: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield from _leaves(value, (*keys, key))
     else:
         yield keys
+
+
+def test_what_is_laid_over_each_other_is_made_by_stages(pipeline: Pipeline) -> None:
+    shown = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    files = {file for plot in shown for one in plot.values() for file in one["y"]}
+    with pipeline.inside(), Repo() as repo:
+        plots = [out.fs_path for stage in repo.index.stages for out in stage.outs if out.plot]
+    made = [Path(path).relative_to(pipeline.folder) for path in plots]
+    assert [file for file in files if not any(Path(file).is_relative_to(path) for path in made)] == []
 
 
 def test_the_command_of_every_stage_looks_into_the_working_folder_first() -> None:

@@ -206,8 +206,8 @@ def compare(
     shuffled: Observations,
     attributes: Sequence[str],
     params: EvaluateMis,
-) -> tuple[Metrics, dict[str, float]]:
-    """The model's metrics, and the flat numbers of it, of all baselines by the same code, and of their comparison.
+) -> tuple[dict[str, Metrics], dict[str, float]]:
+    """The metrics of the model ("") and of all baselines, by the same code, and their flat numbers, compared.
 
     Args:
         ours: what the model drew, by number of given pictures.
@@ -230,7 +230,7 @@ def compare(
         metrics = Benchmark(held_out, given).metrics(lot, attributes) if given != params.main else main
         for name, values in metrics.by_position.items():
             numbers[f"{name}/given={given}/mean"] = _mean(values)
-    return main, numbers
+    return {"": main, **beside}, numbers
 
 
 def relative(ours: Metrics, ceiling: Metrics, shuffled_fid: Sequence[float]) -> dict[str, float]:

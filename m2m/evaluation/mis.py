@@ -82,7 +82,7 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
     unconditional = _unconditional(subject, floor)
     nearest = _nearest(subject, held_out) if ground else {}
     beside = {"stable_diffusion": unconditional} | ({"nearest": nearest[params.main]} if nearest else {})
-    quality, numbers = compare(ours, held_out, beside, _shuffled(subject), networks.attributes, params)
+    lots, numbers = compare(ours, held_out, beside, _shuffled(subject), networks.attributes, params)
     numbers = told(decisive) | numbers
     if ground:
         everywhere = {"stable_diffusion": dict.fromkeys(params.given, unconditional), "nearest": nearest}
@@ -106,7 +106,7 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
         about={"images": images, "given": params.main, **networks.recorded("inception", "clip")},
         galleries={f"given-{given}": draw.rows(params.gallery_sets) for given, draw in draws.items()}
         | ({"consistency": examples} if examples else {}),
-        files={"positions.csv": quality.to_csv()},
+        files={f"positions{f'-{name}' if name else ''}.csv": lot.to_csv() for name, lot in lots.items()},
     )
 
 

@@ -313,6 +313,9 @@ def test_plots_are_there(finished: tuple[Workplace, Notes]) -> None:
     rows = list(csv.DictReader((workplace.plots / "positions.csv").read_text().splitlines()))
     assert [row["position"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[2]["fid"]) == numbers["fid/position/03"]
+    for baseline in ("mis", "copy", "stable_diffusion", "nearest"):
+        rows = list(csv.DictReader((workplace.plots / f"positions-{baseline}.csv").read_text().splitlines()))
+        assert float(rows[2]["fid"]) == numbers[f"baseline/{baseline}/fid/position/03"]
     for given in (1, 2, 4):
         with Image.open(workplace.plots / f"given-{given}.png") as gallery:
             assert gallery.width > gallery.height
