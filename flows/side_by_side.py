@@ -10,54 +10,53 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from os import environ
 from pathlib import Path
 
+from flows.board import Board
 from flows.graph import Stage, in_turn, read_graph, stages_at_once
 from flows.stage import Children, StageError, Verdict, run_stage
 from flows.workplace import Workplace
 from m2m.errors import UserError
-from m2m.progress import clock
 
-SAID = {Verdict.RAN: "made", Verdict.CACHED: "restored from DVC's cache", Verdict.SKIPPED: "unchanged"}
+LOGS = Path("work/logs")
 
 
-def bring_up_to_date(checkout: Path, at_once: int | None, say: Callable[[str], None]) -> None:
-    """Runs what is stale, each stage when those that it depends on are done.
+def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
+    """Runs what is stale, each stage when those that it depends on are done, and shows it (`flows.board`).
 
     Args:
         at_once: how many stages that compute (`meta: {slot: gpu}`) may run at a time; None: what suits the machine.
-        say: gets each line of what happens.
 
     Raises:
         UserError: a stage failed. Those that ran beside it were finished, no other one was begun.
     """
     stages = read_graph(checkout)
     stale = Workplace(folder=checkout, main=checkout).find_stale(stages)
-    say(f"{len(stages) - len(stale)} of {len(stages)} stages are up to date")
+    print(f"{len(stages) - len(stale)} of {len(stages)} stages are up to date", flush=True)
     if not stale:
         return
-    children, began, ended = Children(), time.monotonic(), 0
+    children, room = Children(), at_once or stages_at_once()
+    board = Board(checkout / LOGS, [one.name for one in stages if one.name in stale], room, bars=sys.stdout.isatty())
 
     def run(stage: Stage) -> Verdict:
-        say(f"[{stage.name}] begins")
-        return run_stage(
-            stage.name,
-            checkout,
-            children=children,
-            env=environ,
-            force=False,
-            say=lambda line: say(f"[{stage.name}] {line}") if line else None,
-        )
+        board.begins(stage.name)
+        verdict = None
+        try:
+            verdict = run_stage(
+                stage.name, checkout, children=children, env=environ, force=False, say=partial(board.line, stage.name)
+            )
+            return verdict
+        finally:
+            board.ends(stage.name, verdict)
 
-    with _ended_on_signals(children):
-        for stage, verdict in side_by_side(stages, stale, at_once or stages_at_once(), run):
-            ended += 1
-            say(f"[{stage.name}] {SAID[verdict]}, {ended} of {len(stale)} after {clock(time.monotonic() - began)}")
+    with _ended_on_signals(children), board.shown():
+        for _ in side_by_side(stages, stale, room, run):
+            pass
 
 
 def side_by_side(
@@ -111,18 +110,13 @@ def main() -> None:
     if at_once is not None and at_once < 1:
         parser.error(f"--at-once is {at_once}; it must be 1 or more")
     try:
-        bring_up_to_date(Path.cwd(), at_once, say=_print)
+        bring_up_to_date(Path.cwd(), at_once)
     except UserError as error:
         print(f"m2m: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("m2m: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")  # in one piece: several threads print
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def test_a_failed_stage_lets_those_beside_it_end_and_the_next_run_goes_on_there(
     times = at(checkout)
     assert ("train@dino", "ends") in times
     assert ("evaluate@dino", "begins") not in times
+    assert "m2m: params.yaml:3: wrong" in (checkout / "work" / "logs" / "train@self.log").read_text()
 
     plan(checkout)
     code, out, error = repro(checkout, "--at-once", "2")
