@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 from typing import TextIO
@@ -15,10 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from flows.stage import Verdict, progress_in
+from m2m.errors import UserError
 from m2m.files import write_atomically
 from m2m.progress import clock
 
 SAID = {Verdict.RAN: "made", Verdict.CACHED: "restored from DVC's cache", Verdict.SKIPPED: "unchanged"}
+
+CHATTER = ("Running stage ", "> ", "Updating lock file ", "Generating lock file ", "Stage '", "Use `dvc push`")
+"""How lines of DVC's begin that say nothing new beside a bar."""
 
 
 class Board:
@@ -39,8 +43,8 @@ class Board:
         self._running: dict[str, tuple[float, TextIO]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._lock = Lock()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[meter]}"))
-        self._bars = Progress(*columns, console=Console()) if bars else None
+        name, meter = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[meter]}"))
+        self._bars = Progress(name, BarColumn(), meter, console=Console()) if bars else None
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -52,7 +56,7 @@ class Board:
 
     def log(self, stage: str) -> Path:
         """All that a stage said when it ran last."""
-        return self._folder / f"{stage}.log"
+        return self._folder / f"{stage.replace('/', '-')}.log"  # one of DVC's may be named by its path
 
     def begins(self, stage: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,8 @@ class Board:
                 meter = line.partition(": ")[2]
                 self._bars.update(self._tasks[stage], total=100, completed=found[1], meter=meter)
                 self._bars.update(self._tasks[""], meter=self.meter())
+            elif not line.startswith(CHATTER):
+                self._tell(f"[{stage}] {line}")
 
     def ends(self, stage: str, verdict: Verdict | None) -> None:
         """Without a verdict it failed."""
@@ -87,16 +93,21 @@ class Board:
             self._left.remove(stage)
             if verdict is Verdict.RAN:
                 self._seconds[stage] = round(took, 1)
-                write_atomically(self._taken, json.dumps(self._seconds, indent=1).encode())
+                with suppress(UserError):  # that an estimate cannot be kept stops nothing
+                    write_atomically(self._taken, json.dumps(self._seconds, indent=1).encode())
             done = self._count - len(self._left)
             said = SAID[verdict] if verdict else f"failed, see {self.log(stage)}"
             whole = clock(time.monotonic() - self._began)
             if self._bars:
                 self._bars.remove_task(self._tasks.pop(stage))
-                self._bars.console.print(f"{stage}: {said}, {clock(took)}")
+                self._tell(f"{stage}: {said}, {clock(took)}")
                 self._bars.update(self._tasks[""], completed=done, meter=self.meter())
             else:
                 _print(f"[{stage}] {said}, {done} of {self._count} after {whole}")
+
+    def _tell(self, text: str) -> None:
+        assert self._bars
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def meter(self) -> str:
         """How many stages are done, and how long the others take if they take as long as last time."""

@@ -41,7 +41,7 @@ def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
     if not stale:
         return
     children, room = Children(), at_once or stages_at_once()
-    board = Board(checkout / LOGS, [one.name for one in stages if one.name in stale], room, bars=sys.stdout.isatty())
+    board = Board(checkout / LOGS, [one.name for one in stages if one.name in stale], room, bars=_can_move())
 
     def run(stage: Stage) -> Verdict:
         board.begins(stage.name)
@@ -83,6 +83,10 @@ def side_by_side(
                 yield stage, future.result()
     if failures:
         raise UserError("; ".join(map(str, failures)))
+
+
+def _can_move() -> bool:
+    return sys.stdout.isatty() and environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 @contextmanager

@@ -304,8 +304,14 @@ def test_what_only_an_extra_needs_is_optional(m2m: Any, tmp_path: Path, monkeypa
     ]
 
 
-def test_the_extras_are_those_of_the_package() -> None:
+def test_the_extras_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _extras() == {"psycopg2-binary": "postgres"}
+
+    def missing(_: str) -> None:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    assert _extras() == {}, "a checkout whose package nobody installed"
 
 
 def test_check_says_what_to_do(m2m: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,8 +115,8 @@ def test_both_variants_newest_runs_have_pages_that_show_them_side_by_side(databa
     for stage, variant in (("train", "self"), ("train", "dino"), ("train", "self"), ("evaluate", "dino")):
         record(stage, variant)
     pages = open_history(database).comparisons()
-    assert list(pages) == ["training curves of both", "registered models"], "there is one evaluation"
-    address = urlsplit(pages["training curves of both"].removeprefix("#"))
+    assert list(pages) == ["newest training curves of both", "registered models"], "there is one evaluation"
+    address = urlsplit(pages["newest training curves of both"].removeprefix("#"))
     asked = parse_qs(address.query)
     newest = {run.info.run_name: run.info.run_id for run in runs(database)}
     assert (address.path, asked["workflowType"]) == ("/metric", ["machine_learning"])

@@ -76,7 +76,10 @@ def _packages(constraints: Path) -> str:
 
 def _extras() -> dict[str, str]:
     """By name, the packages that only an extra asks for."""
-    asked = importlib.metadata.requires("m2m") or []
+    try:
+        asked = importlib.metadata.requires("m2m") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout: what is missing is told
+        return {}
     found = (re.match(r"([\w.-]+)[^;]*; extra == .(\w+)", one) for one in asked)
     return {one[1]: one[2] for one in found if one and one[2] != "dev"}
 

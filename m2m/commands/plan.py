@@ -203,7 +203,7 @@ def _rate(name: str, steps: int | None, results: Path, stage: str, card: str | N
     pixels, counted = name.split("/")[1], 0.0  # TFLOP an image
     if steps is not None and (step := of.get(f"step/{pixels}/dino/given=1")):
         counted = steps * step["other"] / 1000
-    elif name in of and (tera := of.get(f"{name}/rate")):
+    elif of.get(name, {"ours": 0})["ours"] > 0 and (tera := of.get(f"{name}/rate")):
         counted = tera["ours"] / of[name]["ours"]
     if not counted:
         option = f"--rate {stage}=IMAGES_PER_SECOND"
@@ -219,7 +219,7 @@ def _rows(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(results.glob("*.json")):
         try:
             for row in json.loads(path.read_text()):
-                numbers = {key: float(row[key]) for key in ("ours", "other") if key in row}
+                numbers = {"ours": float(row["ours"]), "other": float(row.get("other", 0))}
                 yield path, {"name": str(row["name"]), "on": str(row["on"]), **numbers}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not what make bench writes; remove it or run make bench again") from error

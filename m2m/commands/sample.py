@@ -82,7 +82,12 @@ def compare(models: Sequence[Path], drawing: Drawing, *, out: Path, **options: A
     if len(models) == 1:
         return run(drawing, model=models[0], out=out, **options)
     sheet = out / "contact-sheet.png"
+    # Before the first one draws: what none of them can do, or one is not.
     _keep_given(options["images"], [sheet])
+    for path in options["images"]:
+        open_photo(path)
+    if missing := [model for model in models if not (model / "model_index.json").is_file()]:
+        raise UserError(f"{missing[0]}: not a model folder; give one that training made")
     folders = [out / model.resolve().name for model in models]
     if len({*folders}) < len(folders):
         raise UserError(f"two models are named {folders[0].name}: their pictures would have one folder; rename one")
@@ -182,7 +187,7 @@ def _keep_given(images: Sequence[Path], written: Sequence[Path]) -> None:
     """Nobody who continues a set loses what it begins with."""
     for path in written:
         for given in images:
-            if path.exists() and path.samefile(given):
+            if given.exists() and path.exists() and path.samefile(given):
                 raise UserError(f"{given} is given and would be overwritten by a drawn picture; name another --out")
 
 

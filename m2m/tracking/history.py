@@ -205,8 +205,8 @@ class History:
             curve: dict[str, object] = {"metric": '"held_out_loss"', "plot_metric_keys": ["held_out_loss"]}
             curve |= {"x_axis": "step", "y_axis_scale": "linear", "plot_layout": {"autosize": True}}
             shown: tuple[tuple[str, str, str, dict[str, object]], ...] = (
-                ("scores of both variants", "evaluate", "compare-runs", {}),
-                ("training curves of both", "train", "metric", curve),
+                ("newest scores of both variants", "evaluate", "compare-runs", {}),
+                ("newest training curves of both", "train", "metric", curve),
             )
             found = {}
             for what, stage, path, query in shown:

@@ -81,9 +81,12 @@ def register(
 
     ``mlflow.pyfunc.load_model("models:/NAME/VERSION").predict(frame, params={"num_images": 4})`` draws with it.
     """
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    if versions:
-        return str(versions[0].version)
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if found:
+        version = str(found[0].version)
+        if not found[0].description:  # the attempt that made it came no further
+            client.update_model_version(name, version, _card(client, run_id, name, version, metrics))
+        return version
     outputs = client.get_run(run_id).outputs
     if outputs and outputs.model_outputs:  # an earlier attempt came that far
         model_id = outputs.model_outputs[0].model_id
@@ -94,11 +97,12 @@ def register(
     unless("RESOURCE_ALREADY_EXISTS", lambda: client.create_registered_model(name, description=ABOUT))
     # MLflow resolves the models:/ address with its global setting, whatever the client's own is.
     mlflow.set_tracking_uri(client.tracking_uri)
-    version = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
-    client.update_model_version(name, str(version.version), _card(client, run_id, name, str(version.version), metrics))
-    here = json.dumps([{"name": name, "version": version.version}])
+    made = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
+    here = json.dumps([{"name": name, "version": made.version}])
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: here})
-    return str(version.version)
+    version = str(made.version)
+    client.update_model_version(name, version, _card(client, run_id, name, version, metrics))
+    return version
 
 
 def _card(client: MlflowClient, run_id: str, name: str, version: str, metrics: Mapping[str, float]) -> str:
@@ -107,12 +111,16 @@ def _card(client: MlflowClient, run_id: str, name: str, version: str, metrics: M
     theirs = _figures(client, client.get_model_version(name, str(champion))) if champion else None
     folders = [file.path for file in client.list_artifacts(run_id, "evaluate") if file.is_dir]
     pictures = [file.path for folder in folders for file in client.list_artifacts(run_id, folder)]
-    of_sets = sorted(path for path in pictures if re.search(r"/given-\d+\.png$", path))
+    of_sets = sorted((path for path in pictures if re.search(r"/given-\d+\.png$", path)), key=_given)
     cards = Environment(loader=PackageLoader("m2m.tracking", ""), undefined=StrictUndefined, trim_blocks=True)
     numbers = {"scores": metrics, "theirs": theirs or {}, "champion": champion}
     return cards.get_template("card.md.jinja").render(
         name=name, version=version, run=run_id, pictures=of_sets[-1:], **numbers
     )
+
+
+def _given(path: str) -> int:
+    return int(path.rpartition("-")[2].removesuffix(".png"))
 
 
 def _log_model(

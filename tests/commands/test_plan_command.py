@@ -171,7 +171,8 @@ def test_what_cannot_be_planned_is_one_line(arguments: list[str], text: str, m2m
 
 def test_damaged_results_are_named(m2m: Any, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "a.json").write_text("[{")
-    result = m2m("paper", "--results", "results")
-    assert result.exit_code == 2
-    assert "m2m: results/a.json: not what make bench writes" in result.stderr
+    for damaged in ("[{", '[{"name": "generation/512px", "on": ""}]'):
+        (tmp_path / "results" / "a.json").write_text(damaged)
+        result = m2m("paper", "--results", "results")
+        assert result.exit_code == 2
+        assert "m2m: results/a.json: not what make bench writes" in result.stderr

@@ -77,6 +77,10 @@ def test_models_are_compared_on_one_sheet(model: Path, pictures: list[str], tmp_
     refused = sample("--model", model, "--model", tmp_path / "another", "--images", *pictures)
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
     assert "two models are named m2m-self" in refused.stderr
+    for wrong, words in (("nowhere.png", "no such file"), (pictures[0], "nowhere: not a model folder")):
+        refused = sample("--model", model, "--model", "nowhere", "--images", wrong, "--out", "out")
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+        assert words in refused.stderr
 
 
 def test_any_picture_leads_to_the_command_that_draws_it_again(model: Path, pictures: list[str], tmp_path: Path) -> None:

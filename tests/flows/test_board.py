@@ -40,6 +40,21 @@ def test_without_a_terminal_there_are_lines_and_each_stage_has_its_own_in_a_file
     assert list(json.loads((tmp_path / "seconds.json").read_text())) == ["generate"], "what failed took no time"
 
 
+def test_what_is_no_progress_is_told_above_the_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever signs it has; and a stage that DVC names by its path has a log, too."""
+    board = Board(tmp_path / "[/old]", ["data/raw.dvc"], 1, bars=True)
+    with board.shown():
+        board.begins("data/raw.dvc")
+        board.line("data/raw.dvc", "Running stage 'data/raw.dvc':")
+        board.line("data/raw.dvc", "left out 2 [bad] lines")
+        board.ends("data/raw.dvc", None)
+    said = capsys.readouterr().out
+    assert "[data/raw.dvc] left out 2 [bad] lines" in said
+    assert "Running stage" not in said
+    assert f"failed, see {board.log('data/raw.dvc')}" in said
+    assert len(board.log("data/raw.dvc").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("kept", "left"),
     [('{"generate": 60, "train": 100}', "0 of 2, about 1:20 left"), ('{"generate": 60}', "0 of 2"), ("{", "0 of 2")],

@@ -168,7 +168,7 @@ def test_the_two_variants_are_compared_side_by_side(stack: Any, run: Any, page: 
     found = stack.ask_mlflow("runs/search", experiment_ids=[number])["runs"]
     runs = [each for each in found if each["info"]["run_name"] in names]
     assert len(runs) == 2
-    page.goto(linked(stack, run, "scores of both variants"))
+    page.goto(linked(stack, run, "newest scores of both variants"))
     for name in names:
         expect(page.get_by_text(name, exact=True)).to_be_visible()
     page.get_by_role("switch", name="Metrics - Show diff only").click()  # what both share are the baselines
@@ -179,7 +179,7 @@ def test_the_two_variants_are_compared_side_by_side(stack: Any, run: Any, page: 
 
 
 def test_both_learning_curves_are_in_one_chart(stack: Any, run: Any, page: Page) -> None:
-    page.goto(linked(stack, run, "training curves of both"))
+    page.goto(linked(stack, run, "newest training curves of both"))
     for name in ("train-self", "train-dino"):
         expect(page.get_by_text(f"{name} (held_out_loss)").first).to_be_visible()
 
