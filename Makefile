@@ -17,7 +17,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro profile test slow fuzz lint ablations bench report ui serve up down clean
+.PHONY: help setup try repro profile test slow fuzz lint ablations bench report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+try: $(READY) ## Draw with the released models, no training needed: the first thing to type
+	m2m try
 
 repro: $(READY) ## Make what is stale: data, models, evaluation, report; as `dvc repro`, but stages side by side
 	python -m flows.side_by_side

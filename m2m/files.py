@@ -243,6 +243,9 @@ def check_digests(
             raise UserError(f"{list_}: damaged, it does not list {part}; {remedy}")
         for name in listed:
             path = folder / name
+            if path.is_symlink() and not path.exists():
+                there = f"a link to {path.readlink()}, which is not there"
+                raise UserError(f"{path}: {there}; copy such a folder with its links followed: cp -rL")
             if not path.is_file():
                 raise UserError(f"{path}: missing, but listed in {DIGESTS}; {remedy}")
             if not _has(path, digests[name]):

@@ -18,6 +18,7 @@ from m2m.errors import OutsideError, UserError
 ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 FoundationFolder = Annotated[Path, typer.Option("--foundation", help="Folder with the foundation's models.")]
 PARAMS, FOUNDATION, MANIFEST = Path("params.yaml"), Path("models/foundation"), Path("data/mis.json")
+RELEASED = Path("models/released")
 OUTSIDE_NOTE = "M2M_OUTSIDE_NOTE"
 """Names a file to write when a server did not answer: DVC, in between, hides exit codes from whoever may try again."""
 DISK_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
@@ -59,6 +60,15 @@ def _every_command() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's: file names may hold bytes that are no text
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+def model_folder(item: str) -> Path:
+    """The model that was trained here; where there is none, the released one."""
+    trained, released = Path(f"models/m2m-{item}"), RELEASED / f"m2m-{item}"
+    if trained.exists() or not released.exists():
+        return trained
+    typer.echo(f"m2m: {trained} was not trained here: {released} takes its place", err=True)
+    return released
 
 
 def main() -> None:

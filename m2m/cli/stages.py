@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, FoundationFolder, ParamsFile, app
+from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, FoundationFolder, ParamsFile, app, model_folder
 from m2m.params import EvaluatedTask, Task, Variant
 from m2m.params_file import load_params
 from m2m.runtime import Machine
@@ -158,7 +158,7 @@ def finetune(
         variant,
         wanted.finetune.of(task),
         manifest=manifest or Path(f"data/{task}.json"),
-        model=foundation if from_scratch else model or Path(f"models/m2m-{variant}"),
+        model=foundation if from_scratch else model or model_folder(variant),
         scratch=wanted.train.common if from_scratch else None,
         out=out,
         curve=curve or Path(f"reports/finetune-{item}.csv"),
@@ -190,8 +190,8 @@ def evaluate(
         wanted.of(task),
         task,
         variant,
-        model=model or Path(f"models/m2m-{item}"),
-        untuned=None if task == "mis" else Path(f"models/m2m-{variant}"),
+        model=model or model_folder(item),
+        untuned=None if task == "mis" else model_folder(variant),
         foundation=foundation,
         manifest=manifest or Path(f"data/{task}.json"),
         metrics=metrics,

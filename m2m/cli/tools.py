@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from m2m.cli.program import FOUNDATION, MANIFEST, FoundationFolder, app
+from m2m.cli.program import FOUNDATION, MANIFEST, RELEASED, FoundationFolder, app, model_folder
 from m2m.errors import UserError
 from m2m.params import SolverName, Task
 from m2m.params_file import load_params
 from m2m.runtime import Machine
 
-PROFILES = Path("profiles")
+PROFILES, EXAMPLES = Path("profiles"), Path("docs/examples")
 DRAWN_CONTEXT = "How many drawn pictures later ones read, the first of them; 0: the given ones alone; all: what fits."
 RATED = ("generate", "train@self", "train@dino")
 
@@ -85,17 +85,65 @@ def sample(
         drawn_context=drawn_context,
         seed=seed,
     )
-    *pictures, sheet = sample.compare(
-        model or [Path(f"models/m2m-dino-{task}" if task else "models/m2m-dino")],
-        drawing,
-        angles=angles,
-        # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
-        images=[*(images or ()), *(more or ())],
-        out=out,
-        commit=str(revision()),
-        threads=machine.threads(),
-        device=device,
-    )
+    models = model or [model_folder(f"dino-{task}" if task else "dino")]
+    jobs = [
+        sample.Job(
+            drawing=drawing,
+            angles=angles,
+            model=folder,
+            # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
+            images=[*(images or ()), *(more or ())],
+            out=out if len(models) == 1 else out / folder.resolve().name,
+        )
+        for folder in models
+    ]
+    made = sample.run_all(jobs, out=out, commit=str(revision()), threads=machine.threads(), device=device)
+    _tell(made)
+
+
+@app.command("try")
+def try_(
+    models: Annotated[Path, typer.Option(help="Folder with m2m-dino, m2m-dino-nvs and m2m-dino-vpg.")] = RELEASED,
+    examples: Annotated[Path, typer.Option(help="Folder with the pictures to go on from.")] = EXAMPLES,
+    out: Annotated[Path, typer.Option(help="Folder for contact-sheet.png, and one of each task.")] = Path("out/try"),
+) -> None:
+    """Draws with the released models, no training needed: more of a set, an object's other sides, the next steps."""
+    machine = Machine("try")
+    from m2m.commands import sample
+    from m2m.settings import revision
+
+    def job(task: Task | None, pattern: str, *, num_images: int, steps: int, drawn_context: int | None) -> sample.Job:
+        drawing = sample.Drawing(
+            num_images=num_images,
+            solver="dpmsolver++",
+            num_inference_steps=steps,
+            guidance_scale=1.25,
+            context_timestep=0,
+            drawn_context=drawn_context,
+            seed=0,
+        )
+        orbit = sample.ViewAngles(azimuth=(), elevation=None, given_azimuth=(), given_elevation=20.0)
+        name = f"m2m-dino-{task}" if task else "m2m-dino"
+        return sample.Job(
+            drawing=drawing,
+            angles=orbit if task == "nvs" else None,
+            model=models / name,
+            images=sorted(examples.glob(pattern)) or [examples / pattern],
+            out=out / name,
+        )
+
+    jobs = [
+        job(None, "neon-*.png", num_images=4, steps=12, drawn_context=1),
+        job("nvs", "object.png", num_images=7, steps=6, drawn_context=None),
+        job("vpg", "step-1.png", num_images=5, steps=6, drawn_context=None),
+    ]
+    made = sample.run_all(jobs, out=out, commit=str(revision()), threads=machine.threads(), device=machine.device())
+    _tell(made)
+
+
+def _tell(made: list[Path]) -> None:
+    """Where the sheet is, and the pictures on it."""
+    *pictures, sheet = made
     first, last = (path.relative_to(sheet.parent) for path in (pictures[0], pictures[-1]))
     typer.echo(f"{sheet}: {len(pictures)} pictures, {first} to {last} beside it")
 
@@ -118,13 +166,18 @@ def render(
 
 @app.command()
 def lineage(
-    ref: Annotated[str, typer.Argument(help="models:/m2m-dino@champion, models:/m2m-dino/3, a run id, an experiment.")],
+    ref: Annotated[
+        str, typer.Argument(help="models:/m2m-dino@champion, models:/m2m-dino/3, a run id, an experiment, a folder.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="The same for programs, with whole hashes.")] = False,
 ) -> None:
     """Tells where a model comes from, from its dataset to its aliases, and the command that makes it again."""
     machine = Machine("lineage")
     from m2m.commands import lineage
 
+    if (Path(ref) / "model_index.json").is_file():
+        typer.echo(lineage.of_release(Path(ref), as_json=as_json))
+        return
     typer.echo(lineage.run(ref, tracking_uri=machine.settings.tracking_uri, as_json=as_json))
 
 

@@ -1,4 +1,4 @@
-"""``m2m lineage``: from a model version, a run or an experiment back to what it came of, and how to make it again."""
+"""``m2m lineage``: from a model version, a run, an experiment or a released model back to what it came of."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
+import yaml
+from huggingface_hub import metadata_load
+
+from m2m.errors import UserError
+from m2m.files import folder_digest
 from m2m.settings import saved_experiments, without_password
 from m2m.tracking import Chain, PastRun, Trace, open_history
 from m2m.tracking.history import Origin
@@ -33,6 +40,43 @@ def run(ref: str, *, tracking_uri: str, as_json: bool) -> str:
         return "\n".join(_lines(trace, tracking, again, notes))
     found = {"ref": ref, "tracking": tracking, "trace": asdict(trace), "again": again, "notes": notes}
     return json.dumps(_with_main_metrics(found), indent=1)
+
+
+def of_release(model: Path, *, as_json: bool) -> str:
+    """Reads DVC's lock beside a released model: the stages that led to it, the last first, with their data's hashes.
+
+    Returns:
+        a line a stage, hashes shortened; or JSON, with whole ones.
+
+    Raises:
+        UserError: nothing beside the folder tells where it comes from, or what is there is damaged.
+    """
+    lock, card = model.parent / "dvc.lock", model.parent / "README.md"
+    try:
+        stages: dict[str, Any] = yaml.safe_load(lock.read_text())["stages"]
+        commit = (metadata_load(card) or {})["commit"]
+        made_by = {out["path"]: name for name, stage in stages.items() for out in stage["outs"]}
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        to_follow = [made_by[f"models/{model.name}"]]
+        for name in to_follow:
+            made, read = (
+                {one["path"]: one["md5"] for one in stages[name].get(kind, []) if one["path"] in made_by}
+                for kind in ("outs", "deps")
+            )
+            found[name] = {"made": made, "of": read}
+            to_follow += [made_by[path] for path in read if made_by[path] not in to_follow]
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        text = f"{model}: {lock.name} and {card.name} beside it do not tell where it comes from"
+        raise UserError(f"{text}; restore {model.parent} from git") from error
+    again = f"git checkout {commit} && cp {model.parent}/params.yaml params.yaml && dvc repro {to_follow[0]}"
+    if as_json:
+        return json.dumps({"ref": str(model), "model": folder_digest(model), "stages": found, "again": again}, indent=1)
+    rows = [_row("model", f"{model} {folder_digest(model)[:HASH]}")]
+    for name, stage in found.items():
+        rows += [_row("stage" if name == to_follow[0] else "", name)]
+        for what, files in (("makes", stage["made"]), ("of", stage["of"])):
+            rows += [_row("", f"  {what:<6}{path} {digest[:HASH]}") for path, digest in files.items()]
+    return "\n".join([*rows, _row("again", again)])
 
 
 def _again(origin: Origin) -> tuple[str, list[str]]:

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,25 +72,39 @@ class ViewAngles:
         ]
 
 
-def compare(models: Sequence[Path], drawing: Drawing, *, out: Path, **options: Any) -> list[Path]:
-    """As `run` with one model; with several each draws into a folder of its name, and one sheet has a row of each.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one model draws."""
+
+    drawing: Drawing
+    angles: ViewAngles | None
+    """for a model of views, and only for one"""
+    model: Path
+    """a pipeline folder"""
+    images: Sequence[Path]
+    """picture files of any kind and size, in order; the middle square of each is used"""
+    out: Path
+
+
+def run_all(jobs: Sequence[Job], *, out: Path, commit: str, threads: int, device: str) -> list[Path]:
+    """As `run` with one job; with several, one sheet in `out` has a row of each.
 
     Raises:
-        UserError: as `run`, or two models have one name.
+        UserError: as `run`, or two jobs have one folder.
     """
-    if len(models) == 1:
-        return run(drawing, model=models[0], out=out, **options)
+    if len(jobs) == 1:
+        return run(jobs[0], commit=commit, threads=threads, device=device)
     sheet = out / "contact-sheet.png"
     # Before the first one draws: what none of them can do, or one is not.
-    _keep_given(options["images"], [sheet])
-    for path in options["images"]:
-        open_photo(path)
-    if missing := [model for model in models if not (model / "model_index.json").is_file()]:
-        raise UserError(f"{missing[0]}: not a model folder; give one that training made")
-    folders = [out / model.resolve().name for model in models]
-    if len({*folders}) < len(folders):
-        raise UserError(f"two models are named {folders[0].name}: their pictures would have one folder; rename one")
-    made = [run(drawing, model=model, out=folder, **options) for model, folder in zip(models, folders, strict=True)]
+    for job in jobs:
+        _keep_given(job.images, [sheet])
+        for path in job.images:
+            open_photo(path)
+        if not (job.model / "model_index.json").is_file():
+            raise UserError(f"{job.model}: not a model folder; give one that training made")
+    if len({job.out for job in jobs}) < len(jobs):
+        raise UserError(f"two models are named {jobs[0].out.name}: their pictures would have one folder; rename one")
+    made = [run(job, commit=commit, threads=threads, device=device) for job in jobs]
     rows = [Image.open(files[-1]) for files in made]
     whole = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     for number, row in enumerate(rows):
@@ -100,25 +113,12 @@ def compare(models: Sequence[Path], drawing: Drawing, *, out: Path, **options: A
     return [*(file for files in made for file in files[:-1]), sheet]
 
 
-def run(
-    drawing: Drawing,
-    *,
-    angles: ViewAngles | None,
-    model: Path,
-    images: Sequence[Path],
-    out: Path,
-    commit: str,
-    threads: int,
-    device: str,
-) -> list[Path]:
+def run(job: Job, *, commit: str, threads: int, device: str) -> list[Path]:
     """Writes ``001.png`` … and ``contact-sheet.png``, the last of the files that are returned.
 
     The text entry ``m2m`` of each names the command that made it. A model of views also makes ``turntable.gif``.
 
     Args:
-        angles: for a model of views, and only for one.
-        model: a pipeline folder.
-        images: picture files of any kind and size, in order; the middle square of each is used.
         commit: of the code, for the note.
         threads: of the CPU, for the note: another number changes the last bits.
 
@@ -126,6 +126,7 @@ def run(
         UserError: no pictures are given or wanted, one cannot be read or would be overwritten, the folder is no model,
             the disk refuses.
     """
+    drawing, angles, model, images, out = job.drawing, job.angles, job.model, job.images, job.out
     if not images:
         raise UserError("no pictures given; name at least one: --images a.png b.jpg")
     if drawing.num_images < 1:

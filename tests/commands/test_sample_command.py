@@ -47,6 +47,28 @@ def views_model(model: Path) -> Path:
     return model.with_name("m2m-self-nvs")
 
 
+@pytest.mark.slow  # three models draw at length
+def test_whoever_tries_it_sees_all_three_tasks(
+    model: Path, views_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("m2m-dino", model), ("m2m-dino-nvs", views_model)):
+        (tmp_path / name).symlink_to(folder)
+    ask = ["try", "--models", str(tmp_path), "--examples", str(ROOT / "docs/examples")]
+    refused = CliRunner().invoke(app, ask)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert f"{tmp_path / 'm2m-dino-vpg'}: not a model folder" in refused.stderr
+    assert not (tmp_path / "out").exists(), "nothing is drawn for a sheet that will not be whole"
+    (tmp_path / "m2m-dino-vpg").symlink_to(model)
+    tried = CliRunner().invoke(app, ask)
+    assert tried.exit_code == 0, tried.output
+    assert "out/try/contact-sheet.png: 16 pictures, m2m-dino/001.png to m2m-dino-vpg/005.png beside it" in tried.stdout
+    with Image.open("out/try/contact-sheet.png") as sheet:
+        assert [len(row["images"]) for row in json.loads(sheet.text["m2m"])["rows"]] == [4, 1, 1]
+    ask[-1] = str(tmp_path)
+    assert "neon-*.png: no such file" in CliRunner().invoke(app, ask).stderr
+
+
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A photograph and a transparent drawing, of other sizes than the model's."""

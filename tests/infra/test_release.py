@@ -1,0 +1,151 @@
+"""What is released is small, whole wherever it is read from, and says where it comes from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from infra import release
+from m2m.cli import app
+from m2m.errors import UserError
+from m2m.files import write_digests
+from m2m.params import GateParams
+from m2m.pipeline import M2MPipeline
+from m2m.settings import Caller, Revision
+from m2m.tracking import open_tracker, origin_tags
+from tests.drawing import photos
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+LINKS = ("image_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture
+def released(
+    make_pipeline: Any, tiny_stable_diffusion: Path, tiny_dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A checkout in which an M2M-DINO was trained, and what is released of it: models/released/m2m-dino."""
+    monkeypatch.chdir(tmp_path)
+    made = Path("made")
+    make_pipeline("dino").save_pretrained(made / "models/m2m-dino")
+    for name, source in (("stable-diffusion", tiny_stable_diffusion), ("dino", tiny_dino)):
+        shutil.copytree(source, f"models/foundation/{name}")
+    (made / "models/m2m-dino/README.md").write_text("---\nlicense: mit\n---\n\n# M2M-DINO\n")
+    write_digests(made / "models/m2m-dino")
+    stages = {
+        "generate": {"outs": [{"path": "data/mis.json", "md5": "a" * 32}]},
+        "train@dino": {
+            "deps": [{"path": "data/mis.json", "md5": "a" * 32}, {"path": "m2m/seeds.py", "md5": "b" * 32}],
+            "outs": [{"path": "models/m2m-dino", "md5": "c" * 32}],
+        },
+    }
+    files = {
+        "params.yaml": "train: {}\n",
+        "dvc.lock": yaml.safe_dump({"stages": stages}),
+        "metrics/evaluate-dino.json": json.dumps({"fid/mean": 1.5, "manifest": "ff"}),
+        "reports/evaluate-dino/details.json": "{}",
+    }
+    for name, text in files.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text(text)
+    git = ["git", "-c", "user.name=m2m", "-c", "user.email=m2m@localhost"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "made"]):
+        subprocess.run([*git, *command], cwd=made, check=True)
+    assert release.run(made) == [Path("models/released/m2m-dino")]
+    return Path("models/released/m2m-dino")
+
+
+def draw(folder: Path) -> np.ndarray[Any, Any]:
+    pipeline = M2MPipeline.from_pretrained(folder)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.image_encoder)} == {torch.float32}
+    pictures = pipeline(photos(2), num_images=2, num_inference_steps=2, generator=0, output_type="np").images
+    return np.stack(pictures)
+
+
+def test_a_released_model_draws_as_the_one_that_was_trained(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {tensor.dtype for tensor in load_file(released / WEIGHTS).values()} == {torch.float16}
+    links = sorted(path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_symlink())
+    assert links == list(LINKS), "what it shares with the foundation is there once"
+    expected = draw(Path("made/models/m2m-dino"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # links are relative to the folder, not to where one stands
+    assert np.abs(draw(tmp_path / released) - expected).max() < 0.01
+    text = (tmp_path / released / "README.md").read_text()
+    assert "| `fid/mean` | 1.5 |" in text
+    assert "license: mit" in text
+
+
+def test_saved_or_registered_it_is_whole(released: Path, database: str, tmp_path: Path) -> None:
+    M2MPipeline.from_pretrained(released).save_pretrained(tmp_path / "saved")
+    tracker = open_tracker(database, spool=tmp_path / "spool", tags=origin_tags(Caller(), Revision("c" * 40, False)))
+    gate = GateParams(metric="fid/mean", better="lower", require={})
+    with tracker.run("evaluate-dino", stage="evaluate", tags={}, resume_key=None) as run:
+        run.register(released, "m2m-dino", metrics={"fid/mean": 1.0}, tags={}, gate=gate)
+    (registered,) = (path.parent for path in (tmp_path / "mlruns").rglob("model_index.json"))
+    shutil.rmtree("models/foundation")
+    for folder in (tmp_path / "saved", registered):
+        assert not any(path.is_symlink() for path in folder.rglob("*"))
+        assert draw(folder).shape == (2, 64, 64, 3)
+
+
+def test_what_is_damaged_or_half_copied_is_one_line(released: Path, tmp_path: Path) -> None:
+    shutil.copytree(released, "copy/m2m-dino", symlinks=True)
+    with pytest.raises(
+        UserError, match=r"image_encoder/model.safetensors: a link to \S+, which is not there; .*cp -rL"
+    ):
+        M2MPipeline.from_pretrained("copy/m2m-dino")
+    shutil.copytree(released, "whole/m2m-dino")
+    assert draw(tmp_path / "whole/m2m-dino").shape == (2, 64, 64, 3)
+    encoder = Path("models/foundation/dino/model.safetensors")
+    encoder.write_bytes(encoder.read_bytes()[:-1] + b"\0")
+    with pytest.raises(
+        UserError, match=r"image_encoder/model.safetensors: damaged, its SHA-256 .* restore it from git"
+    ):
+        M2MPipeline.from_pretrained(released)
+    with pytest.raises(
+        UserError, match=r"made/models/m2m-dino/image_encoder/model.safetensors: not of models/foundation"
+    ):
+        release.run(Path("made"))
+    assert released.is_dir(), "what was released before stays"
+    with pytest.raises(UserError, match="copy/models: no trained model is there"):
+        release.run(Path("copy"))
+
+
+def test_where_it_comes_from_is_told(released: Path) -> None:
+    told = CliRunner().invoke(app, ["lineage", str(released)])
+    assert told.exit_code == 0, told.output
+    assert "train@dino" in told.stdout
+    assert f"data/mis.json {'a' * 12}" in told.stdout
+    assert "m2m/seeds.py" not in told.stdout, "code is told by the commit"
+    commit = subprocess.run(["git", "-C", "made", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert f"git checkout {commit} && cp models/released/params.yaml params.yaml && dvc repro train@dino" in told.stdout
+    as_json = json.loads(CliRunner().invoke(app, ["lineage", str(released), "--json"]).stdout)
+    assert as_json["stages"]["generate"]["made"] == {"data/mis.json": "a" * 32}
+    for text in ("", "stages: 1", "stages: {train@dino: {}}", "["):
+        (released.parent / "dvc.lock").write_text(text)
+        told = CliRunner().invoke(app, ["lineage", str(released)])
+        assert (told.exit_code, len(told.stderr.splitlines())) == (2, 1)
+        assert "do not tell where it comes from; restore models/released from git" in told.stderr
+
+
+def test_a_released_model_stands_in_for_one_that_was_not_trained(released: Path) -> None:
+    photo = "photo.png"
+    Image.new("RGB", (40, 40), "teal").save(photo)
+    asked = ["sample", "--images", photo, "--num-images", "1", "--steps", "1"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert "m2m: models/m2m-dino was not trained here: models/released/m2m-dino takes its place" in result.stderr
+    shutil.copytree("made/models/m2m-dino", "models/m2m-dino")
+    assert "takes its place" not in CliRunner().invoke(app, asked).stderr
