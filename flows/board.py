@@ -82,7 +82,7 @@ class Board:
                 self._bars.update(self._tasks[stage], total=100, completed=found[1], meter=meter)
                 self._bars.update(self._tasks[""], meter=self.meter())
             elif not line.startswith(CHATTER):
-                self._tell(f"[{stage}] {line}")
+                self.tell(f"[{stage}] {line}")
 
     def ends(self, stage: str, verdict: Verdict | None) -> None:
         """Without a verdict it failed."""
@@ -100,14 +100,17 @@ class Board:
             whole = clock(time.monotonic() - self._began)
             if self._bars:
                 self._bars.remove_task(self._tasks.pop(stage))
-                self._tell(f"{stage}: {said}, {clock(took)}")
+                self.tell(f"{stage}: {said}, {clock(took)}")
                 self._bars.update(self._tasks[""], completed=done, meter=self.meter())
             else:
                 _print(f"[{stage}] {said}, {done} of {self._count} after {whole}")
 
-    def _tell(self, text: str) -> None:
-        assert self._bars
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def tell(self, text: str) -> None:
+        """What is not of one stage."""
+        if self._bars:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _print(text)
 
     def meter(self) -> str:
         """How many stages are done, and how long the others take if they take as long as last time."""

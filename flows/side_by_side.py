@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from flows.stage import Children, StageError, Verdict, run_stage
 from flows.workplace import Workplace
 from m2m.errors import UserError
 
-LOGS = Path("work/logs")
+LOGS, SO_FAR = Path("work/logs"), Path("reports/so-far.html")
 
 
 def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
@@ -53,10 +54,23 @@ def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
             return verdict
         finally:
             board.ends(stage.name, verdict)
+            if verdict and verdict is not Verdict.SKIPPED:
+                _show_so_far(stage.name, checkout, board)
 
     with _ended_on_signals(children), board.shown():
         for _ in side_by_side(stages, stale, room, run):
             pass
+
+
+def _show_so_far(ended: str, checkout: Path, board: Board) -> None:
+    """Writes the report of what is evaluated already, until the whole one takes its place."""
+    if ended == "report":
+        (checkout / SO_FAR).unlink(missing_ok=True)
+    elif ended.startswith("evaluate@"):
+        command = [sys.executable, "-m", "m2m.cli", "report", "--so-far", "--out", str(SO_FAR)]
+        told = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+        # What the whole report needs is not needed yet: a failure here is told, and stops nothing.
+        board.tell(f"the report so far: {SO_FAR}" if told.returncode == 0 else told.stderr.strip())
 
 
 def side_by_side(

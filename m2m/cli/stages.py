@@ -234,6 +234,7 @@ def report(
     params: ParamsFile = PARAMS,
     manifest: ManifestFile = MANIFEST,
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("reports/index.html"),
+    so_far: Annotated[bool, typer.Option("--so-far", help="With what is there; the rest is still to come.")] = False,
 ) -> None:
     """Writes one page with tables beside the paper's, curves and galleries of both variants."""
     wanted = load_params(params).report
@@ -252,7 +253,7 @@ def report(
         for task in get_args(EvaluatedTask)
         for variant in get_args(Variant)
     ]
-    report.run(wanted, items=items, sampling=SAMPLING, manifest=manifest, out=out)
+    report.run(wanted, items=items, sampling=SAMPLING, manifest=manifest, out=out, so_far=so_far)
     typer.echo(str(out))
 
 

@@ -39,50 +39,85 @@ class Evaluated:
     """of tasks, numbers of what started from Stable Diffusion instead; the file need not be there"""
 
 
-def run(params: ReportParams, *, items: Sequence[Evaluated], sampling: Path, manifest: Path, out: Path) -> None:
+def run(
+    params: ReportParams,
+    *,
+    items: Sequence[Evaluated],
+    sampling: Path,
+    manifest: Path,
+    out: Path,
+    so_far: bool = False,
+) -> None:
     """Writes the page `out`, one file that needs no other; the same inputs give the same bytes.
 
     Args:
         items: of image sets at least one variant. Baselines are taken from the first: they are the same for all.
         sampling: numbers of the sampling stage (JSON).
         manifest: of the MIS dataset.
+        so_far: what no stage has made yet is named on the page as still to come; one evaluation is enough.
 
     Raises:
         UserError: an input is missing or not what its stage writes, or the disk refuses.
     """
+    to_come: list[str] = []
+    if so_far:
+        to_come = [_title(item) for item in items if not item.metrics.exists()]
+        items = [item for item in items if item.metrics.exists()]
+        if not items:
+            raise UserError("no evaluation is there yet; dvc repro makes them")
+        if not sampling.exists():
+            to_come.append("Sampling efficiency")
     for item in items:
         check_digests(item.plots)
     data = Manifest.read(manifest)
     trained = [item for item in items if item.task == "mis"]
     numbers = {item.variant: _numbers(item.metrics) for item in trained}
-    plots = {item.variant: item.plots for item in trained}
-    shared, cost = numbers[trained[0].variant], _numbers(sampling, charts.KEYS, stage="sampling")
+    cost = _numbers(sampling, charts.KEYS, stage="sampling") if sampling.exists() or not so_far else None
     environment = Environment(
         loader=PackageLoader("m2m.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("page.html.jinja").render(
         title=params.title,
         names=NAMES,
-        shared=shared,
-        glance={variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
-        galleries=parts.galleries(plots),
-        consistency=parts.consistency(plots),
-        claim=parts.claim_tables(numbers),
-        claim_charts=parts.claim_charts(numbers),
-        beside={style: BASELINES[baseline] for baseline, style in parts.BESIDE.items()},
-        quality=tables.quality(numbers),
-        variety=tables.variety(numbers),
-        positions=charts.position_charts(numbers),
+        to_come=to_come,
+        sets=_image_sets(numbers, {item.variant: item.plots for item in trained}) if trained else None,
         training=charts.training_charts({item.variant: item.curve for item in trained if item.curve}),
-        sampling=cost,
-        sampling_table=charts.efficiency_table(cost),
-        sampling_charts=charts.efficiency_charts(cost),
-        window=charts.window(cost),
+        sampling=_sampling(cost) if cost else None,
         tasks=[_task(task, items) for task in parts.TABLES if any(one.task == task for one in items)],
-        papers_networks=str(shared["network/inception"]).startswith("inception-v3"),
-        origin=_origin(data, shared),
+        origin=_origin(data, next(iter(numbers.values()), {})),
     )
     write_atomically(out, page.encode())
+
+
+def _image_sets(numbers: Mapping[Variant, Numbers], plots: Mapping[Variant, Path]) -> dict[str, Any]:
+    shared = next(iter(numbers.values()))
+    return {
+        "shared": shared,
+        "glance": {variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
+        "galleries": parts.galleries(plots),
+        "consistency": parts.consistency(plots),
+        "claim": parts.claim_tables(numbers),
+        "claim_charts": parts.claim_charts(numbers),
+        "beside": {style: BASELINES[baseline] for baseline, style in parts.BESIDE.items()},
+        "quality": tables.quality(numbers),
+        "variety": tables.variety(numbers),
+        "positions": charts.position_charts(numbers),
+        "papers_networks": str(shared["network/inception"]).startswith("inception-v3"),
+    }
+
+
+def _sampling(cost: Numbers) -> dict[str, Any]:
+    return {
+        "numbers": cost,
+        "table": charts.efficiency_table(cost),
+        "charts": charts.efficiency_charts(cost),
+        "window": charts.window(cost),
+    }
+
+
+def _title(item: Evaluated) -> str:
+    about = "image sets" if item.task == "mis" else parts.TABLES[item.task].title.lower()
+    return f"{NAMES[item.variant]}, {about}"
 
 
 def _task(task: Task, items: Sequence[Evaluated]) -> dict[str, Any]:
@@ -107,13 +142,16 @@ def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate
 
 def _origin(data: Manifest, numbers: Numbers) -> dict[str, str]:
     splits = ", ".join(f"{count} {split}" for split, count in data.sets.items())
+    evaluated = {
+        "Evaluated": "{sets} sets, {images} generated images a variant, seed {seed}",
+        "Class network": "{network/inception}",
+        "CLIP": "{network/clip}",
+    }
     return {
         "Dataset": f"{splits} sets of {data.images_per_set} images; {data.redrawn} images redrawn",
-        "Manifest": f"SHA-256 {numbers['manifest']}",
+        "Manifest": f"SHA-256 {data.digest}",
         **{_words(key).capitalize(): _flat(value) for key, value in data.made_by.items() if key != "stage"},
-        "Evaluated": "{sets} sets, {images} generated images a variant, seed {seed}".format(**numbers),
-        "Class network": str(numbers["network/inception"]),
-        "CLIP": str(numbers["network/clip"]),
+        **({name: text.format(**numbers) for name, text in evaluated.items()} if numbers else {}),
     }
 
 

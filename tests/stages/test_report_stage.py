@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,14 @@ class Balance(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.addresses: list[str] = []
+        self.places: set[str] = set()
+        self.leads_to: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        addresses = [value or "" for name, value in attrs if name in ("src", "href")]
+        self.addresses += [address for address in addresses if not address.startswith("#")]
+        self.leads_to |= {address[1:] for address in addresses if address.startswith("#")}
+        self.places |= {value or "" for name, value in attrs if name == "id"}
         if tag not in VOID:
             self.open.append(tag)
 
@@ -153,6 +159,8 @@ def test_the_page_is_whole_and_needs_no_other_file(
     balance = Balance()
     balance.feed(page)
     assert balance.open == []
+    assert balance.places == balance.leads_to, "its contents lead to each heading"
+    assert len(balance.places) == page.count("<h2") == len(CLAIM + ALWAYS) + 1
     assert len(balance.addresses) == 6
     assert all(address.startswith("data:image/webp;base64,") for address in balance.addresses)
     assert not re.search(r"https?://|url\(|@import", page)
@@ -172,7 +180,13 @@ def test_the_page_shows_the_numbers_beside_the_papers(
         out=tmp_path / "index.html",
     )
     page = (tmp_path / "index.html").read_text()
-    for text in ("0.50 ± 0.25", "41.50 ± 0.25", "[71.2, 87.1]", "An ideal reader", "SHA-256 " + "ab" * 32):
+    for text in (
+        "0.50 ± 0.25",
+        "41.50 ± 0.25",
+        "[71.2, 87.1]",
+        "An ideal reader",
+        f"SHA-256 {Manifest.read(manifest).digest}",
+    ):
         assert text in page
     assert "of the distances within held-out sets" not in page  # wrong shapes would pass for variety
     for text in ("9.56 ± 1.21", "28.07 ± 0.58", "22.71 ± 0.52", "77.41 ± 0.03", "They cannot be compared"):
@@ -186,7 +200,7 @@ def test_the_page_opens_with_the_claim_and_its_consistency(
 ) -> None:
     items, out = [make_item("self"), make_item("dino")], tmp_path / "index.html"
     report.run(PARAMS, items=items, sampling=sampling, manifest=manifest, out=out)
-    headings = re.findall("<h2>(.*)</h2>", out.read_text())
+    headings = re.findall(r"<h2 id=\S+>(.*)</h2>", out.read_text())
     assert headings == [*CLAIM[:1], "Preceding images → generated images", *CLAIM[1:], *ALWAYS]
     for text in ("80.0 [71.2, 87.1]", "Kept: noun, %", "80.0 [+71.2, +87.1]", "M2M-DINO, content of A", "BA, %"):
         assert text in out.read_text()
@@ -208,7 +222,7 @@ def test_the_page_shows_what_sampling_costs(
     ):
         assert text in page
     assert "Of more than 5 given images these models look at the newest 5" in page
-    assert page.index("Sampling efficiency") < page.index("<h2>Training")
+    assert page.index(">Sampling efficiency</h2>") < page.index(">Training</h2>")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +310,40 @@ def test_the_tasks_are_part_of_the_page_which_still_needs_no_other_file(
     ):
         assert text in page
     assert page.count("the same steps from Stable Diffusion") == 1
-    assert page.index("Novel views of an object") < page.index("The next steps of a procedure") < page.index("Training")
+    nvs, vpg, training = (
+        page.index(f">{title}</h2>")
+        for title in ("Novel views of an object", "The next steps of a procedure", "Training")
+    )
+    assert nvs < vpg < training
+
+
+def test_until_all_is_there_the_page_says_what_is_to_come(
+    make_item: Callable[..., report.Evaluated],
+    make_task_item: Callable[..., report.Evaluated],
+    sampling: Path,
+    manifest: Path,
+    tmp_path: Path,
+) -> None:
+    items = [make_item("self"), make_item("dino"), make_task_item("nvs", "self")]
+    out, hidden = tmp_path / "so-far.html", {item.metrics: item.metrics.read_bytes() for item in items}
+    inputs: Any = {"items": items, "sampling": sampling, "manifest": manifest, "out": out, "so_far": True}
+    for path in (*hidden, sampling):
+        path.unlink()
+    with pytest.raises(UserError, match="no evaluation is there yet; dvc repro makes them"):
+        report.run(PARAMS, **inputs)
+    to_come = ["M2M-Self, image sets", "M2M-DINO, image sets", "M2M-Self, novel views of an object"]
+    for shown in (2, 1, 0):
+        items[shown].metrics.write_bytes(hidden[items[shown].metrics])
+        report.run(PARAMS, **inputs)
+        page, balance = out.read_text(), Balance()
+        balance.feed(page)
+        assert (balance.open, balance.places) == ([], balance.leads_to)
+        rest = "; ".join([*to_come[:shown], "Sampling efficiency"])
+        assert f"So far. Still to come: {rest}." in page
+        assert (">Quality, as the paper measures it</h2>" in page) == (shown < 2)
+        assert ">Novel views of an object</h2>" in page
+    with pytest.raises(UserError, match="the sampling stage must run first"):
+        report.run(PARAMS, **{**inputs, "so_far": False})
 
 
 def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
@@ -323,7 +370,7 @@ def test_without_attributes_there_is_no_agreement(
     item = make_item("self", network="inception-v3-compat@1", agreement=False)
     report.run(PARAMS, items=[item], sampling=sampling, manifest=manifest, out=tmp_path / "index.html")
     page = (tmp_path / "index.html").read_text()
-    assert re.findall("<h2>(.*)</h2>", page) == ["Preceding images → generated images", *ALWAYS]
+    assert re.findall(r"<h2 id=\S+>(.*)</h2>", page) == ["Preceding images → generated images", *ALWAYS]
     assert "attern score" not in page
     assert "consistency" not in page
     assert "They cannot be compared" not in page
