@@ -121,6 +121,12 @@ def test_both_variants_newest_runs_have_pages_that_show_them_side_by_side(databa
     newest = {run.info.run_name: run.info.run_id for run in runs(database)}
     assert (address.path, asked["workflowType"]) == ("/metric", ["machine_learning"])
     assert json.loads(asked["runs"][0]) == [newest["train-self"], newest["train-dino"]]
+    record("evaluate", "self")
+    pages = open_history(database).comparisons()
+    shown = ["newest scores of both variants", "their FID by position", "newest training curves of both"]
+    assert list(pages) == [*shown, "registered models"]
+    asked = parse_qs(urlsplit(pages["their FID by position"].removeprefix("#")).query)
+    assert json.loads(asked["plot_metric_keys"][0]) == ["position/fid"]
     experiment = MlflowClient(database).get_experiment_by_name("train")
     assert experiment is not None
     assert "learn from multi-image sets" in experiment.tags["mlflow.note.content"]

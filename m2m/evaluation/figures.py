@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,22 @@ def by_position(name: str, values: Sequence[float]) -> dict[str, float]:
     """One metric's mean and (population) standard deviation over positions, and each position's value."""
     positions = {f"{name}/position/{position:02}": value for position, value in enumerate(values, start=1)}
     return {f"{name}/mean": float(np.mean(values)), f"{name}/std": float(np.std(values)), **positions}
+
+
+def by_place(numbers: Mapping[str, Number], given: int | None = None) -> dict[int, dict[str, float]]:
+    """Of the model itself, what is measured at each position or view: curves ``position/NAME`` for a tracker.
+
+    Args:
+        given: how many given pictures they follow, of what is measured after several numbers of them.
+    """
+    places: dict[int, dict[str, float]] = {}
+    for key, value in numbers.items():
+        found = re.fullmatch(r"(\w+)(?:/given=(\d+))?/(?:position|view)/(\d+)(?:/given=(\d+))?", key)
+        if found and isinstance(value, float):
+            name, after, place = found[1], found[2] or found[4], int(found[3])
+            if after in (None, str(given)):
+                places.setdefault(place, {})[f"position/{name}"] = value
+    return places
 
 
 def require_gate(gate: GateParams, measured: Mapping[str, float], *, task: str) -> None:

@@ -59,7 +59,7 @@ class Run:
 
         Args:
             values: by name; slashes group charts. What MLflow's names may not hold (``=``) becomes ``-``.
-            step: images seen, in training.
+            step: images seen, in training; the position of the drawn image, in an evaluation.
         """
 
     def image(self, image: Image, *, key: str, step: int) -> None:

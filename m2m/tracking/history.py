@@ -202,11 +202,15 @@ class History:
     def comparisons(self) -> dict[str, str]:
         """Pages by what they show: the newest runs of both variants side by side, and the registered models."""
         with explained(self._uri):
-            curve: dict[str, object] = {"metric": '"held_out_loss"', "plot_metric_keys": ["held_out_loss"]}
-            curve |= {"x_axis": "step", "y_axis_scale": "linear", "plot_layout": {"autosize": True}}
+            axes = {"x_axis": "step", "y_axis_scale": "linear", "plot_layout": {"autosize": True}}
+
+            def curve(key: str) -> dict[str, object]:
+                return {"metric": json.dumps(key), "plot_metric_keys": [key], **axes}
+
             shown: tuple[tuple[str, str, str, dict[str, object]], ...] = (
                 ("newest scores of both variants", "evaluate", "compare-runs", {}),
-                ("newest training curves of both", "train", "metric", curve),
+                ("their FID by position", "evaluate", "metric", curve("position/fid")),
+                ("newest training curves of both", "train", "metric", curve("held_out_loss")),
             )
             found = {}
             for what, stage, path, query in shown:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.evaluation.figures import by_caption, caption_weights, difference, interval, paired_interval, share, spread
+from m2m.evaluation.figures import (
+    by_caption,
+    by_place,
+    caption_weights,
+    difference,
+    interval,
+    paired_interval,
+    share,
+    spread,
+)
 
 
 def test_weights_are_a_function_of_their_seed_and_draw_as_many_captions_as_there_are() -> None:
@@ -93,3 +102,12 @@ def test_paired_interval_is_a_function_of_its_seed() -> None:
     first, second = torch.rand(30, 2), torch.rand(30, 2)
     assert paired_interval(first, second, resamples=50, seed=1) == paired_interval(first, second, resamples=50, seed=1)
     assert paired_interval(first, second, resamples=50, seed=1) != paired_interval(first, second, resamples=50, seed=2)
+
+
+def test_curves_over_positions_are_of_the_model_itself_and_of_one_number_of_given_images() -> None:
+    numbers = {"fid/mean": 2.0, "baseline/mis/fid/position/01": 9.0, "long/kept/position/01/given=4": 9.0, "sets": 3}
+    numbers |= {"fid/position/01": 1.0, "fid/position/02": 3.0}
+    numbers |= {"kept/position/02/given=4": 0.5, "kept/position/02/given=1": 9.0, "kept/noun/given=4": 9.0}
+    assert by_place(numbers, 4) == {1: {"position/fid": 1.0}, 2: {"position/fid": 3.0, "position/kept": 0.5}}
+    views = {"psnr/given=1/view/02": 20.5, "psnr/given=2/view/03": 9.0, "psnr/given=1/angle/000-030": 9.0}
+    assert by_place(views, 1) == {2: {"position/psnr": 20.5}}

@@ -178,10 +178,17 @@ def test_the_two_variants_are_compared_side_by_side(stack: Any, run: Any, page: 
         expect(page.get_by_role("grid").last).to_contain_text(f"{value:.4g}")
 
 
-def test_both_learning_curves_are_in_one_chart(stack: Any, run: Any, page: Page) -> None:
-    page.goto(linked(stack, run, "newest training curves of both"))
-    for name in ("train-self", "train-dino"):
-        expect(page.get_by_text(f"{name} (held_out_loss)").first).to_be_visible()
+@pytest.mark.parametrize(
+    ("what", "stage", "metric"),
+    [
+        ("newest training curves of both", "train", "held_out_loss"),
+        ("their FID by position", "evaluate", "position/fid"),
+    ],
+)
+def test_both_curves_are_in_one_chart(stack: Any, run: Any, page: Page, what: str, stage: str, metric: str) -> None:
+    page.goto(linked(stack, run, what))
+    for variant in ("self", "dino"):
+        expect(page.get_by_text(f"{stage}-{variant} ({metric})").first).to_be_visible()
 
 
 def test_both_models_are_registered_with_scores_and_pictures(stack: Any, run: Any, page: Page) -> None:
