@@ -34,10 +34,14 @@ class Live:
     """Takes the lines of one stage."""
 
     def __init__(self, stage: str, log: Log) -> None:
-        self._key = re.sub(r"[^a-z0-9]+", "-", stage.lower())
+        self._stage = re.sub(r"[^a-z0-9]+", "-", stage.lower())
         self._log = log
         self._artifacts: dict[str, UUID] = {}
         self._updated = 0.0
+
+    def key(self, what: str = "") -> str:
+        """Of an artifact of the stage's: Prefect allows letters, digits and dashes."""
+        return f"{self._stage}-{what}".rstrip("-")
 
     def say(self, line: str) -> None:
         """Shows a line, or moves the bar of which it tells."""
@@ -47,7 +51,7 @@ class Live:
             return
         what, percent = progress
         if what not in self._artifacts:
-            made = create_progress_artifact(percent, key=self._key, description=line)
+            made = create_progress_artifact(percent, key=self.key(), description=line)
             self._artifacts[what] = cast(UUID, made)  # a coroutine only where an event loop runs
         elif percent == 100 or time.monotonic() - self._updated > SECONDS_BETWEEN_UPDATES:
             self._updated = time.monotonic()
@@ -58,6 +62,16 @@ def read_metrics(checkout: Path) -> AllNumbers:
     """The numbers of each variant that has been evaluated."""
     files = {variant: checkout / "reports" / f"evaluate-{variant}" / "details.json" for variant in get_args(Variant)}
     return {variant: json.loads(file.read_text()) for variant, file in files.items() if file.exists()}
+
+
+def gallery(checkout: Path, stage: str) -> str:
+    """Markdown with the pictures of an evaluation, one given; empty where they are none, or too large for a page."""
+    picture = checkout / "reports" / stage.replace("@", "-") / "given-1.png"
+    if not picture.exists() or picture.stat().st_size > GALLERY_BYTES:
+        return ""
+    model, data = stage.partition("@")[2], base64.b64encode(picture.read_bytes()).decode()
+    title = f"## M2M-{model}: the given picture, framed, and those drawn after it"
+    return f"{title}\n\n![drawn by M2M-{model}](data:image/png;base64,{data})"
 
 
 def summary(
@@ -85,12 +99,7 @@ def summary(
             yield _markdown(table(numbers), table(before) if before else None)
     if numbers:
         yield "Embedded and published figures come from different networks: compare rows of one kind only."
-    for variant in numbers:
-        picture = checkout / "reports" / f"evaluate-{variant}" / "given-1.png"
-        if picture.exists() and picture.stat().st_size <= GALLERY_BYTES:
-            data = base64.b64encode(picture.read_bytes()).decode()
-            yield f"## M2M-{variant}: the given picture, framed, and those drawn after it"
-            yield f"![sets drawn by M2M-{variant}](data:image/png;base64,{data})"
+    yield from filter(None, (gallery(checkout, f"evaluate@{variant}") for variant in numbers))
     if links:
         yield "## MLflow"
         yield "\n".join(links)

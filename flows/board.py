@@ -25,6 +25,10 @@ CHATTER = ("Running stage ", "> ", "Updating lock file ", "Generating lock file 
 """How lines of DVC's begin that say nothing new beside a bar."""
 
 
+_keeping = Lock()
+LOGS, SECONDS = Path("work/logs"), "seconds.json"
+
+
 class Board:
     """Takes what stages say, from the thread of each.
 
@@ -38,8 +42,7 @@ class Board:
     def __init__(self, folder: Path, stale: Sequence[str], at_once: int, *, bars: bool) -> None:
         self._folder, self._left, self._at_once = folder, list(stale), at_once
         self._count, self._began = len(stale), time.monotonic()
-        self._taken = folder / "seconds.json"
-        self._seconds = _read_seconds(self._taken)
+        self._seconds = read_seconds(folder)
         self._running: dict[str, tuple[float, TextIO]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._lock = Lock()
@@ -92,9 +95,7 @@ class Board:
             took = time.monotonic() - began
             self._left.remove(stage)
             if verdict is Verdict.RAN:
-                self._seconds[stage] = round(took, 1)
-                with suppress(UserError):  # that an estimate cannot be kept stops nothing
-                    write_atomically(self._taken, json.dumps(self._seconds, indent=1).encode())
+                self._seconds = note_seconds(self._folder, stage, took)
             done = self._count - len(self._left)
             said = SAID[verdict] if verdict else f"failed, see {self.log(stage)}"
             whole = clock(time.monotonic() - self._began)
@@ -123,9 +124,20 @@ class Board:
         return f"{done}, about {clock(left)} left" if self._left else done
 
 
-def _read_seconds(path: Path) -> dict[str, float]:
+def note_seconds(folder: Path, stage: str, took: float) -> dict[str, float]:
+    """Keeps what a stage took, for who wants to know how long it takes; returns those of all stages."""
+    with _keeping:
+        seconds = {**read_seconds(folder), stage: round(took, 1)}
+        with suppress(UserError):  # that an estimate cannot be kept stops nothing
+            write_atomically(folder / SECONDS, json.dumps(seconds, indent=1).encode())
+    return seconds
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """What stages took when they ran last."""
     try:
-        return {str(stage): float(seconds) for stage, seconds in json.loads(path.read_text()).items()}
+        kept = json.loads((folder / SECONDS).read_text())
+        return {str(stage): float(seconds) for stage, seconds in kept.items()}
     except (OSError, ValueError, AttributeError, TypeError):  # there is none, or no good one: nothing is known
         return {}
 

@@ -15,20 +15,20 @@ from pydantic.fields import FieldInfo
 from m2m.params import Params
 
 CHANGEABLE = (
+    "evaluate.mis.guidance_scale",
+    "train.variant.dino.images",
+    "train.variant.self.images",
+    "train.variant.dino.learning_rate",
+    "train.variant.self.learning_rate",
+    "train.common.seed",
+    "generate.guidance_scale",
+    "generate.images_per_set",
+    "generate.seed",
     "captions.train",
     "captions.validation",
     "captions.test",
-    "generate.seed",
-    "generate.images_per_set",
-    "generate.guidance_scale",
-    "train.common.seed",
-    "train.variant.self.images",
-    "train.variant.self.learning_rate",
-    "train.variant.dino.images",
-    "train.variant.dino.learning_rate",
-    "evaluate.mis.guidance_scale",
 )
-"""The keys of params.yaml that the form shows; ``dvc exp run -S`` changes any."""
+"""The keys of params.yaml that the form shows, what is changed most first; ``dvc exp run -S`` changes any."""
 
 
 class Form(BaseModel):

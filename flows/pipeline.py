@@ -28,7 +28,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from flows.artifacts import Live, read_metrics, summary
+from flows.artifacts import Live, gallery, read_metrics, summary
+from flows.board import LOGS, note_seconds
 from flows.form import Form, make_form, profiles
 from flows.graph import ROOM_ASKED_EVERY, Stage, in_turn, read_graph, select, stages_at_once
 from flows.record import Log, recorded
@@ -75,14 +76,17 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> 
     """Runs one stage in DVC; what is up to date shows as Skipped, what comes from DVC's cache as Cached."""
     log = get_run_logger()
     with children.held(), held_slots(stage, log):
-        live = Live(stage.name, log)
+        live, began = Live(stage.name, log), time.monotonic()
         verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
+        if stage.name.startswith("evaluate@") and (drawn := gallery(place.folder, stage.name)):
+            create_markdown_artifact(drawn, key=live.key("pictures"))
     match verdict:
         case Verdict.SKIPPED:
             return Completed(name="Skipped", message="unchanged")
         case Verdict.CACHED:
             return Completed(name="Cached", message="an earlier run's outputs, from DVC's cache")
         case Verdict.RAN:
+            note_seconds(CHECKOUT / LOGS, stage.name, time.monotonic() - began)
             return Completed(message="ran")
 
 
@@ -149,12 +153,12 @@ def skip() -> State[Any]:
 
 @flow(task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
 def pipeline(
-    targets: list[Target] = [],  # noqa: B006  (the form's default)
-    variants: Annotated[list[Variant], Field(min_length=1)] = list(get_args(Variant)),  # noqa: B006, B008
-    profile: Profile = AS_IT_IS,
+    changes: Changes = Changes(),  # noqa: B008  (the form's default)
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]*$")] = "",
+    profile: Profile = AS_IT_IS,
+    targets: list[Target] = [],  # noqa: B006
+    variants: Annotated[list[Variant], Field(min_length=1)] = list(get_args(Variant)),  # noqa: B006, B008
     force: bool = False,
-    changes: Changes = Changes(),  # noqa: B008
 ) -> State[Any]:
     """Brings stages up to date, each when those that it depends on are done, independent ones side by side.
 
@@ -162,12 +166,12 @@ def pipeline(
     last commit, and what it makes becomes a DVC experiment.
 
     Args:
+        changes: Values in place of those that the parameter file has now; what is left empty stays as it is there.
+        experiment: Name of the DVC experiment; empty: the flow run's own name, if anything is changed.
+        profile: The parameter file to start from.
         targets: Stages to bring up to date, with all that they depend on; none: everything.
         variants: Leave one out, and what needs it is left out too.
-        profile: The parameter file to start from.
-        experiment: Name of the DVC experiment; empty: the flow run's own name, if anything is changed.
         force: Run the targets even if nothing has changed, but not what they depend on.
-        changes: Values in place of those that the parameter file has now; what is left empty stays as it is there.
     """
     children.end_on_sigterm()
     start_from = None if profile == AS_IT_IS else profile

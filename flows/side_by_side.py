@@ -18,13 +18,13 @@ from functools import partial
 from os import environ
 from pathlib import Path
 
-from flows.board import Board
+from flows.board import LOGS, Board
 from flows.graph import Stage, in_turn, read_graph, stages_at_once
 from flows.stage import Children, StageError, Verdict, run_stage
 from flows.workplace import Workplace
 from m2m.errors import UserError
 
-LOGS, SO_FAR = Path("work/logs"), Path("reports/so-far.html")
+SO_FAR = Path("reports/so-far.html")
 
 
 def bring_up_to_date(checkout: Path, at_once: int | None) -> None:

@@ -152,6 +152,18 @@ def test_the_summary_is_a_page_with_tables_and_pictures(stack: Any, run: Any, pa
     expect(page.get_by_text(f"dvc exp apply {EXPERIMENT}")).to_be_visible()
 
 
+def test_each_evaluation_left_its_pictures_when_it_ended(stack: Any, run: Any, page: Page) -> None:
+    kept = stack.ask("artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    pictures = {each["key"]: each for each in kept if each["key"].endswith("-pictures")}
+    assert pictures.keys() == {
+        f"{stage.name.replace('@', '-')}-pictures" for stage in read_graph(ROOT) if "evaluate@" in stage.name
+    }
+    (summary,) = (each for each in kept if each["key"] == "summary")
+    assert all(each["created"] < summary["created"] for each in pictures.values())
+    visit(page, stack, f"/artifacts/artifact/{pictures['evaluate-dino-nvs-pictures']['id']}")
+    expect(page.get_by_role("img", name="drawn by M2M-dino-nvs")).to_be_visible()
+
+
 def linked(stack: Any, run: Any, what: str) -> str:
     """The address that the summary gives of a page."""
     artifacts = stack.ask("artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
