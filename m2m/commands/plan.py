@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from m2m.errors import UserError
 from m2m.params import Params, Variant, WorldFoundation
@@ -26,6 +26,11 @@ CARDS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}
 """TFLOP/s in bfloat16 without sparsity, by their makers; the first where none is named."""
 SHARES = {"generate": 0.15, "train": 0.25}
 """Of those, what networks of Stable Diffusion's size reach: an H200 trained at .23 to .26 (`benchmarks/results`)."""
+STATE = 20 * 866e6 / (1 << 30)
+"""GiB that training holds besides activations: of each of the published U-Net's parameters, in float32, the weight, its
+gradient, Adam's two moments and the average."""
+MEASURED_ROWS = 30
+"""That passed through the U-Net at once where the most memory was measured (`benchmarks.training.checkpointing`)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Prices:
     thousand_reads: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Work:
     """Of one stage."""
 
@@ -58,6 +63,8 @@ class Work:
     gpu_hours: float
     hours: float
     """With all GPUs, as if they shared the work without loss."""
+    memory: Number | None = None
+    """GiB of one GPU, in training; None where nothing tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,8 @@ def run(
         steps = generate.num_inference_steps if stage == "generate" else None
         rate = Number(given[stage], "given") if stage in given else _rate(row, steps, results, stage, card)
         hours = images / rate.value / HOUR
-        work.append(Work(stage=stage, images=images, images_per_second=rate, gpu_hours=hours, hours=hours / gpus))
+        memory = _memory(params, variant, pixels, gpus, results) if (variant := stage.partition("@")[2]) else None
+        work.append(Work(stage, images, rate, gpu_hours=hours, hours=hours / gpus, memory=memory))
 
     size = Number(BYTES_PER_PIXEL * pixels**2, f"assumed, {BYTES_PER_PIXEL:g} a pixel")
     if bytes_per_image is not None:
@@ -162,6 +170,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         rate = one.images_per_second
         yield f"{one.stage}: {one.images:,} images at {rate.value:g}/s a GPU ({rate.source})"
         yield f"    {one.gpu_hours:,.1f} GPU-hours, {_time(one.hours)} with {plan.gpus} GPUs"
+        if one.memory:
+            yield f"    {one.memory.value:,.0f} GiB a GPU ({one.memory.source})"
     hours = plan.gpu_hours
     yield f"in all: {hours:,.1f} GPU-hours, {_time(hours / plan.gpus)} with {plan.gpus} GPUs, if none waits for another"
     size = plan.bytes_per_image
@@ -181,6 +191,20 @@ def _time(hours: float) -> str:
 def _passes(variant: Variant, images: int, set_size: int) -> int:
     """U-Net rows for so many training images: N a set, and N - 1 that M2M-Self reads with the same network."""
     return images + images // set_size * (set_size - 1) if variant == "self" else images
+
+
+def _memory(params: Params, variant: str, pixels: int, gpus: int, results: Path) -> Number | None:
+    """What a part of a step takes of a GPU, by what was measured: beside the state, in proportion to its rows."""
+    common, sets = params.train.common, params.train.variant.of(cast(Variant, variant)).sets_per_step
+    rows = _passes(cast(Variant, variant), common.set_size, common.set_size)
+    rows *= ceil(sets / gpus / common.gradient_accumulation)
+    for path, row in _rows(results):
+        if row["name"] == f"checkpointing/{pixels}px/self/memory":
+            peak, how = (row["ours"], "computed again") if common.gradient_checkpointing else (row["other"], "kept")
+            total = STATE + rows * (peak - STATE) / MEASURED_ROWS
+            source = f"estimated, {rows} rows at once, activations {how}; {path}, {row['on']}"
+            return Number(float(f"{total:.3g}"), source)
+    return None
 
 
 def _shards(sets: int, most: int) -> list[int]:

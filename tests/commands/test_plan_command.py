@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from m2m.cli import app
-from m2m.commands.plan import PART, Plan, Prices, run
+from m2m.commands.plan import PART, STATE, Plan, Prices, run, to_text
 from m2m.params import Params
 from m2m.params_file import load_params
 
@@ -84,6 +84,24 @@ def test_the_cost(params: Params) -> None:
     prices = Prices(gpu_hour=3600.0, gigabyte_month=1e9, thousand_writes=1000.0, thousand_reads=2000.0)
     plan = planned(params, bytes_per_image=1000.0, prices=prices)
     assert plan.cost == pytest.approx({"gpus": 38.6, "store a month": 60_000, "requests": 5 + 2 * 20})
+
+
+def test_memory_is_the_state_and_what_was_measured_by_row(params: Params, tmp_path: Path) -> None:
+    assert [one.memory for one in planned(params).work] == [None] * 3, "nothing was measured"
+    peaks = {"ours": STATE + 30, "other": STATE + 60}  # of 30 rows: 1 GiB each computed again, 2 kept
+    row = {"name": "checkpointing/64px/self/memory", "on": "a card", **peaks}
+    (tmp_path / "gpu.json").write_text(json.dumps([row]))
+    sets = params.train.variant.self_.sets_per_step
+    for gpus in (1, sets):
+        # A set is 4 images, of which M2M-Self's U-Net reads three as well.
+        of_self, of_dino = (planned(params, tmp_path, gpus=gpus).work[place].memory for place in (1, 2))
+        parts = params.train.common.gradient_accumulation
+        assert of_self
+        assert of_dino
+        assert of_self.value == pytest.approx(STATE + 2 * 7 * max(sets // gpus // parts, 1), rel=0.01)
+        assert of_dino.value < of_self.value
+        assert "activations kept" in of_self.source
+    assert "GiB a GPU (estimated" in to_text(planned(params, tmp_path))
 
 
 def test_measured_rates_are_read_with_their_source(params: Params, tmp_path: Path) -> None:
