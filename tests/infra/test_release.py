@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,28 @@ def test_where_it_comes_from_is_told(released: Path) -> None:
         told = CliRunner().invoke(app, ["lineage", str(released)])
         assert (told.exit_code, len(told.stderr.splitlines())) == (2, 1)
         assert "do not tell where it comes from; restore models/released from git" in told.stderr
+
+
+@pytest.mark.slow  # it builds a wheel, and another process learns of the whole of torch
+def test_the_wheel_draws_outside_of_the_repository(released: Path, tmp_path: Path) -> None:
+    root, source = Path(release.__file__).parents[1], tmp_path / "source"
+    shutil.copytree(root / "m2m", source / "m2m", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", str(source)], check=True)
+    (wheel,) = Path("wheels").glob("m2m-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", "site", str(wheel)], check=True)
+    shutil.copytree(released, "elsewhere/m2m-dino")
+    Image.new("RGB", (40, 40), "teal").save("elsewhere/photo.png")
+    code = "import m2m, sys; sys.argv[0] = 'm2m'; print(m2m.__file__); from m2m.cli import main; main()"
+    ask = ["sample", "--model", "m2m-dino", "--images", "photo.png", "--num-images", "1", "--steps", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-P", "-c", code, *ask]
+    drawn = subprocess.run(command, cwd="elsewhere", env=environment, capture_output=True, text=True, check=False)
+    assert drawn.returncode == 0, drawn.stderr
+    assert str(tmp_path / "site/m2m/__init__.py") in drawn.stdout
+    assert Path("elsewhere/out/contact-sheet.png").is_file()
 
 
 def test_a_released_model_stands_in_for_one_that_was_not_trained(released: Path) -> None:
