@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, FoundationFolder, ParamsFile, app, model_folder
+from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, RELEASED, FoundationFolder, ParamsFile, app, model_folder
 from m2m.params import EvaluatedTask, Task, Variant
 from m2m.params_file import load_params
 from m2m.runtime import Machine
@@ -248,7 +248,10 @@ def report(
             metrics=Path(f"reports/evaluate-{_item(variant, task)}/details.json"),
             plots=Path(f"reports/evaluate-{_item(variant, task)}"),
             curve=Path(f"reports/train-{variant}.csv") if task == "mis" else None,
-            from_scratch=None if task == "mis" else ABLATIONS / f"from-scratch-{task}-{variant}-seed-0.json",
+            beside={
+                "the same steps from Stable Diffusion": ABLATIONS / f"from-scratch-{task}-{variant}-seed-0.json",
+                "released, on its own test sets": RELEASED / f"reports/evaluate-{_item(variant, task)}/details.json",
+            },
         )
         for task in get_args(EvaluatedTask)
         for variant in get_args(Variant)

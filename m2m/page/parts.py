@@ -46,8 +46,15 @@ PROBES = {
 SHOWN = {f"{letter}/{what}": f"{what} of {letter.upper()}" for letter in "ba" for what in ("content", "style")}
 
 
-def claim_tables(numbers: Mapping[Variant, Numbers]) -> dict[str, Table]:
-    """All tables of the claim; without rows where nothing is known, as where the class network names no attributes."""
+def claim_tables(
+    numbers: Mapping[Variant, Numbers], beside: Mapping[str, Mapping[Variant, Numbers]]
+) -> dict[str, Table]:
+    """All tables of the claim; without rows where nothing is known, as where the class network names no attributes.
+
+    Args:
+        beside: of models that were made otherwise, by how.
+    """
+    suffix = after_main(numbers)
     counts = [count for (count,) in found(numbers, r"(?:baseline/\w+/)?pattern_score/given=(\d+)")]
     parts = ("", *(f"/{attribute}" for attribute in ATTRIBUTES))
     by_attribute = [
@@ -68,14 +75,25 @@ def claim_tables(numbers: Mapping[Variant, Numbers]) -> dict[str, Table]:
     by_place = [_share(place, f"{title}, %") for place, title in PLACES.items()]
     places = [one for probe, about in PROBES.items() for one in variants(numbers, f"places/{probe}/", about=about)]
     return {
-        "scores": table(everyone(numbers), [_share(f"pattern_score/given={one}", f"{one} given, %") for one in counts]),
-        "attributes": table(everyone(numbers, after_main(numbers)), by_attribute),
+        "scores": table(
+            [*everyone(numbers), *_made_otherwise(beside)],
+            [_share(f"pattern_score/given={one}", f"{one} given, %") for one in counts],
+        ),
+        "attributes": table([*everyone(numbers, suffix), *_made_otherwise(beside, suffix)], by_attribute),
         "changes": table(variants(numbers, "difference/"), _changes(numbers)),
         "independent": table(independent, differences),
         "rivals": table(rivals, differences),
         "places": table(places, [*by_place, _share("spread", "Most less least"), Column("sets", "Sets", 0)]),
         "orders": _orders(numbers),
     }
+
+
+def _made_otherwise(beside: Mapping[str, Mapping[Variant, Numbers]], suffix: str = "") -> list[Source]:
+    return [
+        source
+        for way, of_way in beside.items()
+        for source in variants(of_way, suffix=suffix, about=f", {way}", ours=False)
+    ]
 
 
 def claim_charts(numbers: Mapping[Variant, Numbers]) -> Charts:
@@ -256,14 +274,14 @@ TABLES: Mapping[Task, TaskTable] = {
 def task_part(
     task: Task,
     tuned: Mapping[Variant, Numbers],
-    from_scratch: Mapping[Variant, Numbers],
+    beside: Mapping[str, Mapping[Variant, Numbers]],
     plots: Mapping[Variant, Path],
 ) -> dict[str, Any]:
     """What the page shows of a task: title, sets, table, PSNR by angle, galleries, and data URIs of what turns.
 
     Args:
         tuned: of the fine-tuned models.
-        from_scratch: the same steps on the same data from Stable Diffusion's weights, where somebody has run it.
+        beside: of models that were made otherwise, by how.
         plots: the folders that evaluation filled.
 
     Raises:
@@ -271,12 +289,13 @@ def task_part(
     """
     shared, about = next(iter(tuned.values())), TABLES[task]
     # The perceptual distance is called LPIPS only where all rows have it from LPIPS.
-    judges = [str(one.get("network/perceptual", "")) for one in (*tuned.values(), *from_scratch.values())]
+    others = [numbers for of_way in beside.values() for numbers in of_way.values()]
+    judges = [str(one.get("network/perceptual", "")) for one in (*tuned.values(), *others)]
     published = all(judge.startswith("lpips") for judge in judges)
     columns = [replace(one, title="LPIPS ↓") if published and one == PERCEPTUAL else one for one in about.columns]
     rows = [
         *variants(tuned, about=", fine-tuned"),
-        *variants(from_scratch, about=", the same steps from Stable Diffusion", ours=False),
+        *_made_otherwise(beside),
         *variants(tuned, "baseline/untuned/", about=", not fine-tuned", ours=False),
         *(Source(name, shared, f"baseline/{baseline}/") for baseline, name in about.baselines.items()),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Evaluated:
     """folder with galleries"""
     curve: Path | None = None
     """of training (CSV); of image sets alone"""
-    from_scratch: Path | None = None
-    """of tasks, numbers of what started from Stable Diffusion instead; the file need not be there"""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """numbers of the same variant made otherwise, by how; the files need not be there"""
 
 
 def run(
@@ -80,7 +80,7 @@ def run(
         title=params.title,
         names=NAMES,
         to_come=to_come,
-        sets=_image_sets(numbers, {item.variant: item.plots for item in trained}) if trained else None,
+        sets=_image_sets(numbers, trained) if trained else None,
         training=charts.training_charts({item.variant: item.curve for item in trained if item.curve}),
         sampling=_sampling(cost) if cost else None,
         tasks=[_task(task, items) for task in parts.TABLES if any(one.task == task for one in items)],
@@ -89,14 +89,14 @@ def run(
     write_atomically(out, page.encode())
 
 
-def _image_sets(numbers: Mapping[Variant, Numbers], plots: Mapping[Variant, Path]) -> dict[str, Any]:
-    shared = next(iter(numbers.values()))
+def _image_sets(numbers: Mapping[Variant, Numbers], items: Sequence[Evaluated]) -> dict[str, Any]:
+    shared, plots = next(iter(numbers.values())), {item.variant: item.plots for item in items}
     return {
         "shared": shared,
         "glance": {variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
         "galleries": parts.galleries(plots),
         "consistency": parts.consistency(plots),
-        "claim": parts.claim_tables(numbers),
+        "claim": parts.claim_tables(numbers, _beside(items, KEYS)),
         "claim_charts": parts.claim_charts(numbers),
         "beside": {style: BASELINES[baseline] for baseline, style in parts.BESIDE.items()},
         "quality": tables.quality(numbers),
@@ -123,9 +123,19 @@ def _title(item: Evaluated) -> str:
 def _task(task: Task, items: Sequence[Evaluated]) -> dict[str, Any]:
     own = [item for item in items if item.task == task]
     tuned = {item.variant: _numbers(item.metrics, TASK_KEYS) for item in own}
-    scratch = {item.variant: item.from_scratch for item in own if item.from_scratch and item.from_scratch.exists()}
-    from_scratch = {variant: _numbers(path, TASK_KEYS) for variant, path in scratch.items()}
-    return parts.task_part(task, tuned, from_scratch, {item.variant: item.plots for item in own})
+    return parts.task_part(task, tuned, _beside(own, TASK_KEYS), {item.variant: item.plots for item in own})
+
+
+def _beside(items: Sequence[Evaluated], needed: Sequence[str]) -> dict[str, dict[Variant, Numbers]]:
+    ways = dict.fromkeys(way for item in items for way in item.beside)
+    return {
+        way: {
+            item.variant: _numbers(item.beside[way], needed)
+            for item in items
+            if way in item.beside and item.beside[way].exists()
+        }
+        for way in ways
+    }
 
 
 def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate") -> Numbers:

@@ -67,7 +67,7 @@ def _all(value: float) -> Numbers:
 
 @pytest.fixture(scope="module")
 def part() -> dict[str, Table]:
-    return claim_tables({"self": _all(0.5), "dino": _all(0.75)})
+    return claim_tables({"self": _all(0.5), "dino": _all(0.75)}, {"released": {"dino": _all(0.25)}})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,8 @@ def _cells(table: Table) -> dict[str, list[str]]:
 
 def test_the_score_of_everyone_stands_by_the_number_of_given_images(part: dict[str, Table]) -> None:
     assert part["scores"].headings == [f"{given} given, %" for given in GIVEN]
-    assert tuple(_cells(part["scores"])) == ROWS
+    assert tuple(_cells(part["scores"])) == (*ROWS, "M2M-DINO, released")
+    assert _cells(part["scores"])["M2M-DINO, released"] == ["25.0 [15.0, 35.0]"] * 4
     assert _cells(part["scores"])["M2M-DINO"] == ["75.0 [65.0, 85.0]"] * 4
     assert [row.variant for row in part["scores"].rows][:3] == ["self", "dino", None]
 
@@ -91,7 +92,7 @@ def test_its_parts_stand_by_attribute(part: dict[str, Table]) -> None:
         f"{aspect}{which}, %" for aspect in ("Kept", "Free", "Fresh") for which in ("", ": noun", ": colour", ": style")
     ]
     assert part["attributes"].headings == headings
-    assert tuple(_cells(part["attributes"])) == ROWS
+    assert tuple(_cells(part["attributes"])) == (*ROWS, "M2M-DINO, released")
 
 
 def test_differences_have_signs_and_intervals(part: dict[str, Table]) -> None:
@@ -100,7 +101,7 @@ def test_differences_have_signs_and_intervals(part: dict[str, Table]) -> None:
         "M2M-Self": ["+50.0 [+40.0, +60.0]"] * 3,
         "M2M-DINO": ["+75.0 [+65.0, +85.0]"] * 3,
     }
-    negative = claim_tables({"self": _all(-0.5)})
+    negative = claim_tables({"self": _all(-0.5)}, {})
     assert _cells(negative["changes"])["M2M-Self"][0] == "−50.0 [−60.0, −40.0]"
 
 
@@ -141,7 +142,7 @@ def test_charts_show_the_score_and_what_is_kept_far_on(charts: Charts) -> None:
 @pytest.mark.parametrize("gone", ["pattern_score", "long/", "probe/", "places/", "difference/", "baseline/", "kept"])
 def test_what_is_missing_is_left_out(gone: str) -> None:
     numbers = {key: value for key, value in _all(0.5).items() if gone not in key}
-    part, charts = claim_tables({"self": numbers}), claim_charts({"self": numbers})
+    part, charts = claim_tables({"self": numbers}, {}), claim_charts({"self": numbers})
     left = {
         "pattern_score": not part["scores"].rows and len(charts) == 2,
         "long/": len(charts) == 2 and len(part["changes"].headings) == 2,
@@ -156,7 +157,7 @@ def test_what_is_missing_is_left_out(gone: str) -> None:
 
 def test_without_attributes_there_is_no_claim() -> None:
     numbers: Numbers = {"given": 4, "fid/mean": 3.0, "fid/position/01": 3.0}
-    assert not any(table.rows for table in claim_tables({"self": numbers}).values())
+    assert not any(table.rows for table in claim_tables({"self": numbers}, {}).values())
     assert claim_charts({"self": numbers}) == {}
 
 
@@ -226,10 +227,12 @@ def plots(tmp_path: Path) -> Callable[..., dict[Variant, Path]]:
     return fill
 
 
-def numbers_of(make: Callable[[float], Any], *scratch: Variant) -> tuple[dict[Variant, Any], dict[Variant, Any]]:
+def numbers_of(
+    make: Callable[[float], Any], *scratch: Variant
+) -> tuple[dict[Variant, Any], dict[str, dict[Variant, Any]]]:
     """Fine-tuned, and from scratch."""
     tuned = {variant: make(0.5 + place) for place, variant in enumerate(VARIANTS)}
-    return tuned, {variant: make(0.25) for variant in scratch}
+    return tuned, {"the same steps from Stable Diffusion": {variant: make(0.25) for variant in scratch}}
 
 
 def test_views_have_a_row_a_model_and_what_turns(plots: Callable[..., Any]) -> None:
@@ -266,7 +269,7 @@ def test_the_perceptual_distance_is_called_lpips_only_where_it_is(plots: Callabl
     folders, (tuned, scratch) = plots(turntable=True), numbers_of(view_numbers, "self")
 
     def heading(*networks: str) -> str:
-        of_rows = (*tuned.values(), *scratch.values())
+        of_rows = (*tuned.values(), *(one for of_way in scratch.values() for one in of_way.values()))
         for one, network in zip(of_rows, networks, strict=True):
             cast(dict[str, str], one)["network/perceptual"] = network
         return task_part("nvs", tuned, scratch, folders)["table"].headings[2]

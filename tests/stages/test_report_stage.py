@@ -273,7 +273,7 @@ def make_task_item(tmp_path: Path) -> Callable[..., report.Evaluated]:
             variant=variant,
             metrics=folder / "numbers.json",
             plots=folder,
-            from_scratch=folder / "scratch.json",
+            beside={"the same steps from Stable Diffusion": folder / "scratch.json"},
         )
 
     return make
