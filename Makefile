@@ -17,7 +17,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try repro profile test slow fuzz lint ablations bench report ui serve up down clean
+.PHONY: help setup try repro profile test quick slow fuzz lint ablations bench report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,10 +45,13 @@ repro: $(READY) ## Make what is stale: data, models, evaluation, report; as `dvc
 profile: $(READY) ## Make PROFILE (embedded, smoke, full, gpu, paper) the active parameters
 	cp profiles/$(PROFILE).yaml params.yaml
 
-test: lint ## Lint, types, layers, all tests but the slow ones; which lines they reach: TEST="--cov --cov-report=term"
+test: $(READY) ## Lint, types, layers, all tests but the slow ones; which lines they reach: TEST="--cov --cov-report=term"
+	@$(MAKE) --no-print-directory --jobs 2 lint quick
+
+quick: $(READY)
 	$(PYTEST) -m "not slow" $(TEST)
 
-slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers and trainings that are killed, the compiler
+slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers, what is killed, what takes more than some seconds
 	$(PYTEST) -m slow --timeout=600 $(TEST)
 
 fuzz: $(READY) ## Give each reader of foreign bytes ten thousand damaged files

@@ -41,6 +41,7 @@ def at_once(jobs: list[Callable[[], Tensor]]) -> list[Tensor]:
         return [future.result(timeout=120) for future in [threads.submit(job) for job in jobs]]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' Euler schedulers
 @pytest.mark.parametrize(
     "scheduler",

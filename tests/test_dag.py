@@ -175,6 +175,7 @@ def test_nothing_runs_twice(pipeline: Pipeline) -> None:
     assert pipeline.git("status", "--porcelain") == "", "what the pipeline makes is ignored or committed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "stale"),
     [
@@ -193,6 +194,7 @@ def test_a_parameter_makes_stale_what_follows_from_it(
     assert pipeline.stale() == sorted(stale)
 
 
+@pytest.mark.slow
 def test_code_makes_stale_what_it_computes(pipeline: Pipeline) -> None:
     for name, stale in (
         ("evaluation/metrics.py", EVALUATED),
@@ -315,6 +317,7 @@ def test_a_worktree_runs_its_own_code(checkout: Checkout, tmp_path: Path) -> Non
     assert checkout.ran.read_text().splitlines() == [str(worktree / "m2m" / "stages" / "captions.py")]
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_the_code_of_where_it_is_called(checkout: Checkout) -> None:
     checkout.change(checkout.folder)
     script = str(Path(sys.executable).with_name("m2m"))

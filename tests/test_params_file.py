@@ -184,6 +184,7 @@ def test_each_variant_has_its_own(tmp_path: Path) -> None:
 LINES = GOOD.splitlines(keepends=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     number=st.integers(0, len(LINES) - 1),

@@ -360,6 +360,7 @@ def avif_reader() -> Reader:
 READERS = ["png_reader", "jpeg_reader", "webp_reader", "gif_reader", "bmp_reader", "tiff_reader", "avif_reader"]
 
 
+@pytest.mark.slow
 @pytest.mark.fuzz
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_pictures_are_seen_or_named(name: str) -> None:

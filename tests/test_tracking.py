@@ -161,6 +161,7 @@ def test_what_the_server_refuses_is_named_and_holds_nothing_up(
     assert not list((tmp_path / "spool").iterdir())
 
 
+@pytest.mark.slow
 def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, tiny_pipeline: Path) -> None:
     import mlflow.pyfunc
     import pandas as pd
@@ -288,6 +289,7 @@ def test_the_champion_moves_to_what_is_better_on_the_same_dataset(
     assert [register("a", fid, "higher") for fid in (5.0, 6.0, 5.5)] == [("1", "1"), ("2", "2"), ("3", "2")]
 
 
+@pytest.mark.slow
 def test_a_champion_whose_run_was_removed_gives_way(database: str, caplog: pytest.LogCaptureFixture) -> None:
     from m2m.tracking.registration import set_aliases
 
@@ -428,6 +430,7 @@ def killed_run(database: str, spool: Path) -> str:
     return ended.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(database: str, tmp_path: Path) -> None:
     key = killed_run(database, tmp_path / "spool")
     with tracker(database, tmp_path / "spool").run("train-self", stage="train", tags={}, resume_key=key) as run:
@@ -442,6 +445,7 @@ def test_a_killed_run_goes_on_where_it_was(database: str, tmp_path: Path) -> Non
     assert not list((tmp_path / "spool").iterdir())
 
 
+@pytest.mark.slow
 def test_the_next_run_sends_what_a_killed_one_left(database: str, tmp_path: Path) -> None:
     key = killed_run(database, tmp_path / "spool")
     with tracker(database, tmp_path / "spool").run("other", stage="train", tags={}) as run:
@@ -482,6 +486,7 @@ def test_a_run_that_cannot_be_recorded_holds_up_no_other(
     assert list(spool.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_found_again_after_its_experiment_was_renamed(database: str, tmp_path: Path) -> None:
     key = killed_run(database, tmp_path / "spool")
     client = MlflowClient(database)

@@ -78,6 +78,7 @@ def test_datasets_are_made_and_read_by_both_sides(setting: Setting) -> None:
     assert names == ["generation/64px", "generation/64px/beside-the-network", "reading/64px"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["self", "dino"])
 def test_the_operations_of_a_step_are_those_of_its_sets(setting: Setting, variant: Variant) -> None:
     common = load_params(ROOT / "profiles" / "paper.yaml").train.common

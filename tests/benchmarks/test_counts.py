@@ -14,6 +14,7 @@ def test_stable_diffusion_costs_what_is_known(pixels: int, giga: int) -> None:
     assert round(captioned(pixels) / 1e9) == giga
 
 
+@pytest.mark.slow
 def test_another_given_image_costs_its_keys_and_values_alone() -> None:
     unet, cost = image_set_unet("dino"), costs("dino", 256, most=4)
     per_image = 0

@@ -95,6 +95,7 @@ def one_line(result: Result) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_every_name_leads_to_the_whole_chain(m2m: Any, recorded: Recorded) -> None:
     evaluations = [recorded.evaluate, recorded.by_hand]
     for ref in ("models:/m2m-dino@champion", "models:/m2m-dino/2", recorded.train, recorded.by_hand, "more"):
@@ -132,6 +133,7 @@ def test_the_command_that_makes_it_again_is_true(m2m: Any, tmp_path: Path) -> No
     assert kept[-1].split(maxsplit=1) == ["again", "dvc exp apply more; dvc repro"]
 
 
+@pytest.mark.slow
 def test_what_a_person_changed_in_mlflow_is_told_as_it_is(
     m2m: Any, recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_without_an_answer_it_says_so(uri: str, said: str, m2m: Any, tmp_path: P
     assert not (tmp_path / "nowhere.db").exists()
 
 
+@pytest.mark.slow
 def test_it_answers_within_seconds(recorded: Recorded, tmp_path: Path) -> None:
     code = """
         import sys

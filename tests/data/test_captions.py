@@ -331,6 +331,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
         list(captions.selected_captions(params(path), selection))
 
 
+@pytest.mark.slow
 def test_memory_does_not_hold_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cc12m.tsv"
     lines = 8_000

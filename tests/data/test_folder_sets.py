@@ -183,6 +183,7 @@ def camera_reader() -> Reader:
     return file.getvalue(), "000.npy", read_camera
 
 
+@pytest.mark.slow
 @pytest.mark.fuzz
 def test_damaged_cameras_are_read_or_named() -> None:
     survives("tests.data.test_folder_sets:camera_reader", 200)
@@ -304,6 +305,7 @@ def lines_reader() -> Reader:
     return reader(lines=True)
 
 
+@pytest.mark.slow
 @pytest.mark.fuzz
 @pytest.mark.parametrize("name", ["list_reader", "lines_reader"])
 def test_damaged_procedures_are_read_or_named(name: str) -> None:

@@ -144,6 +144,7 @@ def follow(_: object, members: Any, *, given: int, images: int, params: object, 
 COUNT = 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mis", "nvs", "vpg"])
 def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

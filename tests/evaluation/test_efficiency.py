@@ -116,6 +116,7 @@ def test_given_images_are_the_same_every_time_and_noise() -> None:
     )
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_very_networks(
     base: StableDiffusion, tiny_stable_diffusion: Path, pipelines: dict[Variant, M2MPipeline]
 ) -> None:
@@ -177,6 +178,7 @@ def test_an_attention_is_two_products_and_its_projections() -> None:
     assert counted == products + projections  # null rows need none: they are keys and values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["self", "dino"])
 def test_a_given_image_costs_the_products_with_its_tokens_until_the_window_is_full(
     parent: UNet2DConditionModel, variant: Variant
@@ -205,6 +207,7 @@ def test_a_step_differs_from_stable_diffusions_in_the_cross_attention_alone(pare
     assert 2 * text_pass(parent, side=SIDE, words=WORDS) - ours == theirs - own
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_counted(parent: UNet2DConditionModel) -> None:
     unet, context = image_set_unet(parent, "self")
     found = image_set_costs(unet, context, side=SIDE, guided=[1], plain=[0, 2], reading=2)

@@ -211,6 +211,7 @@ def noisy(pictures: Tensor, amount: float) -> Tensor:
     return (pictures + amount * noise).round().clamp(0, 255).to(torch.uint8)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_is_a_distance_that_grows_with_noise(network: WorldClassifier | InceptionV3, painted: Tensor) -> None:
     assert perceptual_distance(network, painted, painted).tolist() == pytest.approx([0, 0], abs=1e-9)

@@ -17,6 +17,7 @@ from m2m.tracking import open_history, open_tracker, origin_tags
 LOG = logging.getLogger("flow")
 
 
+@pytest.mark.slow
 def test_the_flow_run_s_page_leads_to_its_runs(
     mlflow_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [None, "smoke", "mine"])
 def test_values_that_are_not_committed_are_not_left_out_of_an_experiment(checkout: Path, profile: str | None) -> None:
     """The person who asks for it sees them in the checkout; the worktree is of the last commit."""
@@ -119,6 +120,7 @@ def test_dvc_is_asked_once_what_it_would_run(checkout: Path) -> None:
             place.find_changed(ALL)
 
 
+@pytest.mark.slow
 def test_what_is_not_up_to_date_is_not_saved(checkout: Path) -> None:
     with workplace(checkout, experiment="half", **NOTHING) as place:
         run(place.folder, "dvc", "repro", "generate")
@@ -167,6 +169,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert len(run(checkout, "git", "worktree", "list").splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_name_that_is_taken_is_refused(checkout: Path) -> None:
     with workplace(checkout, experiment="mine", **NOTHING) as place:
         with (

@@ -118,6 +118,7 @@ def test_it_is_small_and_holds_no_pickle_and_no_path_of_a_machine() -> None:
             json.loads(content)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_autoencoder_restores_unseen_pictures(unseen: Lessons) -> None:
     from diffusers import AutoencoderKL
@@ -152,6 +153,7 @@ def pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(FOLDER / "stable-diffusion")
 
 
+@pytest.mark.slow
 def test_what_the_small_stable_diffusion_draws_for_unseen_captions_is_what_they_say(
     classifier: WorldClassifier, pipeline: StableDiffusionPipeline
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_tenth_of_the_captions_is_dropped() -> None:
     assert torch.equal(text[~dropped], tokens[~dropped])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_it_learns(
     networks: TextToImage,
@@ -192,6 +193,7 @@ def test_encoding_and_decoding_do_not_depend_on_the_batches(network: Any, lesson
     assert (whole.int() - restored.int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_it_learns_to_restore(network: Any, lessons: Lessons, descend: Callable[..., tuple[float, float]]) -> None:
     images = lessons.images[-4:]  # half-built things, whose large even parts are soon learnt
     before = text_to_image.psnr(

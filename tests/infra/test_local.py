@@ -365,6 +365,7 @@ def test_a_second_start_says_so_and_changes_nothing(home: Home) -> None:
     assert len(re.findall(r"^\w+ +up, process \d+", status.stdout, flags=re.MULTILINE)) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_server_is_brought_back_alone(home: Home) -> None:
     before = home.leaders()
     os.kill(before["mlflow"], signal.SIGKILL)

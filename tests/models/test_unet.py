@@ -134,6 +134,7 @@ def test_all_of_sd_21_base_is_carried_over(variant: Variant, kept: int) -> None:
     assert {(a.heads, a.to_q.out_features) for a in attentions.values()} == {(5, 320), (10, 640), (20, 1280)}
 
 
+@pytest.mark.slow
 @VARIANTS
 def test_the_weights_of_sd_21_base_scaled_down_are_carried_over(variant: Variant) -> None:
     torch.manual_seed(0)

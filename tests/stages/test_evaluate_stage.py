@@ -212,6 +212,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, Any]) -
     return workplace, notes
 
 
+@pytest.mark.slow
 def test_the_numbers_file_holds_headlines_and_says_what_they_rest_on(finished: tuple[Workplace, Notes]) -> None:
     workplace, _ = finished
     numbers, details = json.loads(workplace.metrics.read_text()), workplace.details()
@@ -415,6 +416,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     assert not (workplace.root / "work" / "evaluate-self").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("places", "passes"),
     [([-1, -1, -1, -1], False), ([0, 1, 0, 1], False), ([4, 5, 6, 7], True)],

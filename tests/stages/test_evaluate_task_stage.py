@@ -137,6 +137,7 @@ def finished(
     return workplace, notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["nvs", "vpg"])
 def test_the_numbers_file_holds_headlines_and_says_what_they_rest_on(
     finished: tuple[Workplace, dict[str, Notes]], task: str

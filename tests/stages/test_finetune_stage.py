@@ -138,6 +138,7 @@ def draw(pipeline: M2MPipeline, *, poses: bool = False, num_images: int = 2) -> 
     ).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["self", "dino"])
 def test_a_model_learns_to_heed_poses(
     run: Run, views: Any, make_model: Callable[..., Path], tmp_path: Path, variant: str
@@ -176,6 +177,7 @@ def test_a_model_learns_from_procedures_of_different_lengths(run: Run, tmp_path:
         assert text in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "kept"), [("nvs", True), ("vpg", False)])
 def test_slots_are_learnt_where_images_have_an_order_alone(
     run: Run, make_model: Callable[..., Path], tmp_path: Path, task: str, kept: bool
@@ -188,6 +190,7 @@ def test_slots_are_learnt_where_images_have_an_order_alone(
     assert [torch.equal(*slots) for slots in zip(before, after, strict=True)] == [kept] * len(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "task"), [("self", "nvs"), ("dino", "nvs"), ("dino", "vpg")])
 def test_before_it_has_learnt_anything_it_draws_what_its_parent_draws(
     run: Run, make_model: Callable[..., Path], tmp_path: Path, variant: str, task: str
@@ -230,6 +233,7 @@ def weights(unet: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, Te
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [("convolutions", "feed_forward"), ("image_set_attention",)])
 def test_frozen_parts_keep_their_parents_weights_and_others_do_not(
     run: Run, make_model: Callable[..., Path], tmp_path: Path, frozen: tuple[str, ...]
@@ -268,6 +272,7 @@ def test_a_parent_that_is_damaged_or_missing_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["nvs", "vpg"])
 def test_where_its_parent_lay_is_not_in_it(
     run: Run, make_model: Callable[..., Path], tmp_path: Path, task: str

@@ -346,6 +346,7 @@ def test_each_split_s_words_are_what_they_are_taken_for() -> None:
     assert [parse(row.text).split for row in WORDS[:-1]] == ["train", "train", "train", "test", "validation", "train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("triple", [HELD_OUT, VALIDATION])
 def test_what_is_read_as_held_out_is_drawn_again_with_other_noise_and_counted(
     triple: tuple[str, ...], worded: Workplace, monkeypatch: pytest.MonkeyPatch
@@ -601,6 +602,7 @@ def test_a_shard_that_the_store_lost_is_drawn_again(
     verify.run(place.manifest, store=place.store)
 
 
+@pytest.mark.slow
 def test_other_parameters_captions_weights_or_code_make_other_shards(
     made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

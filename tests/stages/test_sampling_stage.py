@@ -85,6 +85,7 @@ def finished(
     return place, place.run()
 
 
+@pytest.mark.slow
 def test_the_numbers_have_a_figure_for_each_case(finished: tuple[Workplace, Any]) -> None:
     place, numbers = finished
     kept = json.loads((place.root / "sampling.json").read_text())

@@ -69,6 +69,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["self", "dino"])
 def test_it_learns_a_set_by_heart(make: Made, name: str) -> None:
     params = {"images": 4 * 4 * 30, "sets_per_step": 4, "learning_rate": 5e-3}
@@ -94,6 +95,7 @@ def test_a_step_keeps_as_many_given_images_on_every_rank_and_not_always_as_many(
     assert kept == [batches.examples(step, range(2, 4)).given for step in range(12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["self", "dino"])
 def test_workers_change_no_bit(make: Made, name: str) -> None:
     changes = {"params": {"images": 48}, "gradient_accumulation": 4}

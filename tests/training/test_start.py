@@ -119,6 +119,7 @@ def values(pipeline: M2MPipeline, image_set: ImageSet) -> torch.Tensor:
         return attention.to_v(pipeline.unet.context_proj(tokens)).mean(dim=1)
 
 
+@pytest.mark.slow
 def test_images_read_as_their_captions_do(make: Callable[..., M2MPipeline], sets: ImageSets, foundation: Path) -> None:
     pipeline = make()
     parent = StableDiffusion(

@@ -123,6 +123,7 @@ def run(
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["self", "dino"])
 def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     run: Run, dataset: Any, foundation: Path, tmp_path: Path, variant: str
@@ -213,6 +214,7 @@ def test_the_same_run_elsewhere_gives_the_same_bytes(run: Run, foundation: Path,
     assert all(str(tmp_path) not in path.read_text() for path in (one / "model").rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_the_same_weights_under_another_commit_are_the_same_model(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +233,7 @@ def test_the_same_weights_under_another_commit_are_the_same_model(
     assert folder_digest(tmp_path / "one" / "model") == folder_digest(tmp_path / "other" / "model")
 
 
+@pytest.mark.slow
 def test_v_prediction_and_checkpointed_activations_reach_the_model(run: Run, tmp_path: Path) -> None:
     run(tmp_path, common={"prediction_type": "v_prediction", "gradient_checkpointing": True})
     scheduler = json.loads((tmp_path / "model" / "scheduler" / "scheduler_config.json").read_text())
@@ -254,6 +257,7 @@ def test_it_goes_on_with_the_same_tracked_run_and_then_starts_another(run: Run, 
     assert folder_digest(tmp_path / "model") == finished
 
 
+@pytest.mark.slow
 def test_other_parameters_start_afresh_and_say_so(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, tracker=Remembering(fails_at=96))
@@ -264,6 +268,7 @@ def test_other_parameters_start_afresh_and_say_so(run: Run, tmp_path: Path, capl
     assert "starts afresh" in caplog.text
 
 
+@pytest.mark.slow
 def test_other_code_starts_afresh_and_says_so(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def test_geometry_is_where_the_object_is() -> None:
     assert (made.geometry[circles, 3] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bytes_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SCENES_AT_ONCE", 4)  # or one process alone would draw them all
     counts = {"pictures": 40, "views": 3, "steps": 9}

@@ -832,6 +832,7 @@ READERS: list[Callable[[], Reader]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.fuzz
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_read_or_refused_in_a_line(reader: Callable[[], Reader]) -> None:
