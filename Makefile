@@ -17,7 +17,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try repro profile test quick slow fuzz lint ablations bench report ui serve up down clean
+.PHONY: help setup try repro profile test slow fuzz lint ablations bench report ui serve up down clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,10 +46,12 @@ profile: $(READY) ## Make PROFILE (embedded, smoke, full, gpu, paper) the active
 	cp profiles/$(PROFILE).yaml params.yaml
 
 test: $(READY) ## Lint, types, layers, all tests but the slow ones; which lines they reach: TEST="--cov --cov-report=term"
-	@$(MAKE) --no-print-directory --jobs 2 lint quick
-
-quick: $(READY)
-	$(PYTEST) -m "not slow" $(TEST)
+	ruff check .
+	lint-imports --no-logo
+	@# Types beside the tests; what they say comes last.
+	@said=$$(mktemp); mypy > $$said 2>&1 & types=$$!; \
+		$(PYTEST) -m "not slow" $(TEST); tests=$$?; \
+		wait $$types; types=$$?; cat $$said; rm $$said; exit $$((tests + types))
 
 slow: $(READY) ## The slow tests: a whole pipeline in a browser, servers, what is killed, what takes more than some seconds
 	$(PYTEST) -m slow --timeout=600 $(TEST)

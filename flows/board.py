@@ -25,8 +25,9 @@ CHATTER = ("Running stage ", "> ", "Updating lock file ", "Generating lock file 
 """How lines of DVC's begin that say nothing new beside a bar."""
 
 
-_keeping = Lock()
 LOGS, SECONDS = Path("work/logs"), "seconds.json"
+"""What each stage said when it ran last, and the file of what they took."""
+_keeping = Lock()
 
 
 class Board:
@@ -105,6 +106,11 @@ class Board:
                 self._bars.update(self._tasks[""], completed=done, meter=self.meter())
             else:
                 _print(f"[{stage}] {said}, {done} of {self._count} after {whole}")
+
+    def left(self) -> list[str]:
+        """Stages that have not ended."""
+        with self._lock:
+            return list(self._left)
 
     def tell(self, text: str) -> None:
         """What is not of one stage."""

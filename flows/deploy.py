@@ -19,6 +19,8 @@ from m2m.params import Variant
 from m2m.progress import clock
 
 RUNS_AT_ONCE = 4
+GIVEN = "foundation"
+"""The stage whose outputs come with the repository."""
 
 
 def deployments() -> list[RunnerDeployment]:
@@ -38,15 +40,16 @@ def deployments() -> list[RunnerDeployment]:
 
 
 def _takes(parameters: Mapping[str, Any]) -> str:
-    """How long a deployment takes at most on this machine, by what its stages took last; empty if that is not known."""
+    """About how long a deployment takes on this machine, by what its stages took last; empty if that is not known."""
     if "profile" in parameters:  # times of other parameters tell nothing
         return ""
     targets, variants = parameters.get("targets", []), parameters.get("variants", get_args(Variant))
     seconds = read_seconds(CHECKOUT / LOGS)
-    stages = select(read_graph(CHECKOUT), targets, items=variants)
-    if not (known := [seconds[stage.name] for stage in stages if stage.name in seconds]):
+    stages = [one for one in select(read_graph(CHECKOUT), targets, items=variants) if one.name != GIVEN]
+    if not all(stage.name in seconds for stage in stages):
         return ""
-    return f" On this machine: {clock(sum(known) / stages_at_once())} if all of it is stale, as its stages last took."
+    whole = sum(seconds[stage.name] for stage in stages) / stages_at_once()
+    return f" On this machine about {clock(whole)}, if all of it is stale."
 
 
 def main() -> None:

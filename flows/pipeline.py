@@ -86,7 +86,8 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> 
         case Verdict.CACHED:
             return Completed(name="Cached", message="an earlier run's outputs, from DVC's cache")
         case Verdict.RAN:
-            note_seconds(CHECKOUT / LOGS, stage.name, time.monotonic() - began)
+            if place.experiment is None:  # else they are times of other parameters
+                note_seconds(CHECKOUT / LOGS, stage.name, time.monotonic() - began)
             return Completed(message="ran")
 
 

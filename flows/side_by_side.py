@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,26 +50,28 @@ def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
             verdict = run_stage(
                 stage.name, checkout, children=children, env=environ, force=False, say=partial(board.line, stage.name)
             )
-            return verdict
         finally:
             board.ends(stage.name, verdict)
-            if verdict and verdict is not Verdict.SKIPPED:
-                _show_so_far(stage.name, checkout, board)
+        if verdict is not Verdict.SKIPPED:
+            _show_so_far(stage.name, checkout, board, children)
+        return verdict
 
     with _ended_on_signals(children), board.shown():
         for _ in side_by_side(stages, stale, room, run):
             pass
 
 
-def _show_so_far(ended: str, checkout: Path, board: Board) -> None:
+def _show_so_far(ended: str, checkout: Path, board: Board, children: Children) -> None:
     """Writes the report of what is evaluated already, until the whole one takes its place."""
     if ended == "report":
         (checkout / SO_FAR).unlink(missing_ok=True)
     elif ended.startswith("evaluate@"):
-        command = [sys.executable, "-m", "m2m.cli", "report", "--so-far", "--out", str(SO_FAR)]
-        told = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
-        # What the whole report needs is not needed yet: a failure here is told, and stops nothing.
-        board.tell(f"the report so far: {SO_FAR}" if told.returncode == 0 else told.stderr.strip())
+        to_come = [word for stage in board.left() for word in ("--to-come", stage)]
+        command = [sys.executable, "-m", "m2m.cli", "report", "--out", str(SO_FAR), *to_come]
+        said = [""]
+        code = children.run(command, cwd=checkout, env=environ, say=said.append)
+        # The whole report has its own say: a failure here stops nothing.
+        board.tell(f"the report so far: {SO_FAR}" if code == 0 else f"no report so far: {said[-1]}")
 
 
 def side_by_side(

@@ -19,10 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from m2m.errors import UserError
-from m2m.files import file_digest, new_folder, write_atomically, write_digests
+from m2m.files import file_digest, new_folder, write_digests
 
 RELEASED, FOUNDATION = Path("models/released"), Path("models/foundation")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+AS_MADE = ("params.yaml", "dvc.lock")
+MAY_DIFFER = tuple(f":(exclude){name}" for name in (*AS_MADE, "metrics", "models"))
+"""From the commit, in the checkout: what the release holds itself, or what was made."""
 README = """---
 license: apache-2.0
 library_name: diffusers
@@ -40,41 +43,54 @@ from.
 
 
 def run(made: Path, released: Path = RELEASED, foundation: Path = FOUNDATION) -> list[Path]:
-    """Releases all models of the checkout `made`; returns their folders.
+    """Releases all models of the checkout `made`, in place of what was released before; returns their folders.
 
     Raises:
-        UserError: `made` has no model, or one that was not made from this checkout's foundation.
+        UserError: a model was not evaluated, or not made from this checkout's foundation, or the checkout's code is not
+            that of its commit. Then nothing is changed.
     """
     shared = {file_digest(path): path for path in sorted(foundation.rglob("*.safetensors"))}
     models = sorted(path.parent for path in made.glob("models/m2m-*/model_index.json"))
     if not models:
         raise UserError(f"{made}/models: no trained model is there")
-    commit = subprocess.run(
-        ["git", "-C", str(made), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    files = ["params.yaml", "dvc.lock"]
-    for model in models:
-        item = model.name.removeprefix("m2m-")
-        with new_folder(released / model.name) as folder:
-            shutil.copytree(model, folder, dirs_exist_ok=True)
+    items = [model.name.removeprefix("m2m-") for model in models]
+    needed = [*AS_MADE, *(f"metrics/evaluate-{item}.json" for item in items)]
+    plots = [f"reports/evaluate-{item}" for item in items]
+    if missing := [name for name in (*needed, *plots) if not (made / name).exists()]:
+        raise UserError(f"{made / missing[0]} is missing; evaluate the model first")
+    commit = _git(made, "rev-parse", "HEAD")
+    if changed := _git(made, "diff", "HEAD", "--name-only", "--", *MAY_DIFFER):
+        raise UserError(f"{made}: {changed.split()[0]} is not as in its commit; commit it, and make the models of that")
+    with new_folder(released) as draft:
+        for model, item in zip(models, items, strict=True):
+            folder = draft / model.name
+            shutil.copytree(model, folder)
             halve(folder / WEIGHTS)
             for weights in sorted(folder.rglob("*.safetensors")):
                 if weights != folder / WEIGHTS:
                     if not (source := shared.get(file_digest(weights))):
                         raise UserError(f"{model / weights.relative_to(folder)}: not of {foundation}")
-                    place = released / model.name / weights.relative_to(folder)
                     weights.unlink()
-                    weights.symlink_to(os.path.relpath(source, place.parent))
+                    # The draft lies beside the folder that it becomes.
+                    weights.symlink_to(os.path.relpath(source.absolute(), weights.parent.absolute()))
             scores = json.loads((made / f"metrics/evaluate-{item}.json").read_text())
             card = (folder / "README.md").read_text()
-            write_atomically(folder / "README.md", f"{card}\n{_scores(scores, commit)}".encode())
+            (folder / "README.md").write_text(f"{card}\n{_scores(scores, commit)}")
             write_digests(folder)
-        shutil.copytree(made / f"reports/evaluate-{item}", released / f"reports/evaluate-{item}", dirs_exist_ok=True)
-        files += [f"metrics/evaluate-{item}.json"]
-    for name in files:
-        write_atomically(released / name, (made / name).read_bytes())
-    write_atomically(released / "README.md", README.format(commit=commit).encode())
+        for name in needed:
+            (draft / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(made / name, draft / name)
+        for name in plots:
+            shutil.copytree(made / name, draft / name)
+        (draft / "README.md").write_text(README.format(commit=commit))
     return [released / model.name for model in models]
+
+
+def _git(checkout: Path, *ask: str) -> str:
+    told = subprocess.run(["git", *ask], cwd=checkout, capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise UserError(f"{checkout}: no checkout of git's, with a commit")
+    return told.stdout.strip()
 
 
 def halve(weights: Path) -> None:
@@ -90,8 +106,11 @@ def _scores(scores: Mapping[str, object], commit: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m infra.release CHECKOUT, the one in which the models were made")
     try:
         for one in run(Path(sys.argv[1])):
             print(one)
-    except (IndexError, UserError) as error:
-        sys.exit(f"infra.release: {error if isinstance(error, UserError) else 'name the checkout that has the models'}")
+    except UserError as error:
+        print(f"m2m: {error}", file=sys.stderr)
+        sys.exit(2)

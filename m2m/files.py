@@ -245,7 +245,7 @@ def check_digests(
             path = folder / name
             if path.is_symlink() and not path.exists():
                 there = f"a link to {path.readlink()}, which is not there"
-                raise UserError(f"{path}: {there}; copy such a folder with its links followed: cp -rL")
+                raise UserError(f"{path}: {there}; copy such a folder with its links followed, cp -rL, or {remedy}")
             if not path.is_file():
                 raise UserError(f"{path}: missing, but listed in {DIGESTS}; {remedy}")
             if not _has(path, digests[name]):

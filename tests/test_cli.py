@@ -162,7 +162,13 @@ def test_report(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert items[1].curve == Path("reports/train-dino.csv")
     assert call.given["sampling"] == Path("metrics/sampling.json")
     assert items[5].metrics == Path("reports/evaluate-dino-vpg/details.json")
-    assert items[2].from_scratch == Path("ablations/results/from-scratch-nvs-self-seed-0.json")
+    assert [*items[2].beside.values()] == [
+        Path("ablations/results/from-scratch-nvs-self-seed-0.json"),
+        Path("models/released/reports/evaluate-self-nvs/details.json"),
+    ]
+    assert not call.given["to_come"]
+    m2m("report", "--params", PARAMS, "--out", "page.html", "--to-come", "evaluate@self", "--to-come", "sampling")
+    assert (call.given["out"], call.given["to_come"]) == (Path("page.html"), ["evaluate@self", "sampling"])
 
 
 def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +180,11 @@ def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sample_takes_pictures_as_a_shell_gives_them(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call("sample", monkeypatch, [Path("001.png"), Path("out/contact-sheet.png")])
     m2m("sample", "--model", "models/m2m-self", "--images", "a.png", "b.jpg", "c.webp", "--num-images", 6)
-    assert call.given["images"] == [Path("a.png"), Path("b.jpg"), Path("c.webp")]
-    assert call.given["model"] == Path("models/m2m-self")
-    assert call.given["drawing"].num_images == 6
+    assert call.given["job"].images == [Path("a.png"), Path("b.jpg"), Path("c.webp")]
+    assert call.given["job"].model == Path("models/m2m-self")
+    assert call.given["job"].drawing.num_images == 6
     m2m("sample", "--images", "a.png", "--images", "b.jpg")
-    assert call.given["images"] == [Path("a.png"), Path("b.jpg")]
+    assert call.given["job"].images == [Path("a.png"), Path("b.jpg")]
 
 
 # What goes wrong

@@ -137,7 +137,9 @@ def finetune(
     task: Annotated[Task, typer.Option(help=TASKS)],
     params: ParamsFile = PARAMS,
     manifest: Annotated[Path | None, typer.Option(help="Manifest of the task's dataset; data/TASK.json.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Model folder to start from; models/m2m-VARIANT.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder to start from; models/m2m-VARIANT, or else the released one.")
+    ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start from Stable Diffusion's weights, to compare.")
     ] = False,
@@ -174,7 +176,9 @@ def evaluate(
     params: ParamsFile = PARAMS,
     manifest: Annotated[Path | None, typer.Option(help="Manifest of the dataset; data/TASK.json.")] = None,
     foundation: FoundationFolder = FOUNDATION,
-    model: Annotated[Path | None, typer.Option(help="Model folder; models/m2m-VARIANT[-TASK].")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder; models/m2m-VARIANT[-TASK], or else the released one.")
+    ] = None,
     metrics: Annotated[Path | None, typer.Option(help="JSON to write; metrics/evaluate-VARIANT[-TASK].json.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder to fill; reports/evaluate-VARIANT[-TASK].")] = None,
     register: Annotated[bool, typer.Option(help="Register the model with its scores.")] = True,
@@ -185,13 +189,15 @@ def evaluate(
     machine = Machine(f"evaluate@{item}")
     from m2m.stages import evaluate
 
+    model = model or model_folder(item)
     metrics = metrics or Path(f"metrics/evaluate-{item}.json")
     made = evaluate.run(
         wanted.of(task),
         task,
         variant,
-        model=model or model_folder(item),
-        untuned=None if task == "mis" else model_folder(variant),
+        model=model,
+        # Of a released model the parent is released, too.
+        untuned=None if task == "mis" else model.with_name(f"m2m-{variant}"),
         foundation=foundation,
         manifest=manifest or Path(f"data/{task}.json"),
         metrics=metrics,
@@ -234,7 +240,9 @@ def report(
     params: ParamsFile = PARAMS,
     manifest: ManifestFile = MANIFEST,
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("reports/index.html"),
-    so_far: Annotated[bool, typer.Option("--so-far", help="With what is there; the rest is still to come.")] = False,
+    to_come: Annotated[
+        list[str] | None, typer.Option(help="Stage that has not ended, such as evaluate@self-nvs; the page says so.")
+    ] = None,
 ) -> None:
     """Writes one page with tables beside the paper's, curves and galleries of both variants."""
     wanted = load_params(params).report
@@ -256,7 +264,7 @@ def report(
         for task in get_args(EvaluatedTask)
         for variant in get_args(Variant)
     ]
-    report.run(wanted, items=items, sampling=SAMPLING, manifest=manifest, out=out, so_far=so_far)
+    report.run(wanted, items=items, sampling=SAMPLING, manifest=manifest, out=out, to_come=to_come or ())
     typer.echo(str(out))
 
 

@@ -37,7 +37,8 @@ def verify(manifest: Annotated[Path, typer.Argument(help="Manifest of the datase
 @app.command()
 def sample(
     model: Annotated[
-        list[Path] | None, typer.Option(help="Model folder; models/m2m-dino[-TASK]. Give several to compare them.")
+        list[Path] | None,
+        typer.Option(help="Model folder; models/m2m-dino[-TASK], or else the released one. Several are compared."),
     ] = None,
     task: Annotated[Task | None, typer.Option(help="Of a fine-tuned model. nvs: novel views; vpg: procedures.")] = None,
     images: Annotated[list[Path] | None, typer.Option("--images", help="The preceding pictures.")] = None,
@@ -93,9 +94,9 @@ def sample(
             model=folder,
             # An option takes one value, so a shell's a.png b.jpg arrives as an option and arguments.
             images=[*(images or ()), *(more or ())],
-            out=out if len(models) == 1 else out / folder.resolve().name,
+            out=out if len(models) == 1 else out / name,
         )
-        for folder in models
+        for folder, name in zip(models, _names(models), strict=True)
     ]
     made = sample.run_all(jobs, out=out, commit=str(revision()), threads=machine.threads(), device=device)
     _tell(made)
@@ -108,6 +109,8 @@ def try_(
     out: Annotated[Path, typer.Option(help="Folder for contact-sheet.png, and one of each task.")] = Path("out/try"),
 ) -> None:
     """Draws with the released models, no training needed: more of a set, an object's other sides, the next steps."""
+    if not examples.is_dir():
+        raise UserError(f"no example pictures in {examples}/; call it in the checkout, or name a folder by --examples")
     machine = Machine("try")
     from m2m.commands import sample
     from m2m.settings import revision
@@ -141,6 +144,14 @@ def try_(
     _tell(made)
 
 
+def _names(models: list[Path]) -> list[str]:
+    """A name for the pictures of each model: its folder's, with that of the folder above where two have one."""
+    folders = [model.resolve() for model in models]
+    names = [folder.name for folder in folders]
+    twice = {name for name in names if names.count(name) > 1}
+    return [f"{folder.parent.name}-{folder.name}" if folder.name in twice else folder.name for folder in folders]
+
+
 def _tell(made: list[Path]) -> None:
     """Where the sheet is, and the pictures on it."""
     *pictures, sheet = made
@@ -167,7 +178,10 @@ def render(
 @app.command()
 def lineage(
     ref: Annotated[
-        str, typer.Argument(help="models:/m2m-dino@champion, models:/m2m-dino/3, a run id, an experiment, a folder.")
+        str,
+        typer.Argument(
+            help="models:/m2m-dino@champion, models:/m2m-dino/3, a run id, an experiment, a released folder."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="The same for programs, with whole hashes.")] = False,
 ) -> None:

@@ -19,6 +19,7 @@ from m2m.settings import saved_experiments, without_password
 from m2m.tracking import Chain, PastRun, Trace, open_history
 from m2m.tracking.history import Origin
 
+PARAMS = "params.yaml"
 HASH = 12
 """Digits of a hash that a person reads."""
 COLUMN = 12
@@ -51,24 +52,34 @@ def of_release(model: Path, *, as_json: bool) -> str:
     Raises:
         UserError: nothing beside the folder tells where it comes from, or what is there is damaged.
     """
+    model = model.resolve()
     lock, card = model.parent / "dvc.lock", model.parent / "README.md"
     try:
         stages: dict[str, Any] = yaml.safe_load(lock.read_text())["stages"]
         commit = (metadata_load(card) or {})["commit"]
-        made_by = {out["path"]: name for name, stage in stages.items() for out in stage["outs"]}
+        outs = {Path(out["path"]): name for name, stage in stages.items() for out in stage["outs"]}
+
+        def maker(path: str) -> str | None:
+            """Of a file or a folder, or of the folder that it lies in."""
+            return next((outs[one] for one in (Path(path), *Path(path).parents) if one in outs), None)
+
         found: dict[str, dict[str, dict[str, str]]] = {}
-        to_follow = [made_by[f"models/{model.name}"]]
+        to_follow = [outs[Path(f"models/{model.name}")]]
         for name in to_follow:
             made, read = (
-                {one["path"]: one["md5"] for one in stages[name].get(kind, []) if one["path"] in made_by}
+                {one["path"]: one["md5"] for one in stages[name].get(kind, []) if maker(one["path"])}
                 for kind in ("outs", "deps")
             )
             found[name] = {"made": made, "of": read}
-            to_follow += [made_by[path] for path in read if made_by[path] not in to_follow]
+            makers = (maker(path) for path in read)
+            to_follow += dict.fromkeys(one for one in makers if one and one not in to_follow)
     except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        text = f"{model}: {lock.name} and {card.name} beside it do not tell where it comes from"
-        raise UserError(f"{text}; restore {model.parent} from git") from error
-    again = f"git checkout {commit} && cp {model.parent}/params.yaml params.yaml && dvc repro {to_follow[0]}"
+        text = f"{lock.name} and {card.name} beside it do not tell where it comes from"
+        ask = f"of a model that was trained here ask by its version, models:/{model.name}/1"
+        raise UserError(f"{model}: {text}; restore a released one from git, {ask}") from error
+    # The commit is older than the release: what lies beside the model is not in it.
+    params = f"git show @{{-1}}:models/released/{PARAMS} > {PARAMS}"
+    again = f"git checkout {commit} && {params} && dvc repro {to_follow[0]}"
     if as_json:
         return json.dumps({"ref": str(model), "model": folder_digest(model), "stages": found, "again": again}, indent=1)
     rows = [_row("model", f"{model} {folder_digest(model)[:HASH]}")]

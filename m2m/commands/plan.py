@@ -51,7 +51,7 @@ class Prices:
     thousand_reads: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """Of one stage."""
 
@@ -124,7 +124,10 @@ def run(
         rate = Number(given[stage], "given") if stage in given else _rate(row, steps, results, stage, card)
         hours = images / rate.value / HOUR
         memory = _memory(params, variant, pixels, gpus, results) if (variant := stage.partition("@")[2]) else None
-        work.append(Work(stage, images, rate, gpu_hours=hours, hours=hours / gpus, memory=memory))
+        one = Work(
+            stage=stage, images=images, images_per_second=rate, gpu_hours=hours, hours=hours / gpus, memory=memory
+        )
+        work.append(one)
 
     size = Number(BYTES_PER_PIXEL * pixels**2, f"assumed, {BYTES_PER_PIXEL:g} a pixel")
     if bytes_per_image is not None:

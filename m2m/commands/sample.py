@@ -102,8 +102,9 @@ def run_all(jobs: Sequence[Job], *, out: Path, commit: str, threads: int, device
             open_photo(path)
         if not (job.model / "model_index.json").is_file():
             raise UserError(f"{job.model}: not a model folder; give one that training made")
-    if len({job.out for job in jobs}) < len(jobs):
-        raise UserError(f"two models are named {jobs[0].out.name}: their pictures would have one folder; rename one")
+    for number, job in enumerate(jobs):
+        if job.out in [other.out for other in jobs[:number]]:
+            raise UserError(f"two models are named {job.out.name}: their pictures would have one folder; rename one")
     made = [run(job, commit=commit, threads=threads, device=device) for job in jobs]
     rows = [Image.open(files[-1]) for files in made]
     whole = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")

@@ -139,7 +139,7 @@ def by_position(name: str, values: Sequence[float]) -> dict[str, float]:
     return {f"{name}/mean": float(np.mean(values)), f"{name}/std": float(np.std(values)), **positions}
 
 
-def by_place(numbers: Mapping[str, Number], given: int | None = None) -> dict[int, dict[str, float]]:
+def curves(numbers: Mapping[str, Number], given: int) -> dict[int, dict[str, float]]:
     """Of the model itself, what is measured at each position or view: curves ``position/NAME`` for a tracker.
 
     Args:

@@ -17,7 +17,7 @@ from m2m.data.sets import ImageSets
 from m2m.errors import UserError
 from m2m.evaluation import mis, nvs, vpg
 from m2m.evaluation.continuations import Measured, Subject, folder_of, note_run, run_before
-from m2m.evaluation.figures import DETAILS, Number, by_place, to_json
+from m2m.evaluation.figures import DETAILS, Number, curves, to_json
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest, Split
@@ -135,8 +135,8 @@ def run(
         record.artifact(plots, "evaluate")
         record.artifact(metrics, "evaluate")
         given = found.about.get("given", 1)
-        for place, values in by_place(found.numbers, int(given)).items():
-            record.metrics(values, step=place)
+        for position, values in curves(found.numbers, int(given)).items():
+            record.metrics(values, step=position)
         if subject.timed:
             seconds, pictures = map(sum, zip(*subject.timed, strict=True))
             record.metrics({"seconds_per_image": seconds / pictures})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from m2m.page.tables import BASELINES, NAMES, Numbers
 from m2m.params import EvaluatedTask, ReportParams, Task, Variant
 
 TASK_KEYS = ("sets", "images", "seed", "manifest", "network/inception", "network/clip")
+SAMPLING = "sampling"
 KEYS = (*TASK_KEYS, "fid/mean", "given")
 """What a file of numbers holds at least."""
 
@@ -38,6 +39,11 @@ class Evaluated:
     beside: Mapping[str, Path] = field(default_factory=dict)
     """numbers of the same variant made otherwise, by how; the files need not be there"""
 
+    @property
+    def stage(self) -> str:
+        """What evaluates it."""
+        return f"evaluate@{self.variant}" if self.task == "mis" else f"evaluate@{self.variant}-{self.task}"
+
 
 def run(
     params: ReportParams,
@@ -46,7 +52,7 @@ def run(
     sampling: Path,
     manifest: Path,
     out: Path,
-    so_far: bool = False,
+    to_come: Collection[str] = (),
 ) -> None:
     """Writes the page `out`, one file that needs no other; the same inputs give the same bytes.
 
@@ -54,32 +60,29 @@ def run(
         items: of image sets at least one variant. Baselines are taken from the first: they are the same for all.
         sampling: numbers of the sampling stage (JSON).
         manifest: of the MIS dataset.
-        so_far: what no stage has made yet is named on the page as still to come; one evaluation is enough.
+        to_come: stages whose results are not there yet, or old; the page says that they are still to come.
 
     Raises:
         UserError: an input is missing or not what its stage writes, or the disk refuses.
     """
-    to_come: list[str] = []
-    if so_far:
-        to_come = [_title(item) for item in items if not item.metrics.exists()]
-        items = [item for item in items if item.metrics.exists()]
-        if not items:
-            raise UserError("no evaluation is there yet; dvc repro makes them")
-        if not sampling.exists():
-            to_come.append("Sampling efficiency")
+    awaited = [_title(item) for item in items if item.stage in to_come]
+    awaited += ["sampling efficiency"] if SAMPLING in to_come else []
+    items = [item for item in items if item.stage not in to_come]
+    if not items:
+        raise UserError("no evaluation is there yet; dvc repro makes them")
     for item in items:
         check_digests(item.plots)
     data = Manifest.read(manifest)
     trained = [item for item in items if item.task == "mis"]
     numbers = {item.variant: _numbers(item.metrics) for item in trained}
-    cost = _numbers(sampling, charts.KEYS, stage="sampling") if sampling.exists() or not so_far else None
+    cost = None if SAMPLING in to_come else _numbers(sampling, charts.KEYS, stage=SAMPLING)
     environment = Environment(
         loader=PackageLoader("m2m.page", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("page.html.jinja").render(
         title=params.title,
         names=NAMES,
-        to_come=to_come,
+        to_come=awaited,
         sets=_image_sets(numbers, trained) if trained else None,
         training=charts.training_charts({item.variant: item.curve for item in trained if item.curve}),
         sampling=_sampling(cost) if cost else None,
@@ -96,9 +99,9 @@ def _image_sets(numbers: Mapping[Variant, Numbers], items: Sequence[Evaluated]) 
         "glance": {variant: tables.glance(of_variant) for variant, of_variant in numbers.items()},
         "galleries": parts.galleries(plots),
         "consistency": parts.consistency(plots),
-        "claim": parts.claim_tables(numbers, _beside(items, KEYS)),
+        "claim": parts.claim_tables(numbers, _beside(items, numbers, KEYS)),
         "claim_charts": parts.claim_charts(numbers),
-        "beside": {style: BASELINES[baseline] for baseline, style in parts.BESIDE.items()},
+        "bounds": {style: BASELINES[baseline] for baseline, style in parts.BESIDE.items()},
         "quality": tables.quality(numbers),
         "variety": tables.variety(numbers),
         "positions": charts.position_charts(numbers),
@@ -123,30 +126,36 @@ def _title(item: Evaluated) -> str:
 def _task(task: Task, items: Sequence[Evaluated]) -> dict[str, Any]:
     own = [item for item in items if item.task == task]
     tuned = {item.variant: _numbers(item.metrics, TASK_KEYS) for item in own}
-    return parts.task_part(task, tuned, _beside(own, TASK_KEYS), {item.variant: item.plots for item in own})
+    return parts.task_part(task, tuned, _beside(own, tuned, TASK_KEYS), {item.variant: item.plots for item in own})
 
 
-def _beside(items: Sequence[Evaluated], needed: Sequence[str]) -> dict[str, dict[Variant, Numbers]]:
-    ways = dict.fromkeys(way for item in items for way in item.beside)
-    return {
-        way: {
-            item.variant: _numbers(item.beside[way], needed)
-            for item in items
-            if way in item.beside and item.beside[way].exists()
-        }
-        for way in ways
-    }
+def _beside(
+    items: Sequence[Evaluated], numbers: Mapping[Variant, Numbers], needed: Sequence[str]
+) -> dict[str, dict[Variant, Numbers]]:
+    """By how they were made, those that the same networks judged: others would not compare."""
+    found: dict[str, dict[Variant, Numbers]] = {}
+    for item in items:
+        for way, path in item.beside.items():
+            others = _numbers(path, needed, remedy="restore it from git") if path.exists() else {}
+            if others and _judges(others) == _judges(numbers[item.variant]):
+                found.setdefault(way, {})[item.variant] = others
+    return found
 
 
-def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate") -> Numbers:
+def _judges(numbers: Numbers) -> dict[str, object]:
+    return {key: value for key, value in numbers.items() if key.startswith("network/")}
+
+
+def _numbers(path: Path, needed: Sequence[str] = KEYS, *, stage: str = "evaluate", remedy: str = "") -> Numbers:
+    remedy = remedy or f"make it again: {made_again(stage)}"
     try:
         numbers = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; the {stage} stage must run first") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again: {made_again(stage)}") from error
+        raise UserError(f"{path}: not JSON ({error}); {remedy}") from error
     if not isinstance(numbers, Mapping) or any(key not in numbers for key in needed):
-        raise UserError(f"{path}: not what the {stage} stage writes; make it again: {made_again(stage)}")
+        raise UserError(f"{path}: not what the {stage} stage writes; {remedy}")
     return numbers
 
 

@@ -67,10 +67,11 @@ def test_the_command_line() -> None:
         "finetune": "--curve --foundation --from-scratch --manifest --model --out --params --task --variant",
         "evaluate": "--foundation --manifest --metrics --model --params --plots --register --task --variant",
         "sampling": "--foundation --metrics --models --params --plots",
-        "report": "--manifest --out --params",
+        "report": "--manifest --out --params --to-come",
         "verify": "",
         "sample": "--azimuth --context-timestep --drawn-context --elevation --given-azimuth --given-elevation "
         "--guidance-scale --images --model --num-images --out --seed --solver --steps --task",
+        "try": "--examples --models --out",
         "render": "--out --seed --size --views",
         "lineage": "--json",
         "plan": "--bytes-per-image --card --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "

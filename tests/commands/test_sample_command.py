@@ -65,8 +65,8 @@ def test_whoever_tries_it_sees_all_three_tasks(
     assert "out/try/contact-sheet.png: 16 pictures, m2m-dino/001.png to m2m-dino-vpg/005.png beside it" in tried.stdout
     with Image.open("out/try/contact-sheet.png") as sheet:
         assert [len(row["images"]) for row in json.loads(sheet.text["m2m"])["rows"]] == [4, 1, 1]
-    ask[-1] = str(tmp_path)
-    assert "neon-*.png: no such file" in CliRunner().invoke(app, ask).stderr
+    ask[-1] = str(tmp_path / "nowhere")
+    assert "no example pictures in" in CliRunner().invoke(app, ask).stderr
 
 
 @pytest.fixture
@@ -86,6 +86,8 @@ def sample(*arguments: object) -> Any:
 
 def test_models_are_compared_on_one_sheet(model: Path, pictures: list[str], tmp_path: Path) -> None:
     (tmp_path / "another").symlink_to(model)
+    (tmp_path / "aside").mkdir()
+    shutil.copytree(model, tmp_path / "aside" / model.name)
     shutil.copytree(model, tmp_path / "other")
     both = ("--model", model, "--model", tmp_path / "other")
     result = sample(*both, "--images", *pictures, "--num-images", 2, "--seed", 5)
@@ -96,9 +98,13 @@ def test_models_are_compared_on_one_sheet(model: Path, pictures: list[str], tmp_
         assert ImageChops.difference(sheet.crop((0, one.height, *sheet.size)), one).getbbox() is None
         rows = json.loads(sheet.text["m2m"])["rows"]
     assert [Path(row["model"]["folder"]).name for row in rows] == ["m2m-self", "other"]
+    namesakes = ("--model", model, "--model", tmp_path / "aside" / model.name)
+    assert "m2m-self/001.png to aside-m2m-self/001.png" in (
+        sample(*namesakes, "--images", *pictures, "--num-images", 1).stdout
+    )
     refused = sample("--model", model, "--model", tmp_path / "another", "--images", *pictures)
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
-    assert "two models are named m2m-self" in refused.stderr
+    assert "-m2m-self: their pictures would have one folder" in refused.stderr
     for wrong, words in (("nowhere.png", "no such file"), (pictures[0], "nowhere: not a model folder")):
         refused = sample("--model", model, "--model", "nowhere", "--images", wrong, "--out", "out")
         assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)

@@ -8,8 +8,8 @@ import torch
 
 from m2m.evaluation.figures import (
     by_caption,
-    by_place,
     caption_weights,
+    curves,
     difference,
     interval,
     paired_interval,
@@ -108,6 +108,6 @@ def test_curves_over_positions_are_of_the_model_itself_and_of_one_number_of_give
     numbers = {"fid/mean": 2.0, "baseline/mis/fid/position/01": 9.0, "long/kept/position/01/given=4": 9.0, "sets": 3}
     numbers |= {"fid/position/01": 1.0, "fid/position/02": 3.0}
     numbers |= {"kept/position/02/given=4": 0.5, "kept/position/02/given=1": 9.0, "kept/noun/given=4": 9.0}
-    assert by_place(numbers, 4) == {1: {"position/fid": 1.0}, 2: {"position/fid": 3.0, "position/kept": 0.5}}
+    assert curves(numbers, 4) == {1: {"position/fid": 1.0}, 2: {"position/fid": 3.0, "position/kept": 0.5}}
     views = {"psnr/given=1/view/02": 20.5, "psnr/given=2/view/03": 9.0, "psnr/given=1/angle/000-030": 9.0}
-    assert by_place(views, 1) == {2: {"position/psnr": 20.5}}
+    assert curves(views, 1) == {2: {"position/psnr": 20.5}}

@@ -45,9 +45,14 @@ def released(
     (made / "models/m2m-dino/README.md").write_text("---\nlicense: mit\n---\n\n# M2M-DINO\n")
     write_digests(made / "models/m2m-dino")
     stages = {
+        "foundation": {"outs": [{"path": "models/foundation", "md5": "d" * 32}]},
         "generate": {"outs": [{"path": "data/mis.json", "md5": "a" * 32}]},
         "train@dino": {
-            "deps": [{"path": "data/mis.json", "md5": "a" * 32}, {"path": "m2m/seeds.py", "md5": "b" * 32}],
+            "deps": [
+                {"path": "data/mis.json", "md5": "a" * 32},
+                {"path": "m2m/seeds.py", "md5": "b" * 32},
+                {"path": "models/foundation/dino", "md5": "e" * 32},
+            ],
             "outs": [{"path": "models/m2m-dino", "md5": "c" * 32}],
         },
     }
@@ -61,7 +66,8 @@ def released(
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         (made / name).write_text(text)
     git = ["git", "-c", "user.name=m2m", "-c", "user.email=m2m@localhost"]
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "made"]):
+    (made / "code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "made"]):
         subprocess.run([*git, *command], cwd=made, check=True)
     assert release.run(made) == [Path("models/released/m2m-dino")]
     return Path("models/released/m2m-dino")
@@ -120,7 +126,16 @@ def test_what_is_damaged_or_half_copied_is_one_line(released: Path, tmp_path: Pa
         UserError, match=r"made/models/m2m-dino/image_encoder/model.safetensors: not of models/foundation"
     ):
         release.run(Path("made"))
-    assert released.is_dir(), "what was released before stays"
+    (released.parent / "params.yaml").write_text("of the release before")
+    shutil.rmtree("made/reports/evaluate-dino")
+    with pytest.raises(UserError, match="made/reports/evaluate-dino is missing; evaluate the model first"):
+        release.run(Path("made"))
+    Path("made/reports/evaluate-dino").mkdir()
+    Path("made/code.py").write_text("2")
+    with pytest.raises(UserError, match=r"made: code\.py is not as in its commit"):
+        release.run(Path("made"))
+    assert (released.parent / "params.yaml").read_text() == "of the release before"
+    assert (released / "model_index.json").is_file(), "what was released before stays"
     with pytest.raises(UserError, match="copy/models: no trained model is there"):
         release.run(Path("copy"))
 
@@ -131,15 +146,22 @@ def test_where_it_comes_from_is_told(released: Path) -> None:
     assert "train@dino" in told.stdout
     assert f"data/mis.json {'a' * 12}" in told.stdout
     assert "m2m/seeds.py" not in told.stdout, "code is told by the commit"
-    commit = subprocess.run(["git", "-C", "made", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    assert f"git checkout {commit} && cp models/released/params.yaml params.yaml && dvc repro train@dino" in told.stdout
+    assert f"models/foundation/dino {'e' * 12}" in told.stdout
+    again = told.stdout.partition("again")[2].strip().removesuffix(" && dvc repro train@dino")
+    git = ["git", "-c", "user.name=m2m", "-c", "user.email=m2m@localhost", "-C", "made"]
+    shutil.copytree(released.parent, "made/models/released", symlinks=True)
+    for command in (["add", "models/released"], ["commit", "-q", "-m", "the release comes later"]):
+        subprocess.run([*git, *command], check=True)
+    subprocess.run(again, shell=True, cwd="made", check=True)
+    assert Path("made/params.yaml").read_text() == "train: {}\n"
+    assert not Path("made/models/released").exists(), "the code is that of its commit"
     as_json = json.loads(CliRunner().invoke(app, ["lineage", str(released), "--json"]).stdout)
     assert as_json["stages"]["generate"]["made"] == {"data/mis.json": "a" * 32}
     for text in ("", "stages: 1", "stages: {train@dino: {}}", "["):
         (released.parent / "dvc.lock").write_text(text)
         told = CliRunner().invoke(app, ["lineage", str(released)])
         assert (told.exit_code, len(told.stderr.splitlines())) == (2, 1)
-        assert "do not tell where it comes from; restore models/released from git" in told.stderr
+        assert "do not tell where it comes from; restore a released one from git" in told.stderr
 
 
 @pytest.mark.slow  # it builds a wheel, and another process learns of the whole of torch

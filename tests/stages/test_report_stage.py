@@ -324,26 +324,51 @@ def test_until_all_is_there_the_page_says_what_is_to_come(
     manifest: Path,
     tmp_path: Path,
 ) -> None:
-    items = [make_item("self"), make_item("dino"), make_task_item("nvs", "self")]
-    out, hidden = tmp_path / "so-far.html", {item.metrics: item.metrics.read_bytes() for item in items}
-    inputs: Any = {"items": items, "sampling": sampling, "manifest": manifest, "out": out, "so_far": True}
-    for path in (*hidden, sampling):
-        path.unlink()
+    items, out = [make_item("self"), make_item("dino"), make_task_item("nvs", "self")], tmp_path / "so-far.html"
+    old = items[2].metrics.read_text()
+    items[2].metrics.write_text("what an older run left")
+    stages = [item.stage for item in items]
+    assert stages == ["evaluate@self", "evaluate@dino", "evaluate@self-nvs"]
+    inputs: Any = {"items": items, "sampling": sampling, "manifest": manifest, "out": out}
     with pytest.raises(UserError, match="no evaluation is there yet; dvc repro makes them"):
+        report.run(PARAMS, **inputs, to_come=stages)
+    with pytest.raises(UserError, match="not JSON"):
         report.run(PARAMS, **inputs)
-    to_come = ["M2M-Self, image sets", "M2M-DINO, image sets", "M2M-Self, novel views of an object"]
-    for shown in (2, 1, 0):
-        items[shown].metrics.write_bytes(hidden[items[shown].metrics])
-        report.run(PARAMS, **inputs)
+    titles = ["M2M-Self, image sets", "M2M-DINO, image sets", "M2M-Self, novel views of an object"]
+    for awaited in ([1, 2], [0, 2], [0, 1], [0]):
+        if 2 not in awaited:
+            items[2].metrics.write_text(old)
+        report.run(PARAMS, **inputs, to_come=[*map(stages.__getitem__, awaited), "sampling", "train@self"])
         page, balance = out.read_text(), Balance()
         balance.feed(page)
         assert (balance.open, balance.places) == ([], balance.leads_to)
-        rest = "; ".join([*to_come[:shown], "Sampling efficiency"])
-        assert f"So far. Still to come: {rest}." in page
-        assert (">Quality, as the paper measures it</h2>" in page) == (shown < 2)
-        assert ">Novel views of an object</h2>" in page
-    with pytest.raises(UserError, match="the sampling stage must run first"):
-        report.run(PARAMS, **{**inputs, "so_far": False})
+        assert f"Still to come: {'; '.join([*map(titles.__getitem__, awaited), 'sampling efficiency'])}." in page
+        assert (">Quality, as the paper measures it</h2>" in page) == (awaited != [0, 1])
+        assert (">Novel views of an object</h2>" in page) == (2 not in awaited)
+        assert ">Sampling efficiency</h2>" not in page
+    report.run(PARAMS, **inputs)
+    assert "Still to come" not in out.read_text()
+
+
+def test_models_made_otherwise_stand_beside_where_the_same_networks_judge(
+    make_item: Callable[..., report.Evaluated], sampling: Path, manifest: Path, tmp_path: Path
+) -> None:
+    out, released = tmp_path / "index.html", tmp_path / "released.json"
+
+    def page(item: report.Evaluated) -> str:
+        item = replace(item, beside={"released": released, "never made": tmp_path / "nowhere.json"})
+        report.run(PARAMS, items=[item], sampling=sampling, manifest=manifest, out=out)
+        return out.read_text()
+
+    own, published = make_item("self"), make_item("dino", network="inception-v3-compat@1", agreement=False)
+    assert "released" not in page(own)
+    released.write_text(own.metrics.read_text())
+    assert "M2M-Self, released" in page(own)
+    assert "released" not in page(published)
+    assert "What is kept, what is free" not in page(published)
+    released.write_text("{}")
+    with pytest.raises(UserError, match=r"released\.json: not what the evaluate stage writes; restore it from git"):
+        page(own)
 
 
 def test_numbers_of_a_task_that_are_missing_are_one_clear_line(
