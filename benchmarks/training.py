@@ -28,7 +28,8 @@ from benchmarks.counts import encoder_pass, pass_over_sets
 from benchmarks.rows import Row
 from benchmarks.sampling import VARIANTS, text_pipeline
 from benchmarks.setting import Setting
-from m2m.data.sets import ImageSet, ImageSets, write_shard
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet, write_shard
 from m2m.evaluation.efficiency import META, context_shape
 from m2m.manifest import Manifest
 from m2m.models.context import PrecedingImages

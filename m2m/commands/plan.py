@@ -79,7 +79,7 @@ class Plan:
     writes: int
     """Requests that send, while the dataset is made."""
     reads: int
-    """Requests that ask or fetch: each shard is looked for twice and read back once; training fetches it once more."""
+    """Requests that ask or fetch: each shard is looked for twice and read back once; training fetches it each epoch."""
     cost: Mapping[str, float]
     """By what is paid for: GPUs, a month of the store, requests."""
 
@@ -134,11 +134,7 @@ def run(
         size = Number(bytes_per_image, "given")
     sets_of_shards = [sets for split in counts for sets in _shards(split, generate.sets_per_shard)]
     writes = sum(_puts(sets * generate.images_per_set * size.value) for sets in sets_of_shards)
-    train_shards = ceil(captions.train / generate.sets_per_shard)
-    fetched = sum(
-        min(train_shards, params.train.variant.of(variant).images // params.train.common.set_size)
-        for variant in get_args(Variant)
-    )
+    fetched = sum(_fetched(params, variant) for variant in get_args(Variant))
     reads = 3 * len(sets_of_shards) + fetched
     store_bytes = round(drawn * size.value)
     cost = {
@@ -213,6 +209,14 @@ def _memory(params: Params, variant: str, pixels: int, gpus: int, results: Path)
 def _shards(sets: int, most: int) -> list[int]:
     """Sets in each shard of a split."""
     return [most] * (sets // most) + [sets % most] * (sets % most > 0)
+
+
+def _fetched(params: Params, variant: Variant) -> int:
+    """Shards that training fetches: each once an epoch, and again where another lane of a step begins within it."""
+    wanted = params.train.variant.of(variant)
+    sets = wanted.images // params.train.common.set_size
+    lanes = wanted.sets_per_step * ceil(sets / params.captions.train)
+    return min(ceil(sets / params.generate.sets_per_shard) + lanes, sets)
 
 
 def _puts(size: float) -> int:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from m2m.data.sets import ImageSet, ImageSets, write_shard
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.files import is_intact, sealed_file, write_atomically
 from m2m.manifest import Manifest, Origin, ShardEntry, Split

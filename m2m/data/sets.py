@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
 import tarfile
-from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
+from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from m2m.errors import UserError
 from m2m.files import file_digest, new_file
-from m2m.manifest import SET_ID, Manifest, ShardEntry, Split, shard_key
-from m2m.seeds import derive
-from m2m.store import Store
+from m2m.manifest import SET_ID, ShardEntry, Split, shard_key
 
-CACHE_BYTES = 1 << 30
-"""Decoded images and latents that `ImageSets` keeps in memory."""
 MAX_MEMBER = 64 << 20
 """Bytes of the largest member that is read."""
 MAX_SIDE = 4096
@@ -60,19 +55,33 @@ class ImageSet:
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
 
-    def cameras(self) -> npt.NDArray[np.float64]:
-        """World-to-camera matrices (N, 3, 4), from the extras' ``poses``.
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.images)
 
-        Raises:
-            UserError: the set has none, or they are not that.
-        """
-        try:
-            cameras = np.array(self.extras["poses"], dtype=np.float64)
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"set {self.id} has no poses; views need a camera for each image") from error
-        if cameras.shape != (len(self.images), 3, 4) or not np.isfinite(cameras).all():
-            raise UserError(f"set {self.id}: its poses are not {len(self.images)} finite matrices of 3 x 4")
-        return cameras
+    def pictures(self, places: Iterable[int]) -> npt.NDArray[np.uint8]:
+        """Some of its images: (n, H, W, 3)."""
+        return self.images[list(places)]
+
+    def cameras(self) -> npt.NDArray[np.float64]:
+        """As of a `StoredSet`."""
+        return cameras_of(self)
+
+
+def cameras_of(one: ImageSet | StoredSet) -> npt.NDArray[np.float64]:
+    """World-to-camera matrices (N, 3, 4), from the extras' ``poses``.
+
+    Raises:
+        UserError: the set has none, or they are not that.
+    """
+    try:
+        cameras = np.array(one.extras["poses"], dtype=np.float64)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"set {one.id} has no poses; views need a camera for each image") from error
+    if cameras.shape != (one.count, 3, 4) or not np.isfinite(cameras).all():
+        raise UserError(f"set {one.id}: its poses are not {one.count} finite matrices of 3 x 4")
+    return cameras
 
 
 def write_shard(sets: Iterable[ImageSet], path: Path, split: Split) -> ShardEntry:
@@ -98,41 +107,161 @@ def write_shard(sets: Iterable[ImageSet], path: Path, split: Split) -> ShardEntr
     return ShardEntry(key=shard_key(sha256), sha256=sha256, size=size, **sets_range, count=len(ids), split=split)
 
 
+Keep: TypeAlias = Callable[[str, Callable[[str], Any]], Any]
+"""Of a part's name, and what decodes it: what was decoded."""
+
+
+def decode_anew(part: str, decode: Callable[[str], Any]) -> Any:
+    """Keeps nothing."""
+    return decode(part)
+
+
+class Shard:
+    """Where the members of a shard lie in its file: nothing is decoded, or even read, until it is asked for.
+
+    The file stays open, so that it may be removed meanwhile; any number of threads may read.
+
+    Raises:
+        UserError: the tar is cut or damaged, or holds members that `write_shard` does not write; names the member.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members: dict[str, dict[str, tuple[int, int]]] = {}
+        with self.explained():
+            self._descriptor = os.open(path, os.O_RDONLY)
+            finalize(self, os.close, self._descriptor)
+            with os.fdopen(os.dup(self._descriptor), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    self._note(member)
+            if not self._members:
+                raise ShardError("it holds no set")
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids of its sets, in order."""
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def open_set(self, id_: str, keep: Keep = decode_anew) -> StoredSet:
+        """One of its sets, of which the description alone is read.
+
+        Args:
+            keep: as a `StoredSet` takes it.
+
+        Raises:
+            UserError: it is not what describes a set, or does not describe the members that are there.
+        """
+        with self.explained():
+            return StoredSet(self, id_, _about(id_, self._members[id_], self.read(id_, "json")), keep)
+
+    def read(self, id_: str, part: str) -> bytes:
+        """A member's content.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        with self.explained():
+            if (place := self._members[id_].get(part)) is None:
+                return b""
+            content = os.pread(self._descriptor, place[1], place[0])
+            if len(content) != place[1]:
+                raise ShardError(f"{id_}.{part} is cut")
+            return content
+
+    def _note(self, member: tarfile.TarInfo) -> None:
+        match = _MEMBER.fullmatch(member.name)
+        if not match or not member.isreg() or member.issparse():
+            raise ShardError(f"member {member.name!r} does not belong in a shard")
+        if member.size > MAX_MEMBER:
+            raise ShardError(f"member {member.name} has {member.size} bytes, more than {MAX_MEMBER}")
+        parts = self._members.setdefault(match["id"], {})
+        # One set comes after the other, as who streams it needs it.
+        if match["part"] in parts or next(reversed(self._members)) != match["id"]:
+            raise ShardError(f"member {member.name!r} does not belong in a shard")
+        parts[match["part"]] = member.offset_data, member.size
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Says in one line what is wrong, and with which shard."""
+        try:
+            yield
+        except ShardError as error:
+            raise UserError(f"shard {self._path}: {error}") from error
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise UserError(f"shard {self._path}: cannot be read ({_one_line(error)})") from error
+
+
+class StoredSet:
+    """A set in a shard: what describes it is known, pictures and latents are decoded when they are asked for.
+
+    Args:
+        keep: gives what was decoded of a part before, or has it decoded.
+    """
+
+    def __init__(self, shard: Shard, id_: str, about: _About, keep: Keep) -> None:
+        self._shard, self._about, self._keep = shard, about, keep
+        self.id, self.caption, self.count = id_, about.caption, about.images
+        self.extras: Mapping[str, Any] = about.model_extra or {}
+
+    def pictures(self, places: Iterable[int]) -> npt.NDArray[np.uint8]:
+        """Some of its images: (n, H, W, 3).
+
+        Raises:
+            UserError: one cannot be decoded, or they differ in size.
+        """
+        pictures = [self._keep(f"{place:03}.png", self._picture) for place in places]
+        with self._shard.explained():
+            if len({picture.shape for picture in pictures}) > 1:
+                raise ShardError(f"the images of {self.id} differ in size")
+        return np.stack(pictures)
+
+    @property
+    def latents(self) -> npt.NDArray[np.float32] | None:
+        """(N, 4, h, w), scaled; None if there are none. Not to be changed.
+
+        Raises:
+            UserError: they are not that.
+        """
+        return self._keep("latents.npy", self._latents) if self._about.latents else None
+
+    def cameras(self) -> npt.NDArray[np.float64]:
+        """World-to-camera matrices (N, 3, 4), from the extras' ``poses``.
+
+        Raises:
+            UserError: the set has none, or they are not that.
+        """
+        return cameras_of(self)
+
+    def _picture(self, part: str) -> npt.NDArray[np.uint8]:
+        with self._shard.explained():
+            return _decode_image(f"{self.id}.{part}", self._shard.read(self.id, part), most=MAX_PIXELS // self.count)
+
+    def _latents(self, part: str) -> npt.NDArray[np.float32]:
+        with self._shard.explained():
+            latents = _decode_latents(f"{self.id}.{part}", self._shard.read(self.id, part))
+            if len(latents) != self.count:
+                raise ShardError(f"{self.id} has {self.count} images and the latents of {len(latents)}")
+        return latents
+
+    def whole(self) -> ImageSet:
+        """All of it."""
+        images = self.pictures(range(self.count))
+        return ImageSet(id=self.id, caption=self.caption, images=images, latents=self.latents, extras=self.extras)
+
+
 def read_shard(path: Path) -> Iterator[ImageSet]:
     """The sets of a shard, one after the other.
 
     Raises:
         UserError: the tar is cut or damaged, or holds anything that `write_shard` does not write; names the member.
     """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            seen: set[str] = set()
-            parts: dict[str, bytes] = {}
-            current = None
-            for member in tar:
-                match = _MEMBER.fullmatch(member.name)
-                if not match or not member.isreg() or member.issparse() or member.name in seen:
-                    raise _ShardError(f"member {member.name!r} does not belong in a shard")
-                if member.size > MAX_MEMBER:
-                    raise _ShardError(f"member {member.name} has {member.size} bytes, more than {MAX_MEMBER}")
-                seen.add(member.name)
-                if match["id"] != current and current is not None:
-                    yield _assemble(current, parts)
-                    parts = {}
-                current = match["id"]
-                content = tar.extractfile(member)
-                assert content is not None  # it is a regular file
-                parts[match["part"]] = content.read()
-            if current is None:
-                raise _ShardError("it holds no set")
-            yield _assemble(current, parts)
-    except _ShardError as error:
-        raise UserError(f"shard {path}: {error}") from error
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"shard {path}: cannot be read ({_one_line(error)})") from error
+    shard = Shard(path)
+    return (shard.open_set(id_).whole() for id_ in shard)
 
 
-class _ShardError(Exception):
+class ShardError(Exception):
     """What is wrong with a shard."""
 
 
@@ -166,28 +295,19 @@ def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
         yield f"{image_set.id}.latents.npy", file.getvalue()
 
 
-def _assemble(id_: str, parts: Mapping[str, bytes]) -> ImageSet:
-    """One set from its members' contents, by part of the name."""
+def _about(id_: str, parts: Collection[str], content: bytes) -> _About:
+    """What describes a set that has these parts."""
     try:
-        about = _About.model_validate_json(parts.get("json", b""))
+        about = _About.model_validate_json(content)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        raise _ShardError(f"{id_}.json is not what describes a set: {_one_line(fault['msg'])}") from error
+        raise ShardError(f"{id_}.json is not what describes a set: {_one_line(fault['msg'])}") from error
     names = [f"{index:03}.png" for index in range(about.images)]
     if about.id != id_ or set(parts) != {"json", *names} | ({"latents.npy"} if about.latents else set()):
         described = f"{about.images} images of {_one_line(about.id)} {'with' if about.latents else 'without'} latents"
         found = ", ".join(sorted(set(parts) - {"json"})) or "none"
-        raise _ShardError(f"{id_}.json describes {described}, but there are {found}")
-    images: list[npt.NDArray[np.uint8]] = []
-    for name in names:
-        images.append(_decode_image(f"{id_}.{name}", parts[name], most=MAX_PIXELS // about.images))
-        if images[-1].shape != images[0].shape:
-            raise _ShardError(f"the images of {id_} differ in size")
-    latents = _decode_latents(f"{id_}.latents.npy", parts["latents.npy"]) if about.latents else None
-    if latents is not None and len(latents) != len(images):
-        raise _ShardError(f"{id_} has {len(images)} images and the latents of {len(latents)}")
-    extras = about.model_extra or {}
-    return ImageSet(id=id_, caption=about.caption, images=np.stack(images), latents=latents, extras=extras)
+        raise ShardError(f"{id_}.json describes {described}, but there are {found}")
+    return about
 
 
 def _decode_image(name: str, content: bytes, *, most: int) -> npt.NDArray[np.uint8]:
@@ -197,23 +317,23 @@ def _decode_image(name: str, content: bytes, *, most: int) -> npt.NDArray[np.uin
         most: pixels that it may have.
     """
     if len(content) < _PNG_HEADER.size or not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise _ShardError(f"{name} is no PNG")
+        raise ShardError(f"{name} is no PNG")
     *_, width, height = _PNG_HEADER.unpack_from(content)
     if max(width, height) > MAX_SIDE or width * height > most:
-        raise _ShardError(
+        raise ShardError(
             f"{name} has {width} x {height} pixels, more than {MAX_SIDE} a side or {MAX_PIXELS} in its set"
         )
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.size != (width, height):  # a second header is what the decoder goes by
-                raise _ShardError(f"{name} says of itself that it has two sizes")
+                raise ShardError(f"{name} says of itself that it has two sizes")
             if image.mode != "RGB":
-                raise _ShardError(f"{name} is of mode {image.mode}; expected RGB")
+                raise ShardError(f"{name} is of mode {image.mode}; expected RGB")
             return np.array(image)
-    except _ShardError:
+    except ShardError:
         raise
     except Exception as error:  # whatever the decoder stumbles over
-        raise _ShardError(f"{name} cannot be decoded: {_one_line(error)}") from error
+        raise ShardError(f"{name} cannot be decoded: {_one_line(error)}") from error
 
 
 def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
@@ -223,13 +343,16 @@ def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
         version = np.lib.format.read_magic(file)
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # whatever the parser of its header stumbles over
-        raise _ShardError(f"{name} is no .npy file: {_one_line(error)}") from error
+        raise ShardError(f"{name} is no .npy file: {_one_line(error)}") from error
     if version != (1, 0) or is_fortran or dtype != np.dtype("<f4") or len(shape) != 4 or min(shape) < 1:
         found = _one_line(f"{dtype} of shape {shape}")
-        raise _ShardError(f"{name} holds {found}; expected float32 of shape (images, channels, height, width)")
+        raise ShardError(f"{name} holds {found}; expected float32 of shape (images, channels, height, width)")
     if len(content) - file.tell() != 4 * prod(shape):
-        raise _ShardError(f"{name} is of another length than its shape {shape} asks for")
-    return np.frombuffer(content, "<f4", offset=file.tell()).reshape(shape).copy()
+        raise ShardError(f"{name} is of another length than its shape {shape} asks for")
+    latents = np.frombuffer(content, "<f4", offset=file.tell()).reshape(shape).copy()
+    if not np.isfinite(latents).all():
+        raise ShardError(f"{name} is not finite")
+    return latents
 
 
 def _one_line(error: object) -> str:
@@ -238,56 +361,7 @@ def _one_line(error: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-# Reading a dataset
-
-
-class ImageSets:
-    """The sets of one split, in the manifest's order.
-
-    A shard is fetched, verified and decoded when one of its sets is asked for.
-
-    Args:
-        cache_bytes: how much of what was decoded stays in memory; the shard that was used last always does.
-    """
-
-    def __init__(self, store: Store, manifest: Manifest, split: Split, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self._store = store
-        self._set_sizes = manifest.set_sizes
-        self._shards = manifest.split(split)
-        self._ends = list(accumulate(shard.count for shard in self._shards))
-        self._cache_bytes = cache_bytes
-        self._cache: OrderedDict[str, list[ImageSet]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> ImageSet:
-        """One set.
-
-        Raises:
-            IndexError: there are not so many.
-            UserError: its shard is missing or damaged, or does not hold what the manifest says.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        position = bisect_right(self._ends, index)
-        shard = self._shards[position]
-        return self._sets(shard)[index - self._ends[position] + shard.count]
-
-    def _sets(self, shard: ShardEntry) -> list[ImageSet]:
-        if shard.key in self._cache:
-            self._cache.move_to_end(shard.key)
-            return self._cache[shard.key]
-        sets = list(read_shard(self._store.get(shard.key, shard.sha256, shard.size)))
-        if problems := shard_problems(shard, sets, self._set_sizes):
-            raise UserError(f"{shard.key}: {problems[0]}")
-        self._cache[shard.key] = sets
-        while len(self._cache) > 1 and sum(map(_size, self._cache.values())) > self._cache_bytes:
-            self._cache.popitem(last=False)
-        return sets
-
-
-def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet], set_sizes: range) -> list[str]:
+def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet | StoredSet], set_sizes: range) -> list[str]:
     """In what the sets of a shard differ from what the manifest says of it.
 
     Args:
@@ -301,47 +375,8 @@ def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet], set_sizes: range
         problems.append(
             f"it holds the sets {sets[0].id} to {sets[-1].id}; the manifest says {shard.first_set} to {shard.last_set}"
         )
-    for image_set in sets:
-        if len(image_set.images) not in set_sizes:
-            problems.append(
-                f"set {image_set.id} has {len(image_set.images)} images; the manifest says {expected} in each set"
-            )
-        if image_set.latents is not None and not np.isfinite(image_set.latents).all():
-            problems.append(f"set {image_set.id} has latents that are not finite")
-    return problems
-
-
-def batch_order(*, seed: int, sets: int, sets_per_step: int, step: int) -> list[tuple[int, int]]:
-    """The global batch of optimizer step `step` (from 0): for each set its index, and in which epoch it comes up.
-
-    An epoch takes every set once, in an order of its own; batches go on over its end.
-
-    A pure function, so that any rank at any time, resumed or not, knows any batch.
-    """
-    batch = []
-    for position in range(step * sets_per_step, (step + 1) * sets_per_step):
-        epoch, place = divmod(position, sets)
-        batch.append((int(_epoch_order(seed, epoch, sets)[place]), epoch))
-    return batch
-
-
-def choose_images(*, seed: int, index: int, epoch: int, images: int, set_size: int, ordered: bool) -> tuple[int, ...]:
-    """Which images of a set an epoch trains on, `set_size` of its `images`, or all if it has fewer.
-
-    Each epoch makes another choice: where images have an order a run of them, else any, in random order.
-    """
-    draws = np.random.default_rng(derive(seed, "images", epoch, index))
-    if ordered:
-        start = int(draws.integers(max(images - set_size, 0) + 1))
-        return tuple(range(start, min(start + set_size, images)))
-    return tuple(draws.permutation(images)[:set_size].tolist())
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, sets: int) -> npt.NDArray[np.int64]:
-    """The order of the sets in one epoch. (sets,)"""
-    return np.random.default_rng(derive(seed, "epoch", epoch)).permutation(sets)
-
-
-def _size(sets: list[ImageSet]) -> int:
-    return sum(s.images.nbytes + (0 if s.latents is None else s.latents.nbytes) for s in sets)
+    return problems + [
+        f"set {one.id} has {one.count} images; the manifest says {expected} in each set"
+        for one in sets
+        if one.count not in set_sizes
+    ]

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from m2m import seeds
 from m2m.code import code_digest
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_draw
 from m2m.evaluation.networks import PICTURES_AT_ONCE, Batch, Clip, Observations

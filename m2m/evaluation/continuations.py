@@ -22,7 +22,8 @@ from PIL import Image
 from pydantic import JsonValue
 
 from m2m import seeds
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet
 from m2m.diffusion.sampler import make_scheduler
 from m2m.evaluation.figures import Number
 from m2m.evaluation.networks import Batch, Networks

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2m.data.sets import ImageSets
+from m2m.data.dataset import ImageSets
 from m2m.errors import UserError
 from m2m.evaluation import baselines, places
 from m2m.evaluation.continuations import Continuations, Measured, Subject

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from m2m.code import code_digest
 from m2m.contact_sheet import draw_gallery, to_png
-from m2m.data.sets import ImageSets
+from m2m.data.dataset import ImageSets
 from m2m.errors import UserError
 from m2m.evaluation import mis, nvs, vpg
 from m2m.evaluation.continuations import Measured, Subject, folder_of, note_run, run_before

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import cycle, islice
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from m2m.data.sets import ImageSet, ImageSets, batch_order, choose_images
+from m2m.data.dataset import ImageSets, TrainingOrder, choose_images
+from m2m.data.sets import StoredSet
 from m2m.errors import UserError
 from m2m.params import TrainVariant
 from m2m.training.loss import Examples, SetLoss
@@ -23,6 +24,9 @@ from m2m.workers import ALONE, Workers, in_order, thread_pool
 
 STEPS_AHEAD = 2
 """Batches that wait, made, for the network."""
+SHARDS_AHEAD = 16
+"""Steps before which the shards of a step's sets are fetched, by as many threads as `FETCHING`."""
+FETCHING = 4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,10 +59,11 @@ class Batches:
         """The steps that are left; the last one may go beyond the images asked for."""
         return range(images_seen // self.images_per_step, -(-self.variant.images // self.images_per_step))
 
-    def order(self, step: int) -> list[tuple[int, int]]:
+    @cached_property
+    def order(self) -> TrainingOrder:
         """Which sets make the global batch of a step, and in which epoch each comes up."""
-        sets_per_step = self.variant.sets_per_step
-        return batch_order(seed=self.loss.common.seed, sets=len(self.sets), sets_per_step=sets_per_step, step=step)
+        seed = self.loss.common.seed
+        return TrainingOrder(self.sets.counts, seed=seed, sets_per_step=self.variant.sets_per_step)
 
     def examples(self, step: int, places: range) -> Examples:
         """The sets at some places of a step's global batch. The draws follow step and place, not the rank that asks.
@@ -66,8 +71,8 @@ class Batches:
         Raises:
             UserError: a set cannot be had.
         """
-        order, draws, clock = self.order(step), self.loss.draws, step * self.images_per_step
-        after = [*order[1:], *self.order(step + 1)[:1]]  # whoever comes next: nothing more is fetched for them
+        order, draws, clock = self.order.step(step), self.loss.draws, step * self.images_per_step
+        after = [*order[1:], *self.order.step(step + 1)[:1]]  # whoever comes next: nothing more is fetched for them
         examples = []
         for place in places:
             image_set, images = self._choose(*order[place])
@@ -78,13 +83,13 @@ class Batches:
             examples.append(draws.example(image_set, images, key=("example", clock, place), other=other))
         return Examples.stack(examples, given=draws.given(key=("given", clock)))
 
-    def _choose(self, index: int, epoch: int) -> tuple[ImageSet, tuple[int, ...]]:
-        common, image_set = self.loss.common, self.sets[index]
+    def _choose(self, index: int, epoch: int) -> tuple[StoredSet, tuple[int, ...]]:
+        common, image_set = self.loss.common, self.sets.stored(index)
         return image_set, choose_images(
             seed=common.seed,
             index=index,
             epoch=epoch,
-            images=len(image_set.images),
+            images=image_set.count,
             set_size=common.set_size,
             ordered=self.ordered,
         )
@@ -112,13 +117,9 @@ def train_steps(state: TrainState, batches: Batches, ranks: Ranks, workers: Work
     learning = [parameter for parameter in state.network.parameters() if parameter.requires_grad]
     network = _data_parallel(state.network, batches, ranks)
 
-    def fetch(step: int) -> Examples:
-        examples = batches.examples(step, places)
-        return examples.changed(Tensor.pin_memory) if ranks.device.type == "cuda" else examples
-
     steps = batches.steps(state.images_seen)
     rate = partial(learning_rate, warmup_images=common.warmup_images, images=variant.images, schedule=common.schedule)
-    with thread_pool(1, "examples") as maker, closing(in_order(maker, fetch, steps, ahead=STEPS_AHEAD)) as made:
+    with made_ahead(batches, steps, places, pinned=ranks.device.type == "cuda") as made:
         for step, examples in zip(steps, made, strict=True):
             for group in (group for optimizer in state.optimizers for group in optimizer.param_groups):
                 group["lr"] = rate((step + 0.5) * batches.images_per_step, peak=group["peak"])
@@ -132,6 +133,29 @@ def train_steps(state: TrainState, batches: Batches, ranks: Ranks, workers: Work
             state.images_seen += batches.images_per_step
             state.curve.record(images_seen=state.images_seen, losses=torch.cat(losses), grad_norm=grad_norm)
             yield step
+
+
+@contextmanager
+def made_ahead(batches: Batches, steps: range, places: range, *, pinned: bool) -> Iterator[Iterator[Examples]]:
+    """The examples of each step, made by a thread some steps ahead of need; others fetch shards long before that.
+
+    Raises:
+        UserError: when its step comes, a set cannot be had.
+    """
+    shards = thread_pool(FETCHING, "shards")
+
+    def make(step: int) -> Examples:
+        if (later := step + SHARDS_AHEAD) in steps:
+            for index, _ in batches.order.step(later)[places.start : places.stop]:
+                shards.submit(batches.sets.stored, index)  # what goes wrong is told when the step needs it
+        examples = batches.examples(step, places)
+        return examples.changed(Tensor.pin_memory) if pinned else examples
+
+    try:
+        with thread_pool(1, "examples") as maker, closing(in_order(maker, make, steps, ahead=STEPS_AHEAD)) as made:
+            yield made
+    finally:
+        shards.shutdown(cancel_futures=True)
 
 
 def _gradients_in_turn(loss: SetLoss, network: nn.Module, parts: Sequence[Examples]) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from m2m.data.sets import ImageSet
+from m2m.data.sets import ImageSet, StoredSet
 from m2m.devices import sent
 from m2m.diffusion import gaussian
 from m2m.errors import UserError
@@ -92,11 +92,11 @@ class Draws:
 
     def example(
         self,
-        image_set: ImageSet,
+        image_set: ImageSet | StoredSet,
         images: Sequence[int],
         *,
         key: Sequence[str | int],
-        other: tuple[ImageSet, Sequence[int]] | None = None,
+        other: tuple[ImageSet | StoredSet, Sequence[int]] | None = None,
     ) -> Examples:
         """A batch of one set, with draws that are a pure function of the seed and `key`.
 
@@ -153,27 +153,28 @@ class Draws:
             return 1
         return 1 + int(torch.randint(most, (), generator=generator(self.common.seed, *key)))
 
-    def _context(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
+    def _context(self, image_set: ImageSet | StoredSet, images: Sequence[int]) -> Tensor:
         """All but the last as the variant reads them: latents (N-1, 4, h, w), or uint8 RGB (N-1, 3, H, W)."""
         if self.encoder_size is None:
             return self._latents(image_set, images)[:-1]
-        return torch.from_numpy(image_set.images[list(images[:-1])]).permute(0, 3, 1, 2)
+        return torch.from_numpy(image_set.pictures(images[:-1])).permute(0, 3, 1, 2)
 
-    def _latents(self, image_set: ImageSet, images: Sequence[int]) -> Tensor:
+    def _latents(self, image_set: ImageSet | StoredSet, images: Sequence[int]) -> Tensor:
         return torch.from_numpy(latents_of(image_set, self.latent_shape)[list(images)])
 
 
-def latents_of(image_set: ImageSet, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
+def latents_of(image_set: ImageSet | StoredSet, shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
     """The latents of a set, each of the `shape` that a network takes: (N, 4, h, w).
 
     Raises:
         UserError: it has none, or others.
     """
-    if image_set.latents is None or image_set.latents.shape[1:] != shape:
-        found = "no latents" if image_set.latents is None else f"latents of shape {image_set.latents.shape[1:]}"
+    latents = image_set.latents
+    if latents is None or latents.shape[1:] != shape:
+        found = "no latents" if latents is None else f"latents of shape {latents.shape[1:]}"
         text = f"set {image_set.id} has {found}, the network takes {shape}"
         raise UserError(f"{text}; make the dataset with the same foundation")
-    return image_set.latents
+    return latents
 
 
 class SetLoss:

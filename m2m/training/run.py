@@ -14,7 +14,7 @@ from PIL import Image
 
 from m2m.code import code_digest
 from m2m.contact_sheet import contact_sheet
-from m2m.data.sets import ImageSets
+from m2m.data.dataset import ImageSets
 from m2m.diffusion.sampler import make_scheduler
 from m2m.errors import MADE_AGAIN, UserError
 from m2m.files import folder_digest, new_folder, write_atomically, write_digests
@@ -210,7 +210,7 @@ def _silent(count: int = 1, *, skipped: bool = False) -> None:
 
 def _not_finite(error: NotFiniteError, batches: Batches) -> UserError:
     step = error.images_seen // batches.images_per_step - 1
-    order = batches.order(step)
+    order = batches.order.step(step)
     ids = [batches.sets[order[place][0]].id for place in error.positions]
     named = ", ".join(ids[:SETS_NAMED]) + (f" and {len(ids) - SETS_NAMED} more" if len(ids) > SETS_NAMED else "")
     return UserError(

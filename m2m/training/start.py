@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model
 
-from m2m.data.sets import ImageSets
+from m2m.data.dataset import ImageSets
 from m2m.diffusion.gaussian import add_noise, alphas_cumprod
 from m2m.diffusion.sampler import make_scheduler
 from m2m.diffusion.stable_diffusion import StableDiffusion

@@ -71,7 +71,8 @@ def test_the_store(params: Params) -> None:
     assert plan.store_bytes == 60_000
     assert plan.shards == 3 + 1 + 1  # 4 + 4 + 2 sets, 2 for validation, and 3 for the test
     assert plan.writes == 5
-    assert plan.reads == 3 * 5 + 3 + 2  # M2M-Self sees ten sets, of three shards; M2M-DINO two sets
+    lanes = params.train.variant.self_.sets_per_step
+    assert plan.reads == 3 * 5 + (3 + lanes) + 2  # M2M-Self sees ten sets, of three shards; M2M-DINO two sets
     assert planned(params).bytes_per_image.value == 1.75 * 64 * 64
 
 
@@ -83,7 +84,7 @@ def test_large_shards_go_in_parts(params: Params) -> None:
 def test_the_cost(params: Params) -> None:
     prices = Prices(gpu_hour=3600.0, gigabyte_month=1e9, thousand_writes=1000.0, thousand_reads=2000.0)
     plan = planned(params, bytes_per_image=1000.0, prices=prices)
-    assert plan.cost == pytest.approx({"gpus": 38.6, "store a month": 60_000, "requests": 5 + 2 * 20})
+    assert plan.cost == pytest.approx({"gpus": 38.6, "store a month": 60_000, "requests": 5 + 2 * 24})
 
 
 def test_memory_is_the_state_and_what_was_measured_by_row(params: Params, tmp_path: Path) -> None:

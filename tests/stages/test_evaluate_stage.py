@@ -19,7 +19,8 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from mlflow import MlflowClient
 from PIL import Image
 
-from m2m.data.sets import ImageSet, ImageSets, write_shard
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.evaluation import continuations
 from m2m.evaluation.continuations import Continuations

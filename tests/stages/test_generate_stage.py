@@ -15,7 +15,8 @@ from torch import Tensor
 
 from m2m.commands import verify
 from m2m.data.captions import CaptionRow, write_captions
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest

@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from m2m.commands import verify
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet
 from m2m.diffusion.stable_diffusion import LatentEncoder
 from m2m.errors import UserError
 from m2m.manifest import Manifest, Split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
 from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
@@ -22,6 +23,7 @@ from m2m.training.run import HeldOut, start_or_resume, train
 from m2m.training.start import from_stable_diffusion as start
 from m2m.training.state import Checkpoints, TrainState
 from m2m.workers import ALONE, Workers
+from tests.training.in_memory import InMemory
 
 CPU = torch.device("cpu")
 Made = Callable[..., tuple[TrainState, Batches]]
@@ -73,7 +75,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize("name", ["self", "dino"])
 def test_it_learns_a_set_by_heart(make: Made, name: str) -> None:
     params = {"images": 4 * 4 * 30, "sets_per_step": 4, "learning_rate": 5e-3}
-    state, batches = make(name, sets=[ImageSets.__getitem__(make()[1].sets, 0)], params=params, guidance_dropout=0.0)
+    state, batches = make(name, sets=InMemory([make()[1].sets[0]]), params=params, guidance_dropout=0.0)
     weights_after(state, batches)
     state.curve.settle(Ranks())
     losses = [loss for loss, _ in state.curve.since]
@@ -153,30 +155,22 @@ def test_a_dataset_that_is_too_small_is_refused(make: Made, changes: dict[str, A
         make(**changes)
 
 
-class Sets:
-    """Sets of which one has latents that are absurd, if finite."""
-
-    def __init__(self, sets: ImageSets, *, bad: int) -> None:
-        self.sets, self.bad = sets, bad
-
-    def __len__(self) -> int:
-        return len(self.sets)
-
-    def __getitem__(self, index: int) -> ImageSet:
-        good = self.sets[index]
-        assert good.latents is not None
-        if index != self.bad:
-            return good
-        return ImageSet(id=good.id, caption="", images=good.images, latents=good.latents * np.float32(1e30))
+def with_absurd(sets: ImageSets, bad: int) -> InMemory:
+    """The same sets, of which one has latents that are absurd, if finite."""
+    changed = InMemory(sets[index] for index in range(len(sets)))
+    assert changed[bad].latents is not None
+    changed[bad] = replace(changed[bad], latents=changed[bad].latents * np.float32(1e30))
+    changed.counts = sets.counts
+    return changed
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(make: Made, tmp_path: Path) -> None:
     state, batches = make()
-    bad = batches.order(4)[2][0]
-    first = next(step for step in range(12) if bad in [index for index, _ in batches.order(step)])
+    bad = batches.order.step(4)[2][0]
+    first = next(step for step in range(12) if bad in [index for index, _ in batches.order.step(step)])
     # Without swaps no other set sees the bad one.
     state, batches = make(
-        sets=Sets(batches.sets, bad=bad), params={"images": 320}, checkpoint_every=16, context_swap=0.0
+        sets=with_absurd(batches.sets, bad), params={"images": 320}, checkpoint_every=16, context_swap=0.0
     )
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with NullTracker().run("train-self", stage="train", tags={}) as record, pytest.raises(UserError) as caught:

@@ -13,7 +13,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet
 from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.models.context import dino_pixels

@@ -22,6 +22,7 @@ from m2m.training.loop import Batches
 from m2m.training.loss import Draws, Examples, SetLoss
 from m2m.training.start import from_stable_diffusion, take_poses
 from m2m.world.cameras import Camera
+from tests.training.in_memory import InMemory
 
 CPU = torch.device("cpu")
 LENGTHS = (3, 6, 2, 5)
@@ -129,12 +130,12 @@ def test_only_images_with_an_order_come_in_it(
     loss, _ = make_loss("self", context_swap=0.3)
     loss.common = loss.common.model_copy(update={"set_size": 4})
     loss.draws = replace(loss.draws, common=loss.common)
-    sets: Any = [image_set(number, length) for number, length in enumerate((6, 3, 5))]
+    sets: Any = InMemory(image_set(number, length) for number, length in enumerate((6, 3, 5)))
     batches = Batches(sets=sets, images_per_set=6, loss=loss, variant=make_variant(), ordered=ordered)
     rows = []
     for step in range(12):
         examples = batches.examples(step, range(4))
-        assert examples.lengths == tuple(min(4, len(sets[index].images)) for index, _ in batches.order(step))
+        assert examples.lengths == tuple(min(4, len(sets[index].images)) for index, _ in batches.order.step(step))
         rows += places(examples)
     runs = [row == list(range(row[0], row[0] + len(row))) for row in rows]
     assert all(runs) if ordered else sum(runs) < len(runs) / 3

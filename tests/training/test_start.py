@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from m2m.data.sets import ImageSet, ImageSets
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet
 from m2m.diffusion.gaussian import add_noise, alphas_cumprod
 from m2m.diffusion.stable_diffusion import StableDiffusion, encode
 from m2m.errors import UserError

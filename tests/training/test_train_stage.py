@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from m2m.contact_sheet import FRAME, GAP
-from m2m.data.sets import ImageSets
+from m2m.data.dataset import ImageSets
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest

@@ -1,0 +1,186 @@
+"""A dataset as it is read: the sets of a split, verified, decoded as far as they are asked for, and in what order.
+
+A shard is fetched and verified once an epoch, by the rank whose sets lie in it; of its sets that alone is decoded which
+is asked for: M2M-Self trains on latents and opens no picture, M2M-DINO opens those that it was dealt.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import lru_cache, partial
+from itertools import accumulate
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2m.data.sets import ImageSet, Shard, StoredSet, shard_problems
+from m2m.errors import UserError
+from m2m.manifest import Manifest, ShardEntry, Split
+from m2m.seeds import derive
+from m2m.store import Store
+
+CACHE_BYTES = 1 << 30
+"""Decoded images and latents that `ImageSets` keeps in memory."""
+SHARDS_OPEN = 256
+"""Whose files are open; each has a place for every image of its sets, some megabytes in all."""
+
+
+class ImageSets:
+    """The sets of one split, in the manifest's order. Any number of threads may ask.
+
+    A shard is fetched and verified when one of its sets is asked for.
+
+    Args:
+        cache_bytes: how much of what was decoded stays in memory.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest, split: Split, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self._store = store
+        self._set_sizes = manifest.set_sizes
+        self._entries = manifest.split(split)
+        self.counts = tuple(shard.count for shard in self._entries)
+        """Sets of each shard."""
+        self._ends = list(accumulate(self.counts))
+        self._decoded = _Decoded(cache_bytes)
+        self._open: OrderedDict[str, Future[list[StoredSet]]] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> ImageSet:
+        """One set, all of it.
+
+        Raises:
+            IndexError: there are not so many.
+            UserError: its shard is missing or damaged, or does not hold what the manifest says.
+        """
+        return self.stored(index).whole()
+
+    def stored(self, index: int) -> StoredSet:
+        """One set, of which nothing is decoded yet.
+
+        Raises:
+            IndexError: there are not so many.
+            UserError: its shard is missing or damaged, or does not hold what the manifest says.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        position = bisect_right(self._ends, index)
+        return self._sets(self._entries[position])[index - self._ends[position] + self.counts[position]]
+
+    def _sets(self, entry: ShardEntry) -> list[StoredSet]:
+        with self._lock:
+            is_new = entry.key not in self._open
+            sets = self._open.setdefault(entry.key, Future())
+            self._open.move_to_end(entry.key)
+            while len(self._open) > SHARDS_OPEN:
+                self._open.popitem(last=False)
+        if is_new:
+            try:
+                sets.set_result(self._load(entry))
+            except BaseException as error:
+                with self._lock:
+                    self._open.pop(entry.key, None)  # who asks again, tries again
+                sets.set_exception(error)
+        return sets.result()
+
+    def _load(self, entry: ShardEntry) -> list[StoredSet]:
+        shard = Shard(self._store.get(entry.key, entry.sha256, entry.size))
+        sets = [shard.open_set(id_, partial(self._decoded.get, entry.key, id_)) for id_ in shard]
+        if problems := shard_problems(entry, sets, self._set_sizes):
+            raise UserError(f"{entry.key}: {problems[0]}")
+        return sets
+
+
+class _Decoded:
+    """What was decoded last, as much of it as there is room for."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._bytes = most, 0
+        self._arrays: OrderedDict[tuple[str, ...], npt.NDArray[Any]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: str, id_: str, part: str, decode: Callable[[str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """A part of a set, decoded unless it is there."""
+        place = (key, id_, part)
+        with self._lock:
+            if (found := self._arrays.get(place)) is not None:
+                self._arrays.move_to_end(place)
+                return found
+        made = decode(part)
+        with self._lock:
+            if place not in self._arrays:
+                self._arrays[place] = made
+                self._bytes += made.nbytes
+            while self._bytes > self._most:
+                self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+        return made
+
+
+class TrainingOrder:
+    """In which order training takes the sets of shards: every set once an epoch, each epoch in an order of its own.
+
+    Shards come in random order, and the sets of each in random order. That row of sets is cut into as many stretches as
+    a step takes sets, its lanes: the sets of a step are one of each lane. So a step mixes many shards, and yet a shard
+    is read through by one lane before its next begins: however many ranks share the lanes of a step, a shard is fetched
+    once an epoch (twice, where a stretch begins within it), and each rank has as many open as it has lanes.
+
+    A pure function: any rank at any time, resumed or not, knows any step.
+
+    Args:
+        counts: sets of each shard.
+        sets_per_step: of all ranks together.
+    """
+
+    def __init__(self, counts: Sequence[int], *, seed: int, sets_per_step: int) -> None:
+        self._counts, self._seed, self._lanes = np.asarray(counts), seed, sets_per_step
+        self._first = np.concatenate([[0], self._counts.cumsum()[:-1]])  # of each shard in the dataset
+        self._sets = int(self._counts.sum())
+        self._shards = lru_cache(maxsize=2)(self._shards_of)
+        self._within = lru_cache(maxsize=4 * sets_per_step)(self._within_of)
+
+    def step(self, step: int) -> list[tuple[int, int]]:
+        """The global batch of an optimizer step (from 0): for each set its index, and in which epoch it comes up.
+
+        Batches go on over the end of an epoch.
+        """
+        places = range(step * self._lanes, (step + 1) * self._lanes)
+        return [(self._index(*divmod(place, self._sets)), place // self._sets) for place in places]
+
+    def _index(self, epoch: int, number: int) -> int:
+        """The set that comes up as the number-th of an epoch."""
+        row, lane = divmod(number, self._lanes)
+        length, longer = divmod(self._sets, self._lanes)  # the first lanes have one set more
+        place = lane * length + min(lane, longer) + row
+        order, ends = self._shards(epoch)
+        position = int(np.searchsorted(ends, place, side="right"))
+        shard = int(order[position])
+        within = place - int(ends[position]) + int(self._counts[shard])
+        return int(self._first[shard]) + int(self._within(epoch, shard)[within])
+
+    def _shards_of(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The shards in an epoch's order, and where each ends in it: two of (shards,)."""
+        order = np.random.default_rng(derive(self._seed, "epoch", epoch)).permutation(len(self._counts))
+        return order, self._counts[order].cumsum()
+
+    def _within_of(self, epoch: int, shard: int) -> npt.NDArray[np.int64]:
+        """The order of a shard's sets: (its sets,)."""
+        return np.random.default_rng(derive(self._seed, "epoch", epoch, shard)).permutation(int(self._counts[shard]))
+
+
+def choose_images(*, seed: int, index: int, epoch: int, images: int, set_size: int, ordered: bool) -> tuple[int, ...]:
+    """Which images of a set an epoch trains on, `set_size` of its `images`, or all if it has fewer.
+
+    Each epoch makes another choice: where images have an order a run of them, else any, in random order.
+    """
+    draws = np.random.default_rng(derive(seed, "images", epoch, index))
+    if ordered:
+        start = int(draws.integers(max(images - set_size, 0) + 1))
+        return tuple(range(start, min(start + set_size, images)))
+    return tuple(draws.permutation(images)[:set_size].tolist())
