@@ -153,6 +153,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = base / "checkout"
     copy_graph(folder)
     shutil.copytree(ROOT / "ablations", folder / "ablations")
+    shutil.copytree(ROOT / "models/released/reports", folder / "models/released/reports")
     shutil.copytree(ROOT / "m2m", folder / "m2m", ignore=shutil.ignore_patterns("__pycache__"))
     pipeline = Pipeline(folder, base / "calls", environment)
     pipeline.git("init", "-q")

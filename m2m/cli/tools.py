@@ -104,7 +104,7 @@ def sample(
 
 @app.command("try")
 def try_(
-    models: Annotated[Path, typer.Option(help="Folder with m2m-dino, m2m-dino-nvs and m2m-dino-vpg.")] = RELEASED,
+    models: Annotated[Path, typer.Option(help="Folder with m2m-dino, m2m-dino-nvs and m2m-self-vpg.")] = RELEASED,
     examples: Annotated[Path, typer.Option(help="Folder with the pictures to go on from.")] = EXAMPLES,
     out: Annotated[Path, typer.Option(help="Folder for contact-sheet.png, and one of each task.")] = Path("out/try"),
 ) -> None:
@@ -115,7 +115,7 @@ def try_(
     from m2m.commands import sample
     from m2m.settings import revision
 
-    def job(task: Task | None, pattern: str, *, num_images: int, steps: int, drawn_context: int | None) -> sample.Job:
+    def job(name: str, pattern: str, *, num_images: int, steps: int, drawn_context: int | None) -> sample.Job:
         drawing = sample.Drawing(
             num_images=num_images,
             solver="dpmsolver++",
@@ -126,19 +126,18 @@ def try_(
             seed=0,
         )
         orbit = sample.ViewAngles(azimuth=(), elevation=None, given_azimuth=(), given_elevation=20.0)
-        name = f"m2m-dino-{task}" if task else "m2m-dino"
         return sample.Job(
             drawing=drawing,
-            angles=orbit if task == "nvs" else None,
+            angles=orbit if name.endswith("-nvs") else None,
             model=models / name,
             images=sorted(examples.glob(pattern)) or [examples / pattern],
             out=out / name,
         )
 
     jobs = [
-        job(None, "neon-*.png", num_images=4, steps=12, drawn_context=1),
-        job("nvs", "object.png", num_images=7, steps=6, drawn_context=None),
-        job("vpg", "step-1.png", num_images=5, steps=6, drawn_context=None),
+        job("m2m-dino", "neon-*.png", num_images=4, steps=12, drawn_context=1),
+        job("m2m-dino-nvs", "object.png", num_images=7, steps=6, drawn_context=None),
+        job("m2m-self-vpg", "step-1.png", num_images=4, steps=6, drawn_context=None),
     ]
     made = sample.run_all(jobs, out=out, commit=str(revision()), threads=machine.threads(), device=machine.device())
     _tell(made)

@@ -52,8 +52,8 @@ def of_release(model: Path, *, as_json: bool) -> str:
     Raises:
         UserError: nothing beside the folder tells where it comes from, or what is there is damaged.
     """
-    model = model.resolve()
-    lock, card = model.parent / "dvc.lock", model.parent / "README.md"
+    name = model.resolve().name
+    lock, card = (model.resolve().with_name(one) for one in ("dvc.lock", "README.md"))
     try:
         stages: dict[str, Any] = yaml.safe_load(lock.read_text())["stages"]
         commit = (metadata_load(card) or {})["commit"]
@@ -64,7 +64,7 @@ def of_release(model: Path, *, as_json: bool) -> str:
             return next((outs[one] for one in (Path(path), *Path(path).parents) if one in outs), None)
 
         found: dict[str, dict[str, dict[str, str]]] = {}
-        to_follow = [outs[Path(f"models/{model.name}")]]
+        to_follow = [outs[Path(f"models/{name}")]]
         for name in to_follow:
             made, read = (
                 {one["path"]: one["md5"] for one in stages[name].get(kind, []) if maker(one["path"])}
@@ -75,7 +75,7 @@ def of_release(model: Path, *, as_json: bool) -> str:
             to_follow += dict.fromkeys(one for one in makers if one and one not in to_follow)
     except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         text = f"{lock.name} and {card.name} beside it do not tell where it comes from"
-        ask = f"of a model that was trained here ask by its version, models:/{model.name}/1"
+        ask = f"of a model that was trained here ask by its version, models:/{name}/1"
         raise UserError(f"{model}: {text}; restore a released one from git, {ask}") from error
     # The commit is older than the release: what lies beside the model is not in it.
     params = f"git show @{{-1}}:models/released/{PARAMS} > {PARAMS}"

@@ -57,12 +57,12 @@ def test_whoever_tries_it_sees_all_three_tasks(
     ask = ["try", "--models", str(tmp_path), "--examples", str(ROOT / "docs/examples")]
     refused = CliRunner().invoke(app, ask)
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
-    assert f"{tmp_path / 'm2m-dino-vpg'}: not a model folder" in refused.stderr
+    assert f"{tmp_path / 'm2m-self-vpg'}: not a model folder" in refused.stderr
     assert not (tmp_path / "out").exists(), "nothing is drawn for a sheet that will not be whole"
-    (tmp_path / "m2m-dino-vpg").symlink_to(model)
+    (tmp_path / "m2m-self-vpg").symlink_to(model)
     tried = CliRunner().invoke(app, ask)
     assert tried.exit_code == 0, tried.output
-    assert "out/try/contact-sheet.png: 16 pictures, m2m-dino/001.png to m2m-dino-vpg/005.png beside it" in tried.stdout
+    assert "out/try/contact-sheet.png: 15 pictures, m2m-dino/001.png to m2m-self-vpg/004.png beside it" in tried.stdout
     with Image.open("out/try/contact-sheet.png") as sheet:
         assert [len(row["images"]) for row in json.loads(sheet.text["m2m"])["rows"]] == [4, 1, 1]
     ask[-1] = str(tmp_path / "nowhere")
