@@ -71,7 +71,8 @@ class Machine:
         return Runtime(store=store, work=work, tracker=tracker, device=device, workers=workers, processes=threads)
 
     def store(self) -> Store:
-        return open_store(self.settings.store, cache=self.settings.work / "cache")
+        settings = self.settings
+        return open_store(settings.store, cache=settings.work / "cache", cache_bytes=settings.cache_bytes)
 
     def tracker(self) -> Tracker:
         tags = {

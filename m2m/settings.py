@@ -54,6 +54,8 @@ class Settings:
     """``M2M_DEVICE``: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto`` (default): a GPU if there is one."""
     threads: int | None
     """``M2M_THREADS``: CPU threads to compute with; default: torch's own choice, one a core."""
+    cache_bytes: int
+    """``M2M_CACHE_GB``: about how much of what is fetched from S3 stays on this disk, in 1e9 bytes; default 64."""
     work: Path
     """Checkpoints, downloads, what waits to be sent: never tracked; between runs all but the spool may be removed."""
     caller: Caller = Caller()
@@ -71,6 +73,7 @@ class Settings:
         environment = os.environ if environment is None else environment
         home, store = main_checkout(checkout), environment.get("M2M_STORE") or "data/store"
         device, threads = environment.get("M2M_DEVICE") or "auto", environment.get("M2M_THREADS")
+        cache = environment.get("M2M_CACHE_GB") or "64"
         if threads:
             _checked("M2M_THREADS", threads, r"[1-9]\d{0,3}", "a number of CPU threads such as 2")
         return cls(
@@ -78,6 +81,7 @@ class Settings:
             tracking_uri=_tracking_uri(environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", home),
             device=_checked("M2M_DEVICE", device, r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0"),
             threads=int(threads) if threads else None,
+            cache_bytes=int(_checked("M2M_CACHE_GB", cache, r"[1-9]\d{0,5}", "gigabytes such as 64")) * 10**9,
             work=home / "work",
             caller=Caller(
                 parent_run=environment.get("M2M_PARENT_RUN", ""),

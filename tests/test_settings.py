@@ -55,6 +55,7 @@ def test_without_variables_all_lies_in_the_main_checkout(checkout: Path, monkeyp
             tracking_uri=f"sqlite:///{checkout}/mlflow.db",
             device="auto",
             threads=None,
+            cache_bytes=64 * 10**9,
             work=checkout / "work",
         )
 

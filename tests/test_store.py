@@ -183,6 +183,34 @@ def test_what_was_fetched_is_not_fetched_again(s3_server: S3Server, tmp_path: Pa
     assert store.get(KEY, SHA256, len(CONTENT)) == fetched
 
 
+def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(s3_server: S3Server, tmp_path: Path) -> None:
+    objects = []
+    for number in range(6):
+        content = bytes([number]) * 1000
+        sha256 = hashlib.sha256(content).hexdigest()
+        (tmp_path / "source").write_bytes(content)
+        objects.append((shard_key(sha256), sha256, 1000))
+        open_store(s3_server.uri, cache=tmp_path / "none").put(objects[-1][0], tmp_path / "source", sha256)
+    cache = tmp_path / "cache"
+    store = open_store(s3_server.uri, cache=cache, cache_bytes=3500)
+
+    def kept() -> set[int]:
+        return {number for number, (key, *_) in enumerate(objects) if (cache / key).exists()}
+
+    for age, number in enumerate((0, 1, 2)):
+        os.utime(store.get(*objects[number]), ns=(0, age))
+    assert kept() == {0, 1, 2}
+    store.get(*objects[0])  # used again
+    with store.get(*objects[1]).open("rb") as opened:
+        os.utime(cache / objects[1][0], ns=(0, 1))
+        store.get(*objects[3])
+        assert kept() == {0, 2, 3}
+        assert opened.read() == bytes([1]) * 1000, "who reads it goes on"
+    another = open_store(s3_server.uri, cache=cache, cache_bytes=1000)
+    another.get(*objects[4])
+    assert kept() == {4}, "what others left counts, too"
+
+
 def test_a_damaged_copy_in_the_cache_is_fetched_again(s3_server: S3Server, tmp_path: Path, source: Path) -> None:
     store = open_store(s3_server.uri, cache=tmp_path / "cache")
     store.put(KEY, source, SHA256)

@@ -91,7 +91,14 @@ class ImageSets:
         return sets.result()
 
     def _load(self, entry: ShardEntry) -> list[StoredSet]:
-        shard = Shard(self._store.get(entry.key, entry.sha256, entry.size))
+        path = self._store.get(entry.key, entry.sha256, entry.size)
+        try:
+            shard = Shard(path)
+        except UserError:
+            if path.exists():
+                raise
+            # Another process made room in the cache between the two.
+            shard = Shard(self._store.get(entry.key, entry.sha256, entry.size))
         sets = [shard.open_set(id_, partial(self._decoded.get, entry.key, id_)) for id_ in shard]
         if problems := shard_problems(entry, sets, self._set_sizes):
             raise UserError(f"{entry.key}: {problems[0]}")

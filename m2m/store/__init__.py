@@ -14,6 +14,9 @@ from m2m.files import file_digest, new_file, write_atomically
 __all__ = ["LocalStore", "Store", "open_store"]
 
 
+CACHE_BYTES = 64 << 30
+
+
 class Store(Protocol):
     """Objects are written once and never changed: a key contains the SHA-256 of its content.
 
@@ -93,11 +96,12 @@ class LocalStore:
             return False
 
 
-def open_store(uri: str, *, cache: Path) -> Store:
+def open_store(uri: str, *, cache: Path, cache_bytes: int = CACHE_BYTES) -> Store:
     """The store at `uri`: ``s3://bucket/prefix``, or a folder. Asks nothing of it yet: that is `Store.check`.
 
     Args:
         cache: folder for what is fetched from S3. A local store needs none.
+        cache_bytes: about how much of it stays there.
 
     Raises:
         UserError: the address is of another kind, or S3 is not configured.
@@ -111,4 +115,4 @@ def open_store(uri: str, *, cache: Path) -> Store:
         )
     from m2m.store.s3 import S3Store  # boto3 takes a while to import
 
-    return S3Store(bucket=address.netloc, prefix=address.path.strip("/"), cache=cache)
+    return S3Store(bucket=address.netloc, prefix=address.path.strip("/"), cache=cache, cache_bytes=cache_bytes)

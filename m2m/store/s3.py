@@ -97,10 +97,15 @@ _PASSING = {"BadDigest", "IncompleteBody", "OperationAborted", "RequestTimeout",
 
 
 class S3Store:
-    """Keeps each object under its key in a bucket, below a prefix; what is fetched stays in a cache folder."""
+    """Keeps each object under its key in a bucket, below a prefix; what is fetched stays in a cache folder.
 
-    def __init__(self, *, bucket: str, prefix: str, cache: Path) -> None:
+    Args:
+        cache_bytes: about how much stays there, an eighth more at most; what was used longest ago goes first.
+    """
+
+    def __init__(self, *, bucket: str, prefix: str, cache: Path, cache_bytes: int) -> None:
         self._bucket, self._prefix, self._cache = bucket, prefix, cache
+        self._cache_bytes, self._new_bytes = cache_bytes, cache_bytes  # at first, what others left is looked at
         self._where = self.uri
         try:
             with self._explained():
@@ -155,16 +160,35 @@ class S3Store:
     def get(self, key: str, sha256: str, size: int) -> Path:
         path = self._cache / key
         if path.is_file() and _is_intact(path, sha256, size):
+            path.touch()
             return path
         for _ in range(2):
             self._fetch(key, path, size)
             if _is_intact(path, sha256, size):
+                self._make_room(path)
                 return path
         path.unlink()
         raise UserError(f"{key} in the store {self._where} is damaged; delete it and {MADE_AGAIN}")
 
     def download(self, key: str, path: Path) -> None:
         self._fetch(key, path, self._length(key) or 0)
+
+    def _make_room(self, newest: Path) -> None:
+        """Now and then, since looking takes a while, removes the files that were used longest ago.
+
+        Who has one of them open goes on reading it.
+        """
+        self._new_bytes += newest.stat().st_size
+        if self._new_bytes < self._cache_bytes // 8:
+            return
+        self._new_bytes = 0
+        files = [(path.stat(), path) for path in self._cache.rglob("*") if path.is_file() and path != newest]
+        spare = sum(stat.st_size for stat, _ in files) + newest.stat().st_size - self._cache_bytes
+        for stat, path in sorted(files, key=lambda one: one[0].st_mtime_ns):
+            if spare <= 0:
+                return
+            path.unlink(missing_ok=True)
+            spare -= stat.st_size
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}/{key}" if self._prefix else key}

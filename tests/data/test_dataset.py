@@ -128,6 +128,15 @@ def test_files_are_closed_when_many_are_open_and_may_be_removed_meanwhile(
     assert first.pictures(range(N)).max() == 0
 
 
+def test_a_file_that_goes_before_it_is_opened_is_fetched_again(
+    store: LocalStore, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets, get = ImageSets(store, manifest, "train"), store.get
+    paths = iter([tmp_path / "gone.tar"])
+    monkeypatch.setattr(store, "get", lambda *entry: next(paths, None) or get(*entry))
+    assert sets.stored(0).id == "set-0"
+
+
 def test_threads_that_ask_at_once_fetch_a_shard_once(
     store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
