@@ -43,7 +43,7 @@ class Board:
     def __init__(self, folder: Path, stale: Sequence[str], at_once: int, *, bars: bool) -> None:
         self._folder, self._left, self._at_once = folder, list(stale), at_once
         self._count, self._began = len(stale), time.monotonic()
-        self._seconds = read_seconds(folder)
+        self._seconds, self._failed = read_seconds(folder), list[str]()
         self._running: dict[str, tuple[float, TextIO]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._lock = Lock()
@@ -95,6 +95,7 @@ class Board:
             log.close()
             took = time.monotonic() - began
             self._left.remove(stage)
+            self._failed += [] if verdict else [stage]
             if verdict is Verdict.RAN:
                 self._seconds = note_seconds(self._folder, stage, took)
             done = self._count - len(self._left)
@@ -108,9 +109,9 @@ class Board:
                 _print(f"[{stage}] {said}, {done} of {self._count} after {whole}")
 
     def left(self) -> list[str]:
-        """Stages that have not ended."""
+        """Stages that have not ended well."""
         with self._lock:
-            return list(self._left)
+            return [*self._left, *self._failed]
 
     def tell(self, text: str) -> None:
         """What is not of one stage."""

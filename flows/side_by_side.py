@@ -71,7 +71,7 @@ def _show_so_far(ended: str, checkout: Path, board: Board, children: Children) -
         said = [""]
         code = children.run(command, cwd=checkout, env=environ, say=said.append)
         # The whole report has its own say: a failure here stops nothing.
-        board.tell(f"the report so far: {SO_FAR}" if code == 0 else f"no report so far: {said[-1]}")
+        board.tell(f"no report so far: {said[-1] or code}" if code else f"the report so far: {SO_FAR}")
 
 
 def side_by_side(

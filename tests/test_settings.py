@@ -152,6 +152,10 @@ def test_relative_places_start_at_the_main_checkout(
     assert (told.store if name == "M2M_STORE" else told.tracking_uri) == result.format(main=checkout)
 
 
+def test_the_cache_is_told_in_gigabytes() -> None:
+    assert Settings.from_environment({"M2M_CACHE_GB": "5"}).cache_bytes == 5 * 10**9
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -161,6 +165,8 @@ def test_relative_places_start_at_the_main_checkout(
         ("M2M_DEVICE", "tpu"),
         ("M2M_THREADS", "0"),
         ("M2M_THREADS", "many"),
+        ("M2M_CACHE_GB", "0"),
+        ("M2M_CACHE_GB", "lots"),
     ],
 )
 def test_what_cannot_be_is_named(name: str, value: str) -> None:

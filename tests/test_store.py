@@ -20,7 +20,7 @@ import pytest
 
 from m2m.errors import OutsideError, UserError
 from m2m.manifest import shard_key
-from m2m.store import Store, open_store
+from m2m.store import Store, open_store, s3
 from m2m.store.s3 import _CHUNK, Patience, S3Store
 
 CONTENT = b"a shard" * 1000
@@ -206,9 +206,31 @@ def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(s3_server: S3Se
         store.get(*objects[3])
         assert kept() == {0, 2, 3}
         assert opened.read() == bytes([1]) * 1000, "who reads it goes on"
+    draft, left_by_a_kill = cache / "shards" / ".one.tar.0123", cache / "shards" / ".two.tar.4567"
+    for path in (draft, left_by_a_kill):
+        path.write_bytes(bytes(1000))
+    os.utime(left_by_a_kill, ns=(0, 0))
     another = open_store(s3_server.uri, cache=cache, cache_bytes=1000)
     another.get(*objects[4])
     assert kept() == {4}, "what others left counts, too"
+    assert (draft.exists(), left_by_a_kill.exists()) == (True, False)
+
+
+def test_what_another_process_removes_meanwhile_is_fetched_again(
+    s3_server: S3Server, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(s3_server.uri, cache=tmp_path / "cache")
+    store.put(KEY, source, SHA256)
+    kept = store.get(KEY, SHA256, len(CONTENT))
+    digest = s3.file_digest
+
+    def removed(path: Path) -> str:
+        monkeypatch.setattr(s3, "file_digest", digest)
+        kept.unlink()
+        return digest(path)
+
+    monkeypatch.setattr(s3, "file_digest", removed)
+    assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(s3_server: S3Server, tmp_path: Path, source: Path) -> None:

@@ -190,14 +190,15 @@ def evaluate(
     from m2m.stages import evaluate
 
     model = model or model_folder(item)
+    # Of a released model the parent lies beside it.
+    parent = model.with_name(f"m2m-{variant}")
     metrics = metrics or Path(f"metrics/evaluate-{item}.json")
     made = evaluate.run(
         wanted.of(task),
         task,
         variant,
         model=model,
-        # Of a released model the parent is released, too.
-        untuned=None if task == "mis" else model.with_name(f"m2m-{variant}"),
+        untuned=None if task == "mis" else parent if parent.exists() else model_folder(variant),
         foundation=foundation,
         manifest=manifest or Path(f"data/{task}.json"),
         metrics=metrics,

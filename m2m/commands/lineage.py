@@ -65,12 +65,12 @@ def of_release(model: Path, *, as_json: bool) -> str:
 
         found: dict[str, dict[str, dict[str, str]]] = {}
         to_follow = [outs[Path(f"models/{name}")]]
-        for name in to_follow:
+        for stage in to_follow:
             made, read = (
-                {one["path"]: one["md5"] for one in stages[name].get(kind, []) if maker(one["path"])}
+                {one["path"]: one["md5"] for one in stages[stage].get(kind, []) if maker(one["path"])}
                 for kind in ("outs", "deps")
             )
-            found[name] = {"made": made, "of": read}
+            found[stage] = {"made": made, "of": read}
             makers = (maker(path) for path in read)
             to_follow += dict.fromkeys(one for one in makers if one and one not in to_follow)
     except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
@@ -83,9 +83,9 @@ def of_release(model: Path, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"ref": str(model), "model": folder_digest(model), "stages": found, "again": again}, indent=1)
     rows = [_row("model", f"{model} {folder_digest(model)[:HASH]}")]
-    for name, stage in found.items():
-        rows += [_row("stage" if name == to_follow[0] else "", name)]
-        for what, files in (("makes", stage["made"]), ("of", stage["of"])):
+    for stage, files_of in found.items():
+        rows += [_row("stage" if stage == to_follow[0] else "", stage)]
+        for what, files in (("makes", files_of["made"]), ("of", files_of["of"])):
             rows += [_row("", f"  {what:<6}{path} {digest[:HASH]}") for path, digest in files.items()]
     return "\n".join([*rows, _row("again", again)])
 

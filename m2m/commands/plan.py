@@ -212,7 +212,7 @@ def _shards(sets: int, most: int) -> list[int]:
 
 
 def _fetched(params: Params, variant: Variant) -> int:
-    """Shards that training fetches: each once an epoch, and again where another lane of a step begins within it."""
+    """Shards that training fetches at most: each once an epoch, and again where another lane of a step begins in it."""
     wanted = params.train.variant.of(variant)
     sets = wanted.images // params.train.common.set_size
     lanes = wanted.sets_per_step * ceil(sets / params.captions.train)

@@ -1,7 +1,7 @@
 """A dataset as it is read: the sets of a split, verified, decoded as far as they are asked for, and in what order.
 
-A shard is fetched and verified once an epoch, by the rank whose sets lie in it; of its sets that alone is decoded which
-is asked for: M2M-Self trains on latents and opens no picture, M2M-DINO opens those that it was dealt.
+A shard is fetched and verified once an epoch by each rank whose sets lie in it, mostly one; of its sets that alone is
+decoded which is asked for: M2M-Self trains on latents and opens no picture, M2M-DINO opens those that it was dealt.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from m2m.store import Store
 
 CACHE_BYTES = 1 << 30
 """Decoded images and latents that `ImageSets` keeps in memory."""
-SHARDS_OPEN = 256
-"""Whose files are open; each has a place for every image of its sets, some megabytes in all."""
+SHARDS_OPEN = 8
+"""Enough for who takes sets in their order."""
 
 
 class ImageSets:
@@ -37,10 +37,19 @@ class ImageSets:
 
     Args:
         cache_bytes: how much of what was decoded stays in memory.
+        shards_open: how many files stay open, and so on the disk, whatever a cache removes.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, split: Split, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        split: Split,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        shards_open: int = SHARDS_OPEN,
+    ) -> None:
+        self._store, self._shards_open = store, shards_open
         self._set_sizes = manifest.set_sizes
         self._entries = manifest.split(split)
         self.counts = tuple(shard.count for shard in self._entries)
@@ -79,7 +88,7 @@ class ImageSets:
             is_new = entry.key not in self._open
             sets = self._open.setdefault(entry.key, Future())
             self._open.move_to_end(entry.key)
-            while len(self._open) > SHARDS_OPEN:
+            while len(self._open) > self._shards_open:
                 self._open.popitem(last=False)
         if is_new:
             try:
@@ -136,7 +145,8 @@ class TrainingOrder:
     Shards come in random order, and the sets of each in random order. That row of sets is cut into as many stretches as
     a step takes sets, its lanes: the sets of a step are one of each lane. So a step mixes many shards, and yet a shard
     is read through by one lane before its next begins: however many ranks share the lanes of a step, a shard is fetched
-    once an epoch (twice, where a stretch begins within it), and each rank has as many open as it has lanes.
+    once an epoch, and once more by another rank whose stretch begins within it; and each rank has about as many open as
+    it has lanes.
 
     A pure function: any rank at any time, resumed or not, knows any step.
 

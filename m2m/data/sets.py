@@ -1,4 +1,4 @@
-"""Image sets: in shards on disk, verified as they are read, and in the order in which training takes them.
+"""Image sets in shards on disk, verified as they are read.
 
 A shard is a WebDataset tar, which the `webdataset` library and every tool that knows the format read. A set is the
 members ``{id}.json``, ``{id}.000.png`` …, and ``{id}.latents.npy`` where latents are kept, in this order. The same sets

@@ -14,7 +14,7 @@ from m2m.files import file_digest, new_file, write_atomically
 __all__ = ["LocalStore", "Store", "open_store"]
 
 
-CACHE_BYTES = 64 << 30
+CACHE_BYTES = 64 * 10**9
 
 
 class Store(Protocol):

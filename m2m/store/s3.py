@@ -11,11 +11,13 @@ a bound of time; then it is an `OutsideError`, after which the same command may 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import uniform
@@ -55,6 +57,8 @@ _PATIENT = Config(
 # Without threads of its own, which the end of the process would wait for however slowly a server takes its bytes.
 _TRANSFER = TransferConfig(use_threads=False)
 _CHUNK = 1 << 20
+DRAFT_SECONDS = 24 * 3600
+"""After which what looks like a fetch that goes on is what a kill left."""
 SLOWEST = 256 << 10
 """Bytes a second: an object that comes or goes more slowly than this is given up."""
 
@@ -100,7 +104,7 @@ class S3Store:
     """Keeps each object under its key in a bucket, below a prefix; what is fetched stays in a cache folder.
 
     Args:
-        cache_bytes: about how much stays there, an eighth more at most; what was used longest ago goes first.
+        cache_bytes: about how much stays there, and an eighth more for each process; what was used longest ago goes.
     """
 
     def __init__(self, *, bucket: str, prefix: str, cache: Path, cache_bytes: int) -> None:
@@ -159,36 +163,43 @@ class S3Store:
 
     def get(self, key: str, sha256: str, size: int) -> Path:
         path = self._cache / key
-        if path.is_file() and _is_intact(path, sha256, size):
-            path.touch()
+        with suppress(FileNotFoundError):
+            os.utime(path)  # before it is read: what is in use is not what was used longest ago
+        if _is_intact(path, sha256, size):
             return path
         for _ in range(2):
             self._fetch(key, path, size)
             if _is_intact(path, sha256, size):
-                self._make_room(path)
+                self._make_room(path, size)
                 return path
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise UserError(f"{key} in the store {self._where} is damaged; delete it and {MADE_AGAIN}")
 
     def download(self, key: str, path: Path) -> None:
         self._fetch(key, path, self._length(key) or 0)
 
-    def _make_room(self, newest: Path) -> None:
+    def _make_room(self, newest: Path, size: int) -> None:
         """Now and then, since looking takes a while, removes the files that were used longest ago.
 
-        Who has one of them open goes on reading it.
+        Who has one of them open goes on reading it. Other processes may do the same at the same time.
         """
-        self._new_bytes += newest.stat().st_size
+        self._new_bytes += size
         if self._new_bytes < self._cache_bytes // 8:
             return
-        self._new_bytes = 0
-        files = [(path.stat(), path) for path in self._cache.rglob("*") if path.is_file() and path != newest]
-        spare = sum(stat.st_size for stat, _ in files) + newest.stat().st_size - self._cache_bytes
-        for stat, path in sorted(files, key=lambda one: one[0].st_mtime_ns):
+        self._new_bytes, now, files = 0, time.time(), []
+        for path in self._cache.rglob("*"):
+            with suppress(FileNotFoundError):
+                known = path.stat()
+                # Hidden is what somebody is fetching, or what a kill left.
+                is_draft = path.name.startswith(".") and now - known.st_mtime < DRAFT_SECONDS
+                if stat.S_ISREG(known.st_mode) and path != newest and not is_draft:
+                    files.append((known.st_mtime_ns, known.st_size, path))
+        spare = size + sum(of_file for _, of_file, _ in files) - self._cache_bytes
+        for _, of_file, path in sorted(files):
             if spare <= 0:
                 return
             path.unlink(missing_ok=True)
-            spare -= stat.st_size
+            spare -= of_file
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}/{key}" if self._prefix else key}
@@ -312,7 +323,10 @@ def _code(error: ClientError) -> str:
 
 
 def _is_intact(path: Path, sha256: str, size: int) -> bool:
-    return path.stat().st_size == size and file_digest(path) == sha256
+    try:
+        return path.stat().st_size == size and file_digest(path) == sha256
+    except OSError:  # it is not there, or not any more
+        return False
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer:

@@ -72,7 +72,7 @@ class Batches:
             UserError: a set cannot be had.
         """
         order, draws, clock = self.order.step(step), self.loss.draws, step * self.images_per_step
-        after = [*order[1:], *self.order.step(step + 1)[:1]]  # whoever comes next: nothing more is fetched for them
+        after = [*order[1:], *self.order.step(step + 1)[:1]]  # whoever comes next: of another rank's the last alone
         examples = []
         for place in places:
             image_set, images = self._choose(*order[place])
@@ -142,15 +142,21 @@ def made_ahead(batches: Batches, steps: range, places: range, *, pinned: bool) -
     Raises:
         UserError: when its step comes, a set cannot be had.
     """
-    shards = thread_pool(FETCHING, "shards")
+    shards, swapped = thread_pool(FETCHING, "shards"), batches.loss.common.context_swap > 0
+
+    def fetch(step: int) -> None:
+        if step in steps:
+            order = [*batches.order.step(step), *batches.order.step(step + 1)[:1]]
+            for index, _ in order[places.start : places.stop + swapped]:
+                shards.submit(batches.sets.stored, index)  # what goes wrong is told when the step needs it
 
     def make(step: int) -> Examples:
-        if (later := step + SHARDS_AHEAD) in steps:
-            for index, _ in batches.order.step(later)[places.start : places.stop]:
-                shards.submit(batches.sets.stored, index)  # what goes wrong is told when the step needs it
+        fetch(step + SHARDS_AHEAD)
         examples = batches.examples(step, places)
         return examples.changed(Tensor.pin_memory) if pinned else examples
 
+    for step in steps[:SHARDS_AHEAD]:
+        fetch(step)
     try:
         with thread_pool(1, "examples") as maker, closing(in_order(maker, make, steps, ahead=STEPS_AHEAD)) as made:
             yield made

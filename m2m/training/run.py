@@ -14,7 +14,7 @@ from PIL import Image
 
 from m2m.code import code_digest
 from m2m.contact_sheet import contact_sheet
-from m2m.data.dataset import ImageSets
+from m2m.data.dataset import SHARDS_OPEN, ImageSets
 from m2m.diffusion.sampler import make_scheduler
 from m2m.errors import MADE_AGAIN, UserError
 from m2m.files import folder_digest, new_folder, write_atomically, write_digests
@@ -86,7 +86,10 @@ def train_model(
         if not data.ordered:
             freeze_slots(pipeline.unet)
         batches = Batches(
-            sets=ImageSets(runtime.store, data, "train"),
+            # Of each lane the shard that is read, the one before and the one that is fetched ahead.
+            sets=ImageSets(
+                runtime.store, data, "train", shards_open=3 * -(-params.sets_per_step // ranks.count) + SHARDS_OPEN
+            ),
             images_per_set=data.images_per_set,
             loss=SetLoss(pipeline, common, device=ranks.device),
             variant=params,

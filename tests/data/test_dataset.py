@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2m.data import dataset
 from m2m.data import sets as module
 from m2m.data.dataset import ImageSets, TrainingOrder, choose_images
 from m2m.data.sets import ImageSet, shard_problems, write_shard
@@ -116,8 +115,7 @@ def test_files_are_closed_when_many_are_open_and_may_be_removed_meanwhile(
     fetched: list[str] = []
     get = store.get
     monkeypatch.setattr(store, "get", lambda key, *rest: fetched.append(key) or get(key, *rest))
-    monkeypatch.setattr(dataset, "SHARDS_OPEN", 2)
-    sets = ImageSets(store, manifest, "train")
+    sets = ImageSets(store, manifest, "train", shards_open=2)
     first = sets.stored(0)
     for index in (3, 6, 4, 1):
         sets.stored(index)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from m2m.data.dataset import ImageSets
+from m2m.data.dataset import ImageSets, TrainingOrder
 from m2m.errors import UserError
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
 from m2m.tracking import NullTracker
-from m2m.training.loop import Batches, train_steps
+from m2m.training.loop import Batches, made_ahead, train_steps
 from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
 from m2m.training.run import HeldOut, start_or_resume, train
@@ -251,3 +254,42 @@ def test_a_step_waits_for_nothing_of_a_gpu(make: Made, name: str) -> None:
         steps.close()  # type: ignore[attr-defined]
     state.curve.settle(Ranks(device=device))
     assert len(state.curve.since) == 3
+
+
+def test_shards_are_fetched_ahead_and_what_fails_is_told_at_its_own_step() -> None:
+    order, asked = TrainingOrder([2] * 40, seed=0, sets_per_step=4), list[int]()
+    bad = order.step(18)[1][0]
+
+    def stored(index: int) -> None:
+        asked.append(index)
+        if index == bad:
+            raise UserError("a damaged shard")
+
+    def examples(step: int, places: range) -> int:
+        mine = [index for index, _ in order.step(step)[places.start : places.stop]]
+        if bad in mine:
+            stored(bad)
+        return step
+
+    batches: Any = SimpleNamespace(
+        order=order,
+        sets=SimpleNamespace(stored=stored),
+        examples=examples,
+        loss=SimpleNamespace(common=SimpleNamespace(context_swap=0.0)),
+    )
+    # The other rank's places are nobody's business here.
+    own = [{index for index, _ in order.step(step)[:2]} for step in range(20)]
+    taken = []
+
+    def take() -> None:
+        with made_ahead(batches, range(20), range(2), pinned=False) as made:
+            for step in made:
+                taken.append(step)
+                while step == 0 and not set.union(*own[:16]) <= {*asked}:
+                    sleep(0.01)
+
+    with pytest.raises(UserError, match="a damaged shard"):
+        take()
+    assert {*asked} <= set.union(*own)
+    assert taken == list(range(18))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shards")]
