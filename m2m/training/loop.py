@@ -155,9 +155,9 @@ def made_ahead(batches: Batches, steps: range, places: range, *, pinned: bool) -
         examples = batches.examples(step, places)
         return examples.changed(Tensor.pin_memory) if pinned else examples
 
-    for step in steps[:SHARDS_AHEAD]:
-        fetch(step)
     try:
+        for step in steps[:SHARDS_AHEAD]:
+            fetch(step)
         with thread_pool(1, "examples") as maker, closing(in_order(maker, make, steps, ahead=STEPS_AHEAD)) as made:
             yield made
     finally:

@@ -57,12 +57,16 @@ def test_sets_come_in_the_order_of_the_manifest(store: LocalStore, manifest: Man
             train[index]
 
 
-def test_a_shard_is_read_once_while_there_is_room(
-    store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched: list[str] = []
+@pytest.fixture
+def fetched(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that are asked of the store, as they are."""
+    keys: list[str] = []
     get = store.get
-    monkeypatch.setattr(store, "get", lambda key, *rest: fetched.append(key) or get(key, *rest))
+    monkeypatch.setattr(store, "get", lambda key, *rest: keys.append(key) or get(key, *rest))
+    return keys
+
+
+def test_a_shard_is_read_once_while_there_is_room(store: LocalStore, manifest: Manifest, fetched: list[str]) -> None:
     sets = ImageSets(store, manifest, "train")
     assert not fetched
     for index in (0, 5, 1, 6, 2, 4):
@@ -110,11 +114,8 @@ def test_what_is_decoded_is_bounded_in_bytes_and_the_oldest_goes(
 
 
 def test_files_are_closed_when_many_are_open_and_may_be_removed_meanwhile(
-    store: LocalStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    store: LocalStore, manifest: Manifest, fetched: list[str]
 ) -> None:
-    fetched: list[str] = []
-    get = store.get
-    monkeypatch.setattr(store, "get", lambda key, *rest: fetched.append(key) or get(key, *rest))
     sets = ImageSets(store, manifest, "train", shards_open=2)
     first = sets.stored(0)
     for index in (3, 6, 4, 1):
@@ -122,7 +123,7 @@ def test_files_are_closed_when_many_are_open_and_may_be_removed_meanwhile(
     keys = [entry.key for entry in manifest.split("train")]
     assert fetched == [keys[0], keys[1], keys[2], keys[0]]
     for entry in manifest.shards:
-        get(entry.key, entry.sha256, entry.size).unlink()
+        store.get(entry.key, entry.sha256, entry.size).unlink()
     assert first.pictures(range(N)).max() == 0
 
 
