@@ -48,6 +48,7 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
         sets_per_shard=setting.sets,
         batch_size=setting.sets * IMAGES_PER_SET,
         precision=setting.precision,
+        latents="float32",
         max_redraws=0,
     )
     workers = setting.workers()

@@ -342,7 +342,7 @@ def make_task_sets(
     with plan.pool(runtime.processes) as pool:
         jobs = shard_jobs(
             plan.sets,
-            partial(make_with_latents, pool=pool, encode=once(load_encoder), batch_size=params.batch_size),
+            partial(make_with_latents, pool=pool, encode=once(load_encoder), params=params),
             depends=[params.model_dump(mode="json", exclude=PLACES), vae, code],
             sets_per_shard=params.sets_per_shard,
             stage=stage,
@@ -361,11 +361,11 @@ def make_task_sets(
 
 
 def make_with_latents(
-    planned: Sequence[PlannedSet], advance: Advance, *, pool: Executor, encode: Callable[[], Encode], batch_size: int
+    planned: Sequence[PlannedSet], advance: Advance, *, pool: Executor, encode: Callable[[], Encode], params: TaskSets
 ) -> MadeSets:
     """The sets with their latents; those whose source is bad are left out and named.
 
-    Every batch has `batch_size` rows, what is missing in the last one filled with its first row, so that the bytes are
+    Every batch has `params.batch_size` rows, what is missing in the last one filled with its first row, so that the bytes are
     the same whatever else is made at the same time.
     """
     good, bad = list[tuple[PlannedSet, DrawnSet]](), list[str]()
@@ -378,11 +378,11 @@ def make_with_latents(
             raise UserError("a process that draws was ended, perhaps for want of memory; run it again") from error
         advance(one.count)
     latents: list[NDArray[np.float32]] = []
-    for batch in blocks(chain.from_iterable(images for _, (images, _) in good), batch_size):
-        full = batch + batch[:1] * (batch_size - len(batch))
+    for batch in blocks(chain.from_iterable(images for _, (images, _) in good), params.batch_size):
+        full = batch + batch[:1] * (params.batch_size - len(batch))
         latents.extend(encode()(np.stack(full))[: len(batch)])
     of_each, sets = iter(latents), list[ImageSet]()
     for one, (images, extras) in good:
-        z = np.stack([*islice(of_each, len(images))])  # (N, 4, h, w)
+        z = np.stack([*islice(of_each, len(images))], dtype=params.latents, casting="same_kind")  # (N, 4, h, w)
         sets.append(ImageSet(id=one.id, caption=one.caption, images=images, latents=z, extras=extras))
     return MadeSets(sets=sets, bad=tuple(bad))

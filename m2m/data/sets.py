@@ -39,6 +39,7 @@ MAX_PIXELS = 1 << 30
 
 _MEMBER = re.compile(rf"(?P<id>{SET_ID})\.(?P<part>json|\d{{3}}\.png|latents\.npy)")
 _COMPRESSION = 3  # of zlib: a third of the time of the usual 6 for a few per cent more bytes
+_LATENTS = np.dtype("<f4"), np.dtype("<f2")
 _PNG_HEADER = struct.Struct(">8sI4sII")
 
 
@@ -50,8 +51,8 @@ class ImageSet:
     caption: str
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)"""
-    latents: npt.NDArray[np.float32] | None = None
-    """(N, 4, h, w), scaled: as the U-Net takes them."""
+    latents: npt.NDArray[np.float32] | npt.NDArray[np.float16] | None = None
+    """(N, 4, h, w), scaled: as the U-Net takes them. They are stored as precisely as they are, and read as float32."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
 
@@ -291,7 +292,7 @@ def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
         yield f"{image_set.id}.{index:03}.png", file.getvalue()
     if image_set.latents is not None:
         file = io.BytesIO()
-        np.save(file, np.ascontiguousarray(image_set.latents, "<f4"), allow_pickle=False)
+        np.save(file, np.ascontiguousarray(image_set.latents), allow_pickle=False)
         yield f"{image_set.id}.latents.npy", file.getvalue()
 
 
@@ -344,12 +345,14 @@ def _decode_latents(name: str, content: bytes) -> npt.NDArray[np.float32]:
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # whatever the parser of its header stumbles over
         raise ShardError(f"{name} is no .npy file: {_one_line(error)}") from error
-    if version != (1, 0) or is_fortran or dtype != np.dtype("<f4") or len(shape) != 4 or min(shape) < 1:
+    if version != (1, 0) or is_fortran or dtype not in _LATENTS or len(shape) != 4 or min(shape) < 1:
         found = _one_line(f"{dtype} of shape {shape}")
-        raise ShardError(f"{name} holds {found}; expected float32 of shape (images, channels, height, width)")
-    if len(content) - file.tell() != 4 * prod(shape):
+        raise ShardError(
+            f"{name} holds {found}; expected float32 or float16 of shape (images, channels, height, width)"
+        )
+    if len(content) - file.tell() != dtype.itemsize * prod(shape):
         raise ShardError(f"{name} is of another length than its shape {shape} asks for")
-    latents = np.frombuffer(content, "<f4", offset=file.tell()).reshape(shape).copy()
+    latents = np.frombuffer(content, dtype, offset=file.tell()).reshape(shape).astype(np.float32)
     if not np.isfinite(latents).all():
         raise ShardError(f"{name} is not finite")
     return latents

@@ -13,6 +13,8 @@ SolverName = Literal["ddim", "dpmsolver++", "unipc"]
 Precision = Literal["float32", "bfloat16"]
 """Of a network's weights and of what it computes; names of torch's dtypes."""
 
+LatentPrecision = Annotated[Literal["float32", "float16"], Field(description="of the latents that are stored")]
+
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -144,6 +146,7 @@ class GenerateParams(Drawn):
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
     precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")
+    latents: LatentPrecision
     max_redraws: Count = Field(description="attempts after a bad image, each with its own noise")
 
 
@@ -153,6 +156,7 @@ class TaskSets(Section):
     seed: int
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images the VAE encodes at once; a shard's last batch is padded to it")
+    latents: LatentPrecision
 
 
 class WorldSets(SplitSizes, TaskSets):

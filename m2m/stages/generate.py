@@ -102,7 +102,7 @@ def draw_sets(
         UserError: an image is bad at every attempt; names its set.
     """
     shape = (len(planned), params.images_per_set)
-    latents = np.empty((*shape, *model.latent_shape), np.float32)
+    latents = np.empty((*shape, *model.latent_shape), params.latents)
     images = np.empty((*shape, model.image_size, model.image_size, 3), np.uint8)
     seeds = np.empty(shape, np.int64)
     filled = [one.caption for one in planned]

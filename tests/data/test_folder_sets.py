@@ -26,7 +26,7 @@ NAMES = [f"object {number}" for number in range(2000)]
 
 def params(**changes: Any) -> FolderSets:
     fields = {"source": "folder", "seed": 0, "path": "here", "validation_share": 0.1, "test_path": ""}
-    rest = {"test_share": 0.2, "max_bad_fraction": 0.0, "sets_per_shard": 1, "batch_size": 1}
+    rest = {"test_share": 0.2, "max_bad_fraction": 0.0, "sets_per_shard": 1, "batch_size": 1, "latents": "float32"}
     return FolderSets.model_validate({**fields, **rest, **changes})
 
 
@@ -107,9 +107,10 @@ def planned(folder: Path, convention: str = "opencv", views: int = 3, **written:
         for view, camera in enumerate(CAMERAS[:views]):
             drawing().save(folder / name / f"{view:03}.png")
             np.save(folder / name / f"{view:03}.npy", written.get("of", lambda matrix: matrix)(camera.matrix()))
-    fields = {"source": "folder", "seed": 1, "sets_per_shard": 1, "batch_size": 1, "path": str(folder), "test_path": ""}
-    shares = {"validation_share": 0.4, "test_share": 0.3, "max_bad_fraction": 0.0}
-    params = FolderViews.model_validate({**fields, **shares, "views": views, "camera_convention": convention})
+    fields = {"source": "folder", "seed": 1, "sets_per_shard": 1, "batch_size": 1, "latents": "float32"}
+    shares = {"validation_share": 0.4, "test_path": "", "test_share": 0.3, "max_bad_fraction": 0.0}
+    where = {"path": str(folder), "views": views, "camera_convention": convention}
+    params = FolderViews.model_validate({**fields, **shares, **where})
     plan = plan_views(params, size=64)
     return [one for sets in plan.sets.values() for one in sets]
 
@@ -191,7 +192,7 @@ def test_damaged_cameras_are_read_or_named() -> None:
 
 FIELDS = {
     **{"source": "folder", "seed": 0, "validation_share": 0.2, "test_path": "", "test_share": 0.3, "max_steps": 4},
-    **{"max_bad_fraction": 0.2, "sets_per_shard": 3, "batch_size": 8},
+    **{"max_bad_fraction": 0.2, "sets_per_shard": 3, "batch_size": 8, "latents": "float32"},
 }
 
 

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def test_it_reads_what_it_wrote(tmp_path: Path) -> None:
     assert len(again) == 3
     for one, other in zip(sets, again, strict=True):
         assert_equal(one, other)
+
+
+def test_latents_of_half_precision_take_half_the_bytes_and_are_read_as_they_were_rounded(tmp_path: Path) -> None:
+    exact = replace(image_set("a"), latents=np.random.default_rng(0).standard_normal((3, 4, 64, 64), np.float32))
+    half = replace(exact, latents=np.asarray(exact.latents, np.float16))
+    sizes = [write_shard([one], tmp_path / "shard.tar", "train").size for one in (exact, half)]
+    (again,) = read_shard(tmp_path / "shard.tar")
+    assert abs(sizes[0] - sizes[1] - 3 * 4 * 64 * 64 * 2) < tarfile.RECORDSIZE
+    assert again.latents is not None and again.latents.dtype == np.float32
+    np.testing.assert_array_equal(again.latents, np.asarray(half.latents, np.float32))
 
 
 def test_the_same_sets_give_the_same_bytes_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ FIELDS = {
     "sets_per_shard": 2,
     "batch_size": 4,
     "precision": "float32",
+    "latents": "float32",
     "max_redraws": 2,
 }
 

@@ -24,10 +24,13 @@ from m2m.store import LocalStore
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import parse
 
-WORLD = {"source": "world", "seed": 0, "train": 7, "validation": 4, "test": 5, "sets_per_shard": 3, "batch_size": 8}
+WORLD = {
+    **{"source": "world", "seed": 0, "train": 7, "validation": 4, "test": 5},
+    **{"sets_per_shard": 3, "batch_size": 8, "latents": "float32"},
+}
 FOLDER = {
     **{"source": "folder", "seed": 0, "validation_share": 0.2, "test_path": "", "test_share": 0.3},
-    **{"max_bad_fraction": 0.2, "max_steps": 4, "sets_per_shard": 3, "batch_size": 8},
+    **{"max_bad_fraction": 0.2, "max_steps": 4, "sets_per_shard": 3, "batch_size": 8, "latents": "float32"},
 }
 
 

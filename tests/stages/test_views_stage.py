@@ -32,11 +32,11 @@ from tests.projection import intrinsics
 
 WORLD = {
     **{"source": "world", "seed": 0, "train": 3, "validation": 1, "test": 2, "views": 3},
-    **{"orbit": 2, "start_within": 180, "sets_per_shard": 2, "batch_size": 4},
+    **{"orbit": 2, "start_within": 180, "sets_per_shard": 2, "batch_size": 4, "latents": "float32"},
 }
 FOLDER = {
     **{"source": "folder", "seed": 0, "validation_share": 0.41, "test_share": 0.0, "max_bad_fraction": 0.4},
-    **{"camera_convention": "blender", "views": 2, "sets_per_shard": 2, "batch_size": 4},
+    **{"camera_convention": "blender", "views": 2, "sets_per_shard": 2, "batch_size": 4, "latents": "float16"},
 }
 """Of the four objects rendered below, 1 and 3 are for validation, unless one is for the test."""
 
