@@ -126,6 +126,7 @@ def test_what_is_aligned_keeps_its_place_and_the_rest_its_strides_and_its_ties()
 
 @VARIANTS
 @PAST
+@pytest.mark.slow
 def test_a_pipeline_draws_the_same_from_any_file(foundation: Path, tmp_path: Path, variant: Variant, past: int) -> None:
     made = heedful(foundation, variant)
     made.save_pretrained(tmp_path / "model")
@@ -146,6 +147,7 @@ def test_a_pipeline_of_networks_at_odd_addresses_draws_the_same(foundation: Path
 
 
 @PAST
+@pytest.mark.slow
 def test_training_starts_the_same_from_any_file(foundation: Path, tmp_path: Path, past: int) -> None:
     other = shifted(foundation, tmp_path / "shifted", past)
     for variant in ("self", "dino"):

@@ -210,6 +210,7 @@ def test_code_makes_stale_what_it_computes(pipeline: Pipeline) -> None:
         module.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_judge_makes_stale_what_it_measures(pipeline: Pipeline) -> None:
     """Which ones there are is the foundation's affair: its folder is what the evaluation depends on."""
     folder = pipeline.folder / "models" / "foundation" / "perceptual"

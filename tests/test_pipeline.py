@@ -56,6 +56,7 @@ def test_untrained_and_without_images_it_is_stable_diffusion(
 
 @VARIANTS
 @pytest.mark.parametrize(("max_context", "context_timestep"), [(8, 0), (3, 0), (3, 300), (2, 0)])
+@pytest.mark.slow
 def test_each_step_predicts_what_the_training_pass_predicts(
     make_pipeline: MakePipeline, variant: Variant, max_context: int, context_timestep: int
 ) -> None:
@@ -98,6 +99,7 @@ def test_each_step_predicts_what_the_training_pass_predicts(
 
 @VARIANTS
 @pytest.mark.parametrize("context_timestep", [0, 300])
+@pytest.mark.slow
 def test_the_cache_changes_nothing_but_rounding(
     make_pipeline: MakePipeline, variant: Variant, context_timestep: int
 ) -> None:
@@ -214,6 +216,7 @@ def test_guidance_leads_away_from_the_empty_context(
         UniPCMultistepScheduler,
     ],
 )
+@pytest.mark.slow
 def test_every_scheduler_draws_and_starts_each_image_afresh(
     make_pipeline: MakePipeline, scheduler: type[SchedulerMixin]
 ) -> None:
@@ -427,6 +430,7 @@ def test_below_one_there_is_no_guidance(make_pipeline: MakePipeline, variant: Va
 
 @VARIANTS
 @pytest.mark.parametrize("network", [torch.bfloat16, torch.float32])
+@pytest.mark.slow
 def test_networks_may_be_of_different_precision(
     make_pipeline: MakePipeline, variant: Variant, network: torch.dtype
 ) -> None:

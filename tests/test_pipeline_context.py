@@ -16,6 +16,7 @@ from tests.drawing import MakePipeline, latents, photos
 
 
 @pytest.mark.parametrize("variant", ["self", "dino"])
+@pytest.mark.slow
 def test_with_one_drawn_image_in_context_later_ones_follow_the_given_and_the_first_drawn(
     make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, variant: Variant
 ) -> None:

@@ -102,6 +102,7 @@ def test_each_step_predicts_what_the_training_pass_predicts(
 
 
 @VARIANTS
+@pytest.mark.slow
 def test_only_where_cameras_stand_to_each_other_counts(make_pipeline: MakePipeline, variant: Variant) -> None:
     pipeline, given = make_pipeline(variant), photos(2)
     drawn = latents(pipeline, given, 3, poses=CAMERAS)

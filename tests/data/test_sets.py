@@ -62,7 +62,8 @@ def test_latents_of_half_precision_take_half_the_bytes_and_are_read_as_they_were
     sizes = [write_shard([one], tmp_path / "shard.tar", "train").size for one in (exact, half)]
     (again,) = read_shard(tmp_path / "shard.tar")
     assert abs(sizes[0] - sizes[1] - 3 * 4 * 64 * 64 * 2) < tarfile.RECORDSIZE
-    assert again.latents is not None and again.latents.dtype == np.float32
+    assert again.latents is not None
+    assert again.latents.dtype == np.float32
     np.testing.assert_array_equal(again.latents, np.asarray(half.latents, np.float32))
 
 

@@ -189,6 +189,7 @@ def preflight(address: str, origin: str) -> str:
     return sent(address, "OPTIONS", headers={"Origin": origin, **asked})[1]
 
 
+@pytest.mark.slow
 def test_who_has_no_key_can_do_nothing_at_prefect(home: Home) -> None:
     api = f"{home.address('M2M_PREFECT_PORT')}/api"
     before = home.ask_prefect("deployments/filter", {})[0]
@@ -217,6 +218,7 @@ def test_who_has_no_key_can_do_nothing_at_prefect(home: Home) -> None:
 
 
 @pytest.mark.parametrize("first", [{"type": "auth", "token": "m2m:guessed"}, {"type": "auth"}, {"type": "event"}])
+@pytest.mark.slow
 def test_who_has_no_key_gets_no_socket_of_prefect(home: Home, first: dict[str, str]) -> None:
     for path in ("events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled"):
         with pytest.raises(ConnectionClosed):  # noqa: PT012  (when it is closed is Prefect's own)
@@ -233,6 +235,7 @@ def test_who_has_no_key_gets_no_socket_of_prefect(home: Home, first: dict[str, s
         pass
 
 
+@pytest.mark.slow
 def test_a_page_of_elsewhere_can_do_nothing_at_mlflow(home: Home) -> None:
     server = home.address("M2M_MLFLOW_PORT")
     for path in ("api/2.0/mlflow/experiments/create", "ajax-api/2.0/mlflow/experiments/create"):
@@ -248,6 +251,7 @@ def test_a_page_of_elsewhere_can_do_nothing_at_mlflow(home: Home) -> None:
     assert [experiment["name"] for experiment in found] == ["Default"]
 
 
+@pytest.mark.slow
 def test_who_has_no_key_can_do_nothing_at_s3(home: Home) -> None:
     server = home.address("M2M_S3_PORT")
     form = b'--b\r\nContent-Disposition: form-data; name="key"\r\n\r\nmine\r\n--b\r\nContent-Disposition: form-data; '
@@ -269,6 +273,7 @@ def test_who_has_no_key_can_do_nothing_at_s3(home: Home) -> None:
     assert not list(home.folder.rglob("mine*"))
 
 
+@pytest.mark.slow
 def test_no_other_port_of_the_stack_serves_a_page_of_elsewhere(home: Home) -> None:
     ports = {
         connection.laddr.port
@@ -282,12 +287,14 @@ def test_no_other_port_of_the_stack_serves_a_page_of_elsewhere(home: Home) -> No
             assert sent(f"http://127.0.0.1:{port}/", "GET", headers=headers)[0] in (0, 400, 403)
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_the_runs_where_they_were(home: Home) -> None:
     address = f"{home.address('M2M_MLFLOW_PORT')}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert ask(address)["experiment"]["artifact_location"] == (home.folder / "mlruns" / "0").as_uri()
     assert (home.folder / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_s3_takes_the_generated_keys_and_no_others(home: Home) -> None:
     import boto3
     from botocore.exceptions import ClientError
@@ -309,6 +316,7 @@ def test_s3_takes_the_generated_keys_and_no_others(home: Home) -> None:
     client.close()
 
 
+@pytest.mark.slow
 def test_secrets_are_for_the_owner_only(home: Home) -> None:
     secrets = (home.shell()["AWS_SECRET_ACCESS_KEY"], home.prefect_key())
     for name in ("work/stack/env", "data/s3.keys", "data/prefect.key"):
@@ -320,6 +328,7 @@ def test_secrets_are_for_the_owner_only(home: Home) -> None:
             assert secret not in log.read_text()
 
 
+@pytest.mark.slow
 def test_flows_and_shell_are_pointed_at_the_stack(home: Home) -> None:
     shell = home.shell()
     flows = psutil.Process(home.leaders()["flows"]).environ()
@@ -334,6 +343,7 @@ def test_flows_and_shell_are_pointed_at_the_stack(home: Home) -> None:
     assert not {"AWS_PROFILE", "PREFECT_API_KEY"} & (shell.keys() | flows.keys())
 
 
+@pytest.mark.slow
 def test_telemetry_is_off(home: Home) -> None:
     off = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     assert off.items() <= home.shell().items()
@@ -343,6 +353,7 @@ def test_telemetry_is_off(home: Home) -> None:
     assert mlflow["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
+@pytest.mark.slow
 def test_all_listen_on_this_machine_only(home: Home) -> None:
     listening = {
         connection.laddr
@@ -354,6 +365,7 @@ def test_all_listen_on_this_machine_only(home: Home) -> None:
     assert {address.port for address in listening} >= set(home.ports.values())
 
 
+@pytest.mark.slow
 def test_a_second_start_says_so_and_changes_nothing(home: Home) -> None:
     before = home.leaders()
     again = home.run("up")
@@ -378,6 +390,7 @@ def test_a_killed_server_is_brought_back_alone(home: Home) -> None:
     assert ask(f"{home.address('M2M_MLFLOW_PORT')}/api/2.0/mlflow/experiments/get?experiment_id=0")
 
 
+@pytest.mark.slow
 def test_the_end_is_that_of_the_stack_alone(home: Home, foreigner: psutil.Process) -> None:
     """A killed server's offspring ends with the rest, a process that got a server's old number does not."""
     records = home.folder / "work" / "stack" / "servers.json"

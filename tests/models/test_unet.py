@@ -181,6 +181,7 @@ def test_saving_and_loading_changes_no_bit(
 @VARIANTS
 @GIVEN
 @pytest.mark.parametrize("other", [2.0, float("nan"), float("inf")])
+@pytest.mark.slow
 def test_a_context_image_changes_later_predictions_only(
     tiny_stable_diffusion: Path, variant: Variant, max_context: int, given: int, other: float
 ) -> None:

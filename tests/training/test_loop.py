@@ -86,6 +86,7 @@ def test_it_learns_a_set_by_heart(make: Made, name: str) -> None:
     assert state.images_seen == 480
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(make: Made) -> None:
     params = {"images": 48}
     whole = weights_after(*make(params=params))
@@ -112,6 +113,7 @@ def test_workers_change_no_bit(make: Made, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["self", "dino"])
+@pytest.mark.slow
 def test_checkpointed_activations_change_nothing(make: Made, name: str) -> None:
     params = {"images": 32}
     state, batches = make(name, params=params)
