@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m2m.files import listing_digest
 
-LEFT_OUT = ("code", "errors", "params", "progress", "runtime", "settings", "store", "tracking")
+LEFT_OUT = ("code", "engines", "errors", "params", "progress", "runtime", "settings", "store", "tracking")
 """What changes no byte of a result: what is told of it, where it lies, and how parameters are checked, whose values
 count for themselves. Stores hand out what has the right hash."""
 

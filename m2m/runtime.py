@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from m2m.engines import Engine, LocalEngine, open_engine
 from m2m.errors import UserError
 from m2m.settings import TELEMETRY_OFF, Settings, revision
 from m2m.store import Store, open_store
@@ -38,6 +39,12 @@ class Runtime:
     """What computes side by side on a CPU."""
     processes: int = 1
     """How many draw or read pictures at the same time."""
+    cluster: Engine | None = None
+    """What has shards made; None: this machine."""
+
+    @property
+    def engine(self) -> Engine:
+        return self.cluster or LocalEngine(self.workers, self.device)
 
     @property
     def device_type(self) -> str:
@@ -63,12 +70,21 @@ class Machine:
         """
         import torch
 
-        device, threads, workers = self.device(), self.threads(), ALONE
+        store, work = self.store(), self.settings.work
+        cluster = open_engine(self.settings.engine, store=store, work=work)
+        device, threads, workers = cluster.device if cluster else self.device(), self.threads(), ALONE
         if device == "cpu":
             torch.set_num_threads(1)
             workers = Workers(threads)
-        store, tracker, work = self.store(), self.tracker(), self.settings.work
-        return Runtime(store=store, work=work, tracker=tracker, device=device, workers=workers, processes=threads)
+        return Runtime(
+            store=store,
+            work=work,
+            tracker=self.tracker(),
+            device=device,
+            workers=workers,
+            processes=threads,
+            cluster=cluster,
+        )
 
     def store(self) -> Store:
         settings = self.settings

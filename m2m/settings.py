@@ -50,6 +50,9 @@ class Settings:
     """``M2M_STORE``: a folder (default ``data/store``) or ``s3://bucket/prefix``, with the usual AWS variables."""
     tracking_uri: str
     """``MLFLOW_TRACKING_URI``: default ``sqlite:///mlflow.db``; ``none`` turns tracking off."""
+    engine: str
+    """``M2M_ENGINE``: what datasets are made by: ``local`` (default), ``ray`` (a cluster on this machine), or the
+    address of a cluster of Ray, ``host:6379`` or ``ray://host:10001``."""
     device: str
     """``M2M_DEVICE``: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto`` (default): a GPU if there is one."""
     threads: int | None
@@ -79,6 +82,12 @@ class Settings:
         return cls(
             store=store if "://" in store else str(home / Path(store).expanduser()),
             tracking_uri=_tracking_uri(environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", home),
+            engine=_checked(
+                "M2M_ENGINE",
+                environment.get("M2M_ENGINE") or "local",
+                r"local|ray|(ray://)?[\w.-]+:\d{1,5}",
+                "local, ray, or an address such as ray://host:10001",
+            ),
             device=_checked("M2M_DEVICE", device, r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0"),
             threads=int(threads) if threads else None,
             cache_bytes=int(_checked("M2M_CACHE_GB", cache, r"[1-9]\d{0,5}", "gigabytes such as 64")) * 10**9,

@@ -13,10 +13,9 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from functools import cache
 from itertools import islice
 from threading import Lock, Thread
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -44,15 +43,22 @@ ALONE: Final = Workers(1)
 """The caller's own thread: for a GPU, which is fed by one, and for what is too little to share."""
 
 
-def once(make: Callable[[], Made]) -> Callable[[], Made]:
-    """`make`, called only when the first worker needs what it makes, and then never again."""
-    lock, kept = Lock(), cache(make)
+class Once(Generic[Made]):
+    """Calls `make` when the first worker needs what it makes, and then never again. Pickled, it is as new."""
 
-    def get() -> Made:
-        with lock:
-            return kept()
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._make, self._lock = make, Lock()
+        self.made: list[Made] = []
+        """What it made, if it was called."""
 
-    return get
+    def __reduce__(self) -> tuple[type[Once[Made]], tuple[Callable[[], Made]]]:
+        return Once, (self._make,)
+
+    def __call__(self) -> Made:
+        with self._lock:
+            if not self.made:
+                self.made.append(self._make())
+            return self.made[0]
 
 
 def thread_pool(count: int, name: str = "worker") -> ThreadPoolExecutor:

@@ -53,6 +53,7 @@ def test_without_variables_all_lies_in_the_main_checkout(checkout: Path, monkeyp
         assert Settings.from_environment({}) == Settings(
             store=str(checkout / "data/store"),
             tracking_uri=f"sqlite:///{checkout}/mlflow.db",
+            engine="local",
             device="auto",
             threads=None,
             cache_bytes=64 * 10**9,
@@ -167,6 +168,8 @@ def test_the_cache_is_told_in_gigabytes() -> None:
         ("M2M_THREADS", "many"),
         ("M2M_CACHE_GB", "0"),
         ("M2M_CACHE_GB", "lots"),
+        ("M2M_ENGINE", "spark"),
+        ("M2M_ENGINE", "host"),
     ],
 )
 def test_what_cannot_be_is_named(name: str, value: str) -> None:

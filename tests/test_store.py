@@ -2,6 +2,7 @@ import hashlib
 import http.client
 import http.server
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -145,6 +146,31 @@ def test_a_missing_object_is_named(opened: tuple[Store, Objects], tmp_path: Path
     with pytest.raises(UserError, match=f"{KEY} is not in the store"):
         store.download(KEY, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_what_is_kept_is_listed_and_what_is_removed_is_gone(opened: tuple[Store, Objects], source: Path) -> None:
+    store, objects = opened
+    keys = [f"records/views/{number:04}" for number in range(3)]
+    for key in [*keys, KEY, "records/other/0"]:
+        store.put(key, source, SHA256)
+    objects.write("records/views/0003", b"")
+    assert list(store.objects("records/views/")) == [*((key, len(CONTENT)) for key in keys), ("records/views/0003", 0)]
+    assert list(store.objects("records/none/")) == []
+    store.remove(keys[1])
+    store.remove(keys[1])
+    assert [key for key, _ in store.objects("records/")] == [
+        "records/other/0",
+        "records/views/0000",
+        "records/views/0002",
+        "records/views/0003",
+    ]
+
+
+def test_a_store_that_is_sent_elsewhere_is_the_same(opened: tuple[Store, Objects], source: Path) -> None:
+    store: Store = pickle.loads(pickle.dumps(opened[0]))  # noqa: S301  # as a cluster sends it
+    store.put(KEY, source, SHA256)
+    assert opened[0].get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
+    assert store.uri == opened[0].uri
 
 
 def test_a_local_store_gives_its_own_file(tmp_path: Path, source: Path) -> None:
@@ -348,7 +374,7 @@ def through(
 Through = Callable[..., tuple[Store, Misbehaving]]
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [429, 500])
 def test_a_busy_server_is_asked_again(
     status: int, through: Through, s3_server: S3Server, source: Path, tmp_path: Path
 ) -> None:
@@ -363,7 +389,7 @@ def test_a_busy_server_is_asked_again(
     store.download(KEY, tmp_path / "copy")
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [503])
 def test_a_server_that_stays_busy_is_an_outside_cause(
     status: int, through: Through, s3_server: S3Server, source: Path, tmp_path: Path
 ) -> None:
@@ -392,7 +418,7 @@ def test_a_refusal_is_not_repeated(through: Through, source: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("cuts", [0, 1, 3, 9])
+@pytest.mark.parametrize("cuts", [0, 3, 9])
 def test_a_cut_connection_is_taken_up_where_it_was(
     cuts: int, whole: bool, through: Through, s3_server: S3Server, tmp_path: Path
 ) -> None:

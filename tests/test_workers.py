@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from m2m.errors import UserError
-from m2m.workers import ALONE, Workers, in_order, once, process_pool, thread_pool
+from m2m.workers import ALONE, Once, Workers, in_order, process_pool, thread_pool
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -97,7 +97,7 @@ def test_once_makes_one_thing_for_all_workers() -> None:
         made.append(object())
         return made[-1]
 
-    get = once(make)
+    get = Once(make)
     assert not made
     assert set(Workers(4).map(lambda _: get(), range(8))) == set(made)
     assert len(made) == 1

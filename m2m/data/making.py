@@ -1,7 +1,8 @@
-"""How a dataset is made: shard after shard, each recorded once the store holds it, the manifest last with its card.
+"""How a dataset is made: shard after shard, each recorded in the store that holds it, the manifest last with its card.
 
-A run that was killed at any moment goes on after its last recorded shard, and ends with the same manifest, byte for
-byte. `shard_jobs` plans, a `ShardJob` is all there is to one shard, `make_dataset` runs them; `make_task_sets` does it.
+A run that was killed at any moment goes on, on any machine, after its last recorded shard, and ends with the same
+manifest, byte for byte. `shard_jobs` plans, a `ShardJob` is all there is to one shard, a `ShardMaker` makes it wherever
+the engine has it made, `make_dataset` joins them; `make_task_sets` does it for the sets of a task.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
@@ -28,14 +30,14 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from m2m.data.dataset import ImageSets
 from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
-from m2m.files import is_intact, sealed_file, write_atomically
-from m2m.manifest import Manifest, Origin, ShardEntry, Split
+from m2m.files import file_digest, write_atomically
+from m2m.manifest import Manifest, Origin, ShardEntry, Split, shard_key
 from m2m.params import FolderSets, GenerateParams, Task, TaskSets, WorldSets
 from m2m.progress import Advance, progress
 from m2m.runtime import Runtime
 from m2m.seeds import rounds
 from m2m.store import Store
-from m2m.workers import in_order, once, thread_pool
+from m2m.workers import Once
 
 T = TypeVar("T")
 Encode: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -54,6 +56,9 @@ PLACES = {
 """Parameters that say where sets come from and which there are, but not what a set looks like."""
 
 _log = logging.getLogger(__name__)
+_RECORD = re.compile(
+    r"records/\w+/(?P<name>[0-9a-f]{64})\.(?P<sha256>[0-9a-f]{64})\.(?P<size>\d+)\.(?P<redrawn>\d+|bad)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,56 +108,112 @@ class FinishedShard(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """One shard, from what is planned to its record; it knows of no other."""
+    """One shard that is to be made; it knows of no other."""
 
+    name: str
+    """A digest of all that the content depends on."""
     split: Split
     planned: list[PlannedSet]
-    make_sets: MakeSets
-    store: Store
-    record: Path
-    """Where its record will lie. The name is a digest of all that the content depends on."""
-
-    def __call__(self, advance: Advance) -> FinishedShard:
-        """Makes the shard and stores it, unless that has been done."""
-        outcome = self.begin(advance)
-        return outcome if isinstance(outcome, FinishedShard) else self.finish(outcome)
 
     @property
     def images(self) -> int:
         return sum(one.count for one in self.planned)
 
-    def begin(self, advance: Advance) -> FinishedShard | MadeSets:
-        """What is recorded, if the store still holds it: for the split that it is in now; else the sets, made."""
-        done = FinishedShard.model_validate_json(self.record.read_bytes()) if is_intact(self.record) else None
-        if done is None or (done.entry and not self.store.exists(done.entry.key, done.entry.size)):
-            return self.make_sets(self.planned, advance)
-        advance(self.images, skipped=True)
-        entry = done.entry and done.entry.model_copy(update={"split": self.split})
-        return done.model_copy(update={"entry": entry})
 
-    def finish(self, made: MadeSets) -> FinishedShard:
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker:
+    """Makes shards, on this machine or, pickled, on another."""
+
+    make_sets: MakeSets
+    store: Store
+    stage: str
+    work: Path
+    """Where a shard lies until the store has it."""
+
+    def begin(self, job: ShardJob, advance: Advance) -> MadeSets:
+        """The sets of a shard."""
+        return self.make_sets(job.planned, advance)
+
+    def finish(self, job: ShardJob, made: MadeSets) -> FinishedShard:
         """Writes, uploads and verifies the sets, then records that it is done."""
-        entry = None
-        if made.sets:
-            tar = self.record.with_suffix(".tar")
-            try:
-                entry = write_shard(made.sets, tar, self.split)
-                self.store.put(entry.key, tar, entry.sha256)
-            finally:
-                tar.unlink(missing_ok=True)
-        done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
-        with sealed_file(self.record) as draft:
-            draft.write_bytes(done.model_dump_json().encode())
+        draft, entry = self.work / self.stage / job.name, None
+        try:
+            if made.sets:
+                entry = write_shard(made.sets, draft, job.split)
+                self.store.put(entry.key, draft, entry.sha256)
+            done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
+            write_atomically(draft, done.model_dump_json().encode())
+            sha256 = file_digest(draft)
+            key = Records.key(self.stage, job, done, sha256=sha256, size=draft.stat().st_size)
+            self.store.put(key, draft, sha256)
+        finally:
+            draft.unlink(missing_ok=True)
         return done
+
+
+class Records:
+    """Which shards of a stage the store holds: two listings tell it, however many there are.
+
+    A record lies at ``records/STAGE/NAME.SHA256.SIZE.REDRAWN``, which tells all of a shard that has all of its sets; of
+    another one at ``records/STAGE/NAME.SHA256.SIZE.bad``, with hash and length of the record itself, which is read.
+
+    Raises:
+        UserError: the store refuses.
+    """
+
+    def __init__(self, store: Store, stage: str) -> None:
+        self._store = store
+        keys = (key for key, _ in store.objects(f"records/{stage}/"))
+        self._found = {match["name"]: match for match in map(_RECORD.fullmatch, keys) if match}
+        self._shards = dict(store.objects("shards/")) if self._found else {}
+
+    @staticmethod
+    def key(stage: str, job: ShardJob, done: FinishedShard, *, sha256: str, size: int) -> str:
+        """Where the record of a shard is kept.
+
+        Args:
+            sha256: of the record.
+            size: of the record, in bytes.
+        """
+        told = [sha256, size, "bad"]
+        if done.entry and not done.bad:
+            told = [done.entry.sha256, done.entry.size, done.redrawn]
+        return f"records/{stage}/{job.name}.{'.'.join(map(str, told))}"
+
+    def of(self, job: ShardJob) -> FinishedShard | None:
+        """The record of a job's shard, for the split that it is in now, if the store still holds the shard.
+
+        Raises:
+            UserError: the record of a shard that lacks sets is damaged, or the store refuses.
+        """
+        if (found := self._found.get(job.name)) is None:
+            return None
+        sha256, size = found["sha256"], int(found["size"])
+        if found["redrawn"] == "bad":
+            content = self._store.get(found[0], sha256, size).read_bytes()
+            done = FinishedShard.model_validate_json(content)
+            entry = done.entry and done.entry.model_copy(update={"split": job.split})
+        else:
+            entry = ShardEntry(
+                key=shard_key(sha256),
+                sha256=sha256,
+                size=size,
+                first_set=job.planned[0].id,
+                last_set=job.planned[-1].id,
+                count=len(job.planned),
+                split=job.split,
+            )
+            done = FinishedShard(entry=entry, redrawn=int(found["redrawn"]))
+        if entry and self._shards.get(entry.key) != entry.size:
+            return None
+        return done.model_copy(update={"entry": entry})
 
 
 def shard_jobs(
     sets: Mapping[Split, Iterable[PlannedSet]],
-    make_sets: MakeSets,
     *,
     depends: Sequence[JsonValue],
     sets_per_shard: int,
-    stage: str,
     runtime: Runtime,
 ) -> Iterator[ShardJob]:
     """The shards of training in order, then those of the other splits. No shard mixes splits.
@@ -166,12 +227,12 @@ def shard_jobs(
         for block in blocks(sets[split], sets_per_shard):
             content = [*whole, *(one.identity for one in block)]
             name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            record = runtime.work / stage / f"{name}.json"
-            yield ShardJob(split=split, planned=block, make_sets=make_sets, store=runtime.store, record=record)
+            yield ShardJob(name=name, split=split, planned=block)
 
 
 def make_dataset(
     jobs: Iterable[ShardJob],
+    make_sets: MakeSets,
     plan: Manifest,
     params: GenerateParams | TaskSets,
     *,
@@ -181,11 +242,10 @@ def make_dataset(
     manifest: Path,
     runtime: Runtime,
 ) -> Manifest:
-    """Makes what is missing, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
-
-    While a shard is stored, the next one is made: a GPU does not wait for the disk or the store.
+    """Has the engine make what is missing; writes the manifest last, with its card (``.md``) beside it.
 
     Args:
+        make_sets: can be pickled, as the jobs can.
         plan: the manifest, but for its shards.
         sets: in all, bad ones too.
         images: in all.
@@ -195,7 +255,7 @@ def make_dataset(
         UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
     """
     stage = str(plan.made_by["stage"])
-    left_out, made, finished = [*bad], 0, list[FinishedShard]()
+    left_out, kept, finished = [*bad], 0, list[FinishedShard]()
 
     def check_bad() -> None:
         allowed = params.max_bad_fraction if isinstance(params, FolderSets) else 0.0
@@ -207,13 +267,18 @@ def make_dataset(
         run.params(params.model_dump(mode="json"))
         started = time.perf_counter()
         check_bad()
-        with (
-            thread_pool(1, "store") as writer,
-            closing(runtime.workers.map(lambda job: (job, job.begin(advance)), jobs)) as begun,
-            closing(in_order(writer, _finished, begun, ahead=2)) as shards,
-        ):
-            for images_made, shard in shards:
-                made += images_made
+        maker = ShardMaker(make_sets=make_sets, store=runtime.store, stage=stage, work=runtime.work)
+        records = Records(runtime.store, stage)
+
+        def recorded(job: ShardJob) -> tuple[ShardJob, FinishedShard | None]:
+            nonlocal kept
+            if (done := records.of(job)) is not None:
+                kept += job.images
+                advance(job.images, skipped=True)
+            return job, done
+
+        with closing(runtime.engine.make(maker, map(recorded, jobs), advance)) as shards:
+            for shard in shards:
                 finished.append(shard)
                 left_out += shard.bad
                 check_bad()
@@ -234,17 +299,11 @@ def make_dataset(
         run.tags({"manifest": result.digest})
         run.dataset(result.kind, source=str(manifest), digest=result.digest, context="generation", sets=result.sets)
         run.metrics({"images": images, "redrawn": result.redrawn, **counted})
-        if made:
-            run.metrics({"images_per_second": made / seconds})
+        if kept < images:
+            run.metrics({"images_per_second": (images - kept) / seconds})
         for index, pictures in enumerate(shown):
             run.image(Image.fromarray(np.concatenate(pictures, axis=1)), key=f"set/{index:02}", step=0)
     return result
-
-
-def _finished(begun: tuple[ShardJob, FinishedShard | MadeSets]) -> tuple[int, FinishedShard]:
-    """How many images were made for a shard, and its record."""
-    job, outcome = begun
-    return (0, outcome) if isinstance(outcome, FinishedShard) else (job.images, job.finish(outcome))
 
 
 def _some(bad: Sequence[str]) -> str:
@@ -339,17 +398,17 @@ def make_task_sets(
     }
     most = plan.images_per_set
     planned = [*chain.from_iterable(plan.sets.values())]
-    with plan.pool(runtime.processes) as pool:
-        jobs = shard_jobs(
-            plan.sets,
-            partial(make_with_latents, pool=pool, encode=once(load_encoder), params=params),
-            depends=[params.model_dump(mode="json", exclude=PLACES), vae, code],
-            sets_per_shard=params.sets_per_shard,
-            stage=stage,
-            runtime=runtime,
-        )
+    jobs = shard_jobs(
+        plan.sets,
+        depends=[params.model_dump(mode="json", exclude=PLACES), vae, code],
+        sets_per_shard=params.sets_per_shard,
+        runtime=runtime,
+    )
+    pool = Once(partial(plan.pool, runtime.processes))
+    try:
         return make_dataset(
             jobs,
+            partial(make_with_latents, pool=pool, encode=Once(load_encoder), params=params),
             Manifest(schema_version=1, kind=task, made_by=made_by, images_per_set=most, redrawn=0, shards=()),
             params,
             sets=len(planned) + len(plan.bad),
@@ -358,18 +417,26 @@ def make_task_sets(
             manifest=manifest,
             runtime=runtime,
         )
+    finally:
+        for executor in pool.made:
+            executor.shutdown()
 
 
 def make_with_latents(
-    planned: Sequence[PlannedSet], advance: Advance, *, pool: Executor, encode: Callable[[], Encode], params: TaskSets
+    planned: Sequence[PlannedSet],
+    advance: Advance,
+    *,
+    pool: Callable[[], Executor],
+    encode: Callable[[], Encode],
+    params: TaskSets,
 ) -> MadeSets:
     """The sets with their latents; those whose source is bad are left out and named.
 
-    Every batch has `params.batch_size` rows, what is missing in the last one filled with its first row, so that the bytes are
-    the same whatever else is made at the same time.
+    Every batch has `params.batch_size` rows, what is missing in the last one filled with its first row, so that the
+    bytes are the same whatever else is made at the same time.
     """
     good, bad = list[tuple[PlannedSet, DrawnSet]](), list[str]()
-    for one, drawing in [(one, pool.submit(one.draw)) for one in planned if one.draw]:
+    for one, drawing in [(one, pool().submit(one.draw)) for one in planned if one.draw]:
         try:
             good.append((one, drawing.result()))
         except UserError as error:

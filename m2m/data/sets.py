@@ -51,8 +51,8 @@ class ImageSet:
     caption: str
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)"""
-    latents: npt.NDArray[np.float32] | npt.NDArray[np.float16] | None = None
-    """(N, 4, h, w), scaled: as the U-Net takes them. They are stored as precisely as they are, and read as float32."""
+    latents: npt.NDArray[np.float32] | None = None
+    """(N, 4, h, w), scaled: as the U-Net takes them. Of float16 they are stored so, and read as float32."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
 

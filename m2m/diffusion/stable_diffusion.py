@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -161,6 +161,11 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pictures of scaled latents: (B, 4, h, w) -> (B, 3, H, W) from about -1 to 1, in the autoencoder's precision."""
     precise = latents.to(torch.promote_types(latents.dtype, vae.dtype))  # either may be the more precise one
     return vae.decode((precise / vae.config.scaling_factor).to(vae.dtype)).sample  # type: ignore[no-any-return]
+
+
+def load_encoder(stable_diffusion: Callable[[], Path], *, device: str) -> LatentEncoder:
+    """The encoder of a folder that is wherever this is called."""
+    return LatentEncoder(stable_diffusion(), device=device)
 
 
 class LatentEncoder:

@@ -38,7 +38,7 @@ from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_dra
 from m2m.evaluation.networks import PICTURES_AT_ONCE, Batch, Clip, Observations
 from m2m.files import folder_digest
 from m2m.params import EvaluateMis
-from m2m.workers import once
+from m2m.workers import Once
 from m2m.world.grammar import ATTRIBUTES, PICTURE_WORDS, Caption
 from m2m.world.pictures import Variation, paint
 
@@ -243,7 +243,7 @@ class Painter:
             "code": code_digest(__name__),
         }
         load = partial(StableDiffusion, folder, device=runtime.device, precision=params.precision, **options)
-        self._load = once(load)
+        self._load = Once(load)
 
     def draw(self, captions: Sequence[str], positions: int) -> Iterator[NDArray[np.uint8]]:
         """Pictures (sets, positions, H, W, 3) of a caption a set, batch by batch, each from its own noise."""

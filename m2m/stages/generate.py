@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -25,7 +25,7 @@ from m2m.params import GenerateParams
 from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.seeds import image_seed
-from m2m.workers import once
+from m2m.workers import Once
 from m2m.world.grammar import ATTRIBUTES, SHAPES, STYLES, parse, split_of
 
 
@@ -55,13 +55,9 @@ def run(
         "captions": {**vars(origin), "sha256": captions_digest(read_captions(captions))},
         "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
     }
-    judge, _ = load_class_network(inception, {ARCHITECTURE: WorldClassifier.from_pretrained})
-    if judge is not None:
-        judge.to(runtime.device)
+    if _judge(inception) is not None:
         made_by["inception"] = {"sha256": folder_digest(inception)}
-    # Loaded when the first shard is missing: a run that finds all of them needs no network that draws.
-    how = params.model_dump(include={"solver", "num_inference_steps", "guidance_scale", "precision"})
-    model = once(lambda: StableDiffusion(stable_diffusion, device=runtime.device, **how))
+    share = runtime.engine.share
 
     def planned(split: Split) -> Iterator[PlannedSet]:
         for row in read_captions(captions):
@@ -70,17 +66,41 @@ def run(
 
     jobs = shard_jobs(
         {split: planned(split) for split in get_args(Split)},
-        lambda shard, advance: draw_sets(model(), params, shard, advance, judge),
         depends=[*map(made_by.get, ("parameters", "stable_diffusion", "inception")), code_digest(__name__)],
         sets_per_shard=params.sets_per_shard,
-        stage="generate",
         runtime=runtime,
     )
+    draw = DrawSets(share(stable_diffusion), share(inception), params, device=runtime.device)
     plan = Manifest(
         schema_version=1, kind="mis", made_by=made_by, images_per_set=params.images_per_set, redrawn=0, shards=()
     )
     images = sets * params.images_per_set
-    return make_dataset(jobs, plan, params, sets=sets, images=images, manifest=manifest, runtime=runtime)
+    return make_dataset(jobs, draw, plan, params, sets=sets, images=images, manifest=manifest, runtime=runtime)
+
+
+class DrawSets:
+    """Draws the sets of a shard wherever it is sent; loads its networks when the first shard is missing there."""
+
+    def __init__(
+        self,
+        stable_diffusion: Callable[[], Path],
+        inception: Callable[[], Path],
+        params: GenerateParams,
+        *,
+        device: str,
+    ) -> None:
+        self._params = params
+        how = params.model_dump(include={"solver", "num_inference_steps", "guidance_scale", "precision"})
+        self._model = Once(lambda: StableDiffusion(stable_diffusion(), device=device, **how))
+        self._judge = Once(lambda: _judge(inception(), device=device))
+
+    def __call__(self, planned: Sequence[PlannedSet], advance: Advance) -> MadeSets:
+        return draw_sets(self._model(), self._params, planned, advance, self._judge())
+
+
+def _judge(inception: Path, *, device: str = "cpu") -> WorldClassifier | None:
+    judge, _ = load_class_network(inception, {ARCHITECTURE: WorldClassifier.from_pretrained})
+    return judge and judge.to(device)
 
 
 def draw_sets(

@@ -8,7 +8,7 @@ from pathlib import Path
 from m2m.code import code_digest
 from m2m.data.folder_sets import plan_procedures
 from m2m.data.making import PlannedSet, TaskPlan, make_task_sets, world_sets
-from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
+from m2m.diffusion.stable_diffusion import image_size, load_encoder
 from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
@@ -43,7 +43,7 @@ def run(
         _world(params, size) if isinstance(params, WorldProcedures) else plan_procedures(params, size=size),
         vae=folder_digest(stable_diffusion / "vae"),
         code=code_digest(__name__),
-        load_encoder=partial(LatentEncoder, stable_diffusion, device=runtime.device),
+        load_encoder=partial(load_encoder, runtime.engine.share(stable_diffusion), device=runtime.device),
         manifest=manifest,
         runtime=runtime,
     )

@@ -1,8 +1,10 @@
-"""The object store: immutable bytes under content-addressed keys, in a local folder or in S3."""
+"""The object store: immutable bytes under keys that name their content, in a local folder or in S3."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 from typing import Protocol
@@ -19,6 +21,8 @@ CACHE_BYTES = 64 * 10**9
 
 class Store(Protocol):
     """Objects are written once and never changed: a key contains the SHA-256 of its content.
+
+    A store may be pickled, and used in another process of a machine that has its address and keys.
 
     Every method raises `UserError`, with one line that says what is wrong and where, when the store does not answer,
     refuses, or has no such object. It is an `OutsideError` where the same call may succeed later: a busy or failing
@@ -44,12 +48,21 @@ class Store(Protocol):
     def download(self, key: str, path: Path) -> None:
         """Copies the bytes that the store holds now, good or bad, past any cache, to a file."""
 
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """The keys that begin with `prefix`, which ends with ``/``, and how long their objects are; in order."""
+
+    def remove(self, key: str) -> None:
+        """Removes an object that nobody needs any more, if it is there."""
+
 
 class LocalStore:
     """Keeps each object as a file named by its key."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def __reduce__(self) -> tuple[type[LocalStore], tuple[Path]]:
+        return LocalStore, (self._folder.absolute(),)
 
     @property
     def uri(self) -> str:
@@ -82,6 +95,17 @@ class LocalStore:
         there = self._there(key)
         with new_file(path) as draft:
             shutil.copyfile(there, draft)
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for folder, folders, names in os.walk(self._folder / prefix):
+            folders.sort()
+            for name in sorted(names):
+                if not name.startswith("."):  # a draft
+                    path = Path(folder, name)
+                    yield path.relative_to(self._folder).as_posix(), path.stat().st_size
+
+    def remove(self, key: str) -> None:
+        (self._folder / key).unlink(missing_ok=True)
 
     def _there(self, key: str) -> Path:
         path = self._folder / key

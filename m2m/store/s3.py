@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import uniform
 from secrets import token_hex
@@ -122,6 +123,10 @@ class S3Store:
         port = f":{endpoint.port}" if endpoint.port else ""
         self._where = f"{self.uri} at {endpoint.scheme}://{endpoint.hostname}{port}"
 
+    def __reduce__(self) -> tuple[partial[S3Store], tuple[()]]:
+        place = partial(S3Store, bucket=self._bucket, prefix=self._prefix)
+        return partial(place, cache=self._cache.absolute(), cache_bytes=self._cache_bytes), ()
+
     @property
     def uri(self) -> str:
         return f"s3://{self._bucket}" + (f"/{self._prefix}" if self._prefix else "")
@@ -177,6 +182,21 @@ class S3Store:
 
     def download(self, key: str, path: Path) -> None:
         self._fetch(key, path, self._length(key) or 0)
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        place = self._object(prefix)
+        wanted, more = {"Bucket": place["Bucket"], "Prefix": place["Key"]}, dict[str, str]()
+        while True:
+            page = self._ask(lambda: self._client.list_objects_v2(**wanted, **more))  # noqa: B023  # asked at once
+            for found in page.get("Contents", ()):
+                yield found["Key"].removeprefix(place["Key"].removesuffix(prefix)), found["Size"]
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def remove(self, key: str) -> None:
+        self._ask(lambda: self._client.delete_object(**self._object(key)))
+        (self._cache / key).unlink(missing_ok=True)
 
     def _make_room(self, newest: Path, size: int) -> None:
         """Now and then, since looking takes a while, removes the files that were used longest ago.

@@ -343,6 +343,7 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Notes]) -> None:
     assert told["images"] == ["gallery/given-1", "gallery/given-2", "gallery/given-4", "gallery/consistency"]
 
 
+@pytest.mark.slow
 def test_kept_pictures_that_are_damaged_change_no_number_and_what_is_only_compared_is_not_registered(
     finished: tuple[Workplace, Notes], workplace: Workplace
 ) -> None:

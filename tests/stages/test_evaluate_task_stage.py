@@ -166,6 +166,7 @@ def test_the_numbers_file_holds_headlines_and_says_what_they_rest_on(
     assert not (workplace.root / "work" / f"evaluate-self-{task}").exists()
 
 
+@pytest.mark.slow
 def test_views_are_measured_by_view_and_angle_beside_what_must_be_beaten(
     finished: tuple[Workplace, dict[str, Notes]],
 ) -> None:
@@ -196,6 +197,7 @@ def test_views_are_measured_by_view_and_angle_beside_what_must_be_beaten(
     }
 
 
+@pytest.mark.slow
 def test_steps_are_measured_by_position_beside_what_bounds_them(
     finished: tuple[Workplace, dict[str, Notes]],
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     assert workplace.digests(task) == finished[0].digests(task)
 
 
+@pytest.mark.slow
 def test_what_is_only_compared_is_not_registered(workplace: Workplace) -> None:
     notes = Notes()
     small = PARAMS["vpg"].model_copy(update={"sets": 2})

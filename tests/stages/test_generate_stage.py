@@ -1,4 +1,3 @@
-import json
 import shutil
 import signal
 import subprocess
@@ -200,7 +199,7 @@ def test_s3_holds_the_same_bytes(made: Workplace, s3_server: Any, tmp_path: Path
     place = Workplace(tmp_path, made.stable_diffusion, store=store)
     place.run()
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
-    assert len(s3_server.keys()) == 5
+    assert sorted(key.split("/")[1] for key in s3_server.keys())  # noqa: SIM118  # it is no dict == ["records"] * 5 + ["shards"] * 5
     assert verify.run(place.manifest, store=store).startswith("5 shards, ")
 
 
@@ -506,7 +505,7 @@ class Interrupting(LocalStore):
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [1, 4])  # a shard, its record, the next shard ...
 def test_an_interrupted_run_goes_on_after_its_last_shard(
     at: int, after: bool, made: Workplace, place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,11 +517,11 @@ def test_an_interrupted_run_goes_on_after_its_last_shard(
     batches = drawings(monkeypatch)
     place.store = LocalStore(folder)
     place.run()
-    missing = [2, 2, 1, 1, 2][at - 1 :]
+    missing = [2, 2, 1, 1, 2][at // 2 if after else (at - 1) // 2 :]
     assert len(batches) in (sum(missing), sum(missing) - missing[1]), "only the next shard may have been kept"
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
     assert len(list(folder.rglob("*.tar"))) == 5
-    assert not list(place.work.rglob("*.tar"))
+    assert not [path for path in place.work.rglob("*") if path.is_file()]
 
 
 class WaitingForTheNext(LocalStore):
@@ -573,7 +572,7 @@ t.Workplace(Path(sys.argv[3]), Path(sys.argv[2]), store=Killing(Path(sys.argv[3]
     assert not place.manifest.exists()
     place.run()
     assert place.manifest.read_bytes() == made.manifest.read_bytes()
-    assert not list(place.work.rglob("*.tar"))
+    assert not [path for path in place.work.rglob("*") if path.is_file()]
 
 
 def test_what_is_finished_needs_no_networks(
@@ -592,11 +591,10 @@ def test_a_shard_that_the_store_lost_is_drawn_again(
     folder = made.manifest.parent.parent
     shutil.copytree(folder, tmp_path / "copy")
     place = Workplace(tmp_path / "copy", made.stable_diffusion)
-    lost, damaged = Manifest.read(made.manifest).shards[:2]
+    lost, forgotten = Manifest.read(made.manifest).shards[:2]
     (tmp_path / "copy/store" / lost.key).unlink()
-    for record in (place.work / "generate").glob("*.json"):
-        if json.loads(record.read_bytes())["entry"]["key"] == damaged.key:
-            record.write_text("{")
+    (record,) = (tmp_path / "copy/store/records/generate").glob(f"*{forgotten.sha256}*")
+    record.unlink()
     batches = drawings(monkeypatch)
     place.run()
     assert len(batches) == 4

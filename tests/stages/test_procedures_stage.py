@@ -94,10 +94,10 @@ def test_the_world_gives_procedures_of_different_lengths(
     assert not other.manifest.exists()
     other.run(WORLD, workers=Workers(2))
     assert other.manifest.read_bytes() == place.manifest.read_bytes()
-    finished = [*(tmp_path / "other/work/procedures").glob("*.json")]
+    finished = [*other.store.objects("records/procedures/")]
     monkeypatch.setattr(procedures, "code_digest", lambda *_: "of other code")
     other.run(WORLD)
-    assert len([*(tmp_path / "other/work/procedures").glob("*.json")]) == 2 * len(finished) > 0
+    assert len([*other.store.objects("records/procedures/")]) == 2 * len(finished) > 0
 
 
 # Files

@@ -99,6 +99,7 @@ def test_the_numbers_have_a_figure_for_each_case(finished: tuple[Workplace, Any]
     assert set(KEYS) <= set(kept)
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_the_figures_beside_them(finished: tuple[Workplace, Any]) -> None:
     _, numbers = finished
     for case in CASES:
@@ -106,6 +107,7 @@ def test_ratios_are_those_of_the_figures_beside_them(finished: tuple[Workplace, 
         assert numbers[f"gflop_ratio/{case}"] == numbers[f"gflop/{case}"] / numbers["gflop/stable-diffusion"]
 
 
+@pytest.mark.slow
 def test_operations_grow_with_the_window_and_no_further(finished: tuple[Workplace, Any]) -> None:
     _, numbers = finished
     for variant in ("self", "dino"):
@@ -114,6 +116,7 @@ def test_operations_grow_with_the_window_and_no_further(finished: tuple[Workplac
         assert [numbers[f"window/{variant}/given={given}"] for given in (1, 3, 4)] == [1, 3, WINDOW]
 
 
+@pytest.mark.slow
 def test_there_are_a_curve_a_model_and_the_figure(finished: tuple[Workplace, Any]) -> None:
     place, numbers = finished
     plots = place.root / "plots"
@@ -128,6 +131,7 @@ def test_there_are_a_curve_a_model_and_the_figure(finished: tuple[Workplace, Any
     ET.fromstring((plots / "seconds.svg").read_bytes())
 
 
+@pytest.mark.slow
 def test_the_report_shows_what_was_kept(finished: tuple[Workplace, Any]) -> None:
     place, _ = finished
     numbers = json.loads((place.root / "sampling.json").read_text())
@@ -135,6 +139,7 @@ def test_the_report_shows_what_was_kept(finished: tuple[Workplace, Any]) -> None
     assert window(numbers) == WINDOW
 
 
+@pytest.mark.slow
 def test_the_tracker_hears_of_it(finished: tuple[Workplace, Any]) -> None:
     place, numbers = finished
     told = place.notes.told
@@ -146,6 +151,7 @@ def test_the_tracker_hears_of_it(finished: tuple[Workplace, Any]) -> None:
     assert told["artifacts"] == [("plots", "sampling"), ("sampling.json", "sampling")]
 
 
+@pytest.mark.slow
 def test_it_says_how_far_it_is(finished: tuple[Workplace, Any], tmp_path: Path, capsys: Any) -> None:
     place, _ = finished
     short = PARAMS.model_copy(update={"given": (1,), "repeats": 1})
@@ -161,6 +167,7 @@ def test_it_says_how_far_it_is(finished: tuple[Workplace, Any], tmp_path: Path, 
         ({"params": PARAMS.model_copy(update={"num_inference_steps": 1001})}, "num_inference_steps is 1001, but the"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line_and_nothing_is_written(
     finished: tuple[Workplace, Any], changed: dict[str, Any], words: str, tmp_path: Path
 ) -> None:

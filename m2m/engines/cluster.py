@@ -1,0 +1,283 @@
+"""A cluster of Ray: the one module that knows it. Nothing imports this one unless an address asks for it.
+
+Shards are made by actors, one for each GPU, or each CPU core where there is none. The driver plans, hands out jobs and
+reads records of some hundred bytes; pictures go from an actor to the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import inf
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import ray
+from filelock import FileLock
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from m2m.engines import AJob, Begun, Job, Made, Maker
+from m2m.errors import UserError
+from m2m.files import listing_digest
+from m2m.progress import Advance
+from m2m.store import Store
+from m2m.store.folders import StoredFolder
+
+HERE: Final = "ray"
+"""The address of a cluster that is started on this machine, and ends with the command."""
+JOBS_EACH = 2
+"""Of an actor: one is begun while the other is finished."""
+PROBE_SECONDS = 60.0
+"""For each node to say what it is."""
+LOOK_SECONDS = 10.0
+"""Between two looks for nodes that have come."""
+WORKERS_A_JOB = 5
+"""That may be lost over it: nodes come and go, but what needs too much memory ends every worker."""
+COMPUTING = ("torch", "diffusers", "transformers", "numpy")
+"""Packages whose versions decide on bits."""
+
+
+class RayEngine:
+    """The nodes of a cluster.
+
+    Args:
+        address: ``ray``, or where a cluster's head is: ``host:port`` or ``ray://host:port``.
+
+    Raises:
+        UserError: no cluster answers, or one of its nodes lacks this very package or cannot reach the store.
+    """
+
+    def __init__(self, address: str, *, store: Store, work: Path) -> None:
+        self._store, self._work = store, work.absolute()
+        if not ray.is_initialized():
+            _connect(address)
+        _check_nodes(store, address)
+
+    @property
+    def device(self) -> str:
+        """What a worker computes on."""
+        return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+
+    def share(self, folder: Path) -> Callable[[], Path]:
+        """See `Engine`: through the store, once a node."""
+        return _Shared(StoredFolder.put(self._store, folder), self._work / "shared")
+
+    def make(
+        self, maker: Maker[AJob, Begun, Made], jobs: Iterable[tuple[AJob, Made | None]], advance: Advance
+    ) -> Generator[Made]:
+        """See `Engine`."""
+        pool = _Pool(ray.put(maker), self.device)
+        try:
+            yield from pool.map(jobs, advance)
+        finally:
+            pool.end()
+
+
+def _connect(address: str) -> None:
+    """Joins a cluster, or starts one here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if address == HERE:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"M2M_ENGINE is {address}, but no cluster of Ray can be used there ({reason})") from error
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _look(store: Store) -> tuple[str, str, str]:
+    """Of the node that this runs on: name, package, and what the store says."""
+    try:
+        store.check()
+        fault = ""
+    except UserError as error:
+        fault = str(error)
+    return socket.gethostname(), _package(), fault
+
+
+def _package() -> str:
+    """What this node would compute with: this package's code, and the versions of what it stands on."""
+    root = Path(__file__).parent.parent
+    code = listing_digest((path.relative_to(root).as_posix(), path) for path in sorted(root.rglob("*.py")))
+    return " ".join([code, *(f"{name} {version(name)}" for name in COMPUTING)])
+
+
+def _check_nodes(store: Store, address: str) -> None:
+    """Every node has this very code and reaches the store, or a line says which does not."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = [
+        _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(store)
+        for node in nodes
+    ]
+    mine = _package()
+    for node, answer in zip(nodes, asked, strict=True):
+        where = f"node {node['NodeManagerAddress']} of the cluster at {address}"
+        try:
+            name, code, fault = ray.get(answer, timeout=PROBE_SECONDS)
+        except (RayError, ModuleNotFoundError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"{where} cannot run this package: {reason}; install it there, in the same version"
+            ) from error
+        if code != mine:
+            raise UserError(f"{where} ({name}) has {code}; here it is {mine}; install the same on all nodes")
+        if fault:
+            raise UserError(f"{where} ({name}): {fault}")
+
+
+class _Shared:
+    """Finds a folder of the store on whatever machine it is called."""
+
+    def __init__(self, stored: StoredFolder, work: Path) -> None:
+        self._stored, self._work = stored, work
+
+    def __call__(self) -> Path:
+        place = self._work / self._stored.digest
+        with FileLock(f"{place}.lock"):
+            if not place.exists():
+                self._stored.get(place)
+        return place
+
+
+class _Worker:
+    """Makes shards in a process of its own, one while the one before is stored."""
+
+    def __init__(self, maker: Maker[Any, Any, Any]) -> None:
+        self._maker, self._computing = maker, Lock()
+
+    def name(self) -> str:
+        """Of its machine."""
+        return socket.gethostname()
+
+    def make(self, job: Any) -> Any:
+        """What is made of a job."""
+        with self._computing:
+            begun = self._maker.begin(job, _tell_nobody)
+        return self._maker.finish(job, begun)
+
+
+def _tell_nobody(count: int = 1, *, skipped: bool = False) -> None:
+    """The driver counts the jobs that are done."""
+
+
+@dataclass(eq=False)
+class _Hired:
+    """A worker, and what it is at."""
+
+    handle: Any
+    node: str = ""
+    """Its machine's name; empty until it is there."""
+    at: int = 0
+    """Jobs."""
+
+
+class _Pool:
+    """As many workers as the cluster has room for, those of nodes that come later too."""
+
+    def __init__(self, maker: ray.ObjectRef[Any], device: str) -> None:
+        self._maker, self._unit = maker, "GPU" if device == "cuda" else "CPU"
+        self._hired: set[_Hired] = set()
+        self._coming: dict[ray.ObjectRef[Any], _Hired] = {}
+        self._given: dict[ray.ObjectRef[Any], tuple[int, Job, _Hired]] = {}
+        self._lost: Counter[int] = Counter()
+        self._images: Counter[str] = Counter()
+        self._looked = -inf
+
+    def map(self, jobs: Iterable[tuple[AJob, Made | None]], advance: Advance) -> Generator[Made]:
+        """What is made of each job, in order."""
+        upcoming, again, made, turn = enumerate(jobs), deque[tuple[int, Job]](), dict[int, Made](), 0
+        began = time.monotonic()
+
+        def next_job() -> tuple[int, Job] | None:
+            if again:
+                return again.popleft()
+            for index, (job, done) in upcoming:
+                if done is None:
+                    return index, job
+                made[index] = done
+            return None
+
+        ahead = next_job()
+        while ahead or self._given:
+            self._hire()
+            for worker in [one for one in self._hired if one.node for _ in range(JOBS_EACH - one.at)]:
+                if ahead:
+                    self._give(worker, *ahead)
+                    ahead = next_job()
+            while turn in made:
+                yield made.pop(turn)
+                turn += 1
+            done, lost = self._settle(advance)
+            made.update(done)
+            again.extend(lost)
+            ahead = ahead or next_job()
+        for node, images in sorted(self._images.items()):
+            print(f"{node}: {images} images, {images / (time.monotonic() - began):.3g} images/s", file=sys.stderr)
+        yield from (made[index] for index in sorted(made))
+
+    def end(self) -> None:
+        """Sends all workers home, whatever they are at."""
+        for worker in self._hired:
+            ray.kill(worker.handle)
+
+    def _hire(self) -> None:
+        """Now and then, a worker for all that the cluster has grown by."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        hire: Any = ray.remote(_Worker).options(
+            num_cpus=1, num_gpus=int(self._unit == "GPU"), max_concurrency=JOBS_EACH
+        )
+        for _ in range(int(ray.cluster_resources().get(self._unit, 0)) - len(self._hired)):
+            worker = _Hired(hire.remote(self._maker))
+            self._hired.add(worker)
+            self._coming[worker.handle.name.remote()] = worker
+
+    def _give(self, worker: _Hired, index: int, job: Job) -> None:
+        worker.at += 1
+        self._given[worker.handle.make.remote(job)] = index, job, worker
+
+    def _settle(self, advance: Advance) -> tuple[dict[int, Any], list[tuple[int, Job]]]:
+        """Waits for news: what was made, by the jobs' numbers, and the jobs of workers that were lost.
+
+        Raises:
+            UserError: a job ended as many workers as are spent on one.
+            Exception: whatever a job raised.
+        """
+        made, lost = dict[int, Any](), list[tuple[int, Job]]()
+        ready, _ = ray.wait([*self._given, *self._coming], num_returns=1, timeout=LOOK_SECONDS)
+        for answer in ready:
+            if worker := self._coming.pop(answer, None):
+                try:
+                    worker.node = ray.get(answer)
+                except RayError:  # it was gone before it began
+                    self._hired.discard(worker)
+                continue
+            index, job, worker = self._given.pop(answer)
+            worker.at -= 1
+            try:
+                made[index] = ray.get(answer)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError as error:
+                self._hired.discard(worker)
+                self._lost[index] += 1
+                if self._lost[index] == WORKERS_A_JOB:
+                    reason = str(error).strip().splitlines()[0]
+                    raise UserError(f"a shard ended {WORKERS_A_JOB} workers, the last by: {reason}") from error
+                lost.append((index, job))
+            else:
+                advance(job.images)
+                self._images[worker.node] += job.images
+        return made, lost
