@@ -37,12 +37,12 @@ from m2m.models.unet import ContextImages, ImageSetUNet
 from m2m.params import TrainCommon, TrainVariant, Variant
 from m2m.pipeline import M2MPipeline
 from m2m.store import LocalStore
+from m2m.training.checkpoints import Checkpoints
 from m2m.training.loop import STEPS_AHEAD, Batches, train_steps
 from m2m.training.loss import SetLoss
 from m2m.training.ranks import Ranks
 from m2m.training.run import start_or_resume
 from m2m.training.start import from_stable_diffusion
-from m2m.training.state import Checkpoints
 
 STEPS = 2
 """Timed together."""
@@ -160,7 +160,7 @@ def our_steps(
             loss=loss,
             variant=learning,
         )
-        state = start_or_resume(pipeline.unet, batches, Checkpoints(folder / "checkpoints" / "of-this-run"))
+        state = start_or_resume(pipeline.unet, batches, Checkpoints(LocalStore(folder), "bench", "this", folder))
         steps = cast(Generator[int], train_steps(state, batches, ranks, workers))
         with closing(steps):
             yield steps, pipeline, loss

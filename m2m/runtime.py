@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from m2m.engines import Engine, LocalEngine, open_engine
+from m2m.engines import Cluster, Engine, LocalEngine, Place, open_engine
 from m2m.errors import UserError
 from m2m.settings import TELEMETRY_OFF, Settings, revision
 from m2m.store import Store, open_store
 from m2m.tracking import NullTracker, Tracker, open_tracker, origin_tags
 from m2m.workers import ALONE, Workers
+
+Result = TypeVar("Result")
 
 QUIET = {
     **TELEMETRY_OFF,
@@ -39,8 +44,11 @@ class Runtime:
     """What computes side by side on a CPU."""
     processes: int = 1
     """How many draw or read pictures at the same time."""
-    cluster: Engine | None = None
-    """What has shards made; None: this machine."""
+    cluster: Cluster | None = None
+    """What has shards made and models trained; None: this machine."""
+
+    leaving: Callable[[], bool] = lambda: False
+    """Says once that this machine will soon be gone; processes that train together ask equally often."""
 
     @property
     def engine(self) -> Engine:
@@ -55,12 +63,12 @@ class Runtime:
 class Machine:
     """What a command needs of this machine; each part is made when it is asked for."""
 
-    def __init__(self, stage: str, *, offline: bool = True) -> None:
+    def __init__(self, stage: str, *, offline: bool = True, settings: Settings | None = None) -> None:
         for name, value in QUIET.items():
             if offline or name != "HF_HUB_OFFLINE":
                 os.environ.setdefault(name, value)
         self._stage = stage
-        self.settings = Settings.from_environment()
+        self.settings = settings or Settings.from_environment()
 
     def runtime(self) -> Runtime:
         """All that a stage works with; torch is prepared for it.
@@ -71,7 +79,7 @@ class Machine:
         import torch
 
         store, work = self.store(), self.settings.work
-        cluster = open_engine(self.settings.engine, store=store, work=work)
+        cluster = open_engine(self.settings.engine, store=store, work=work, ranks=self.settings.ranks)
         device, threads, workers = cluster.device if cluster else self.device(), self.threads(), ALONE
         if device == "cpu":
             torch.set_num_threads(1)
@@ -86,17 +94,49 @@ class Machine:
             cluster=cluster,
         )
 
+    def train(
+        self,
+        stage: Callable[..., Result],
+        *arguments: object,
+        inputs: Mapping[str, Path],
+        outputs: Mapping[str, Path],
+        **named: object,
+    ) -> Result:
+        """What a stage that trains gives: here, or on the cluster, where its files and folders are found and fetched.
+
+        Raises:
+            UserError: whatever the stage raises, or the cluster cannot do it.
+        """
+        runtime, settings = self.runtime(), self.settings
+        if runtime.cluster is None:
+            return stage(*arguments, **named, **inputs, **outputs, runtime=runtime)
+        if settings.tracking_uri.startswith("sqlite") and settings.engine != "ray":
+            raise UserError(
+                "MLFLOW_TRACKING_URI is a file of this machine, which the nodes of a cluster cannot reach; set it to a "
+                "server, or to none"
+            )
+        work = partial(stage, *arguments, **named)
+        on_rank = partial(_on_rank, work, self._stage, replace(settings, engine="local"), self._tags())
+        return runtime.cluster.train(on_rank, inputs=inputs, outputs=outputs)
+
     def store(self) -> Store:
         settings = self.settings
         return open_store(settings.store, cache=settings.work / "cache", cache_bytes=settings.cache_bytes)
 
-    def tracker(self) -> Tracker:
-        tags = {
+    def tracker(self, tags: Mapping[str, str] | None = None) -> Tracker:
+        """Where runs are recorded.
+
+        Args:
+            tags: of every run; default: what this process comes from.
+        """
+        return open_tracker(self.settings.tracking_uri, spool=self.settings.work / "spool", tags=tags or self._tags())
+
+    def _tags(self) -> dict[str, str]:
+        return {
             **origin_tags(self.settings.caller, revision()),
             "dvc.stage": self._stage,
             "mlflow.source.name": f"dvc repro {self._stage}",
         }
-        return open_tracker(self.settings.tracking_uri, spool=self.settings.work / "spool", tags=tags)
 
     def prepare_torch(self) -> None:
         """Sets the number of threads, and keeps the progress bars of libraries off the terminal."""
@@ -123,3 +163,18 @@ class Machine:
         import torch
 
         return torch.get_num_threads()
+
+
+def _on_rank(
+    stage: Callable[..., Result],
+    name: str,
+    settings: Settings,
+    tags: Mapping[str, str],
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    place: Place,
+) -> Result:
+    """What a stage gives in one of the processes that train together."""
+    machine = Machine(name, settings=replace(settings, work=place.work, device=place.device))
+    runtime = replace(machine.runtime(), store=place.store, tracker=machine.tracker(tags), leaving=place.leaving)
+    return stage(**inputs, **outputs, runtime=runtime)

@@ -53,6 +53,8 @@ class Settings:
     engine: str
     """``M2M_ENGINE``: what datasets are made by: ``local`` (default), ``ray`` (a cluster on this machine), or the
     address of a cluster of Ray, ``host:6379`` or ``ray://host:10001``."""
+    ranks: int | None
+    """``M2M_RANKS``: how many processes train together on a cluster; bits follow it; default: one a GPU, or one."""
     device: str
     """``M2M_DEVICE``: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto`` (default): a GPU if there is one."""
     threads: int | None
@@ -76,9 +78,11 @@ class Settings:
         environment = os.environ if environment is None else environment
         home, store = main_checkout(checkout), environment.get("M2M_STORE") or "data/store"
         device, threads = environment.get("M2M_DEVICE") or "auto", environment.get("M2M_THREADS")
-        cache = environment.get("M2M_CACHE_GB") or "64"
+        cache, ranks = environment.get("M2M_CACHE_GB") or "64", environment.get("M2M_RANKS")
         if threads:
             _checked("M2M_THREADS", threads, r"[1-9]\d{0,3}", "a number of CPU threads such as 2")
+        if ranks:
+            _checked("M2M_RANKS", ranks, r"[1-9]\d{0,4}", "a number of processes such as 8")
         return cls(
             store=store if "://" in store else str(home / Path(store).expanduser()),
             tracking_uri=_tracking_uri(environment.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", home),
@@ -88,6 +92,9 @@ class Settings:
                 r"local|ray|(ray://)?[\w.-]+:\d{1,5}",
                 "local, ray, or an address such as ray://host:10001",
             ),
+            ranks=int(_checked("M2M_RANKS", ranks, r"[1-9]\d{0,4}", "a number of processes such as 8"))
+            if ranks
+            else None,
             device=_checked("M2M_DEVICE", device, r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0"),
             threads=int(threads) if threads else None,
             cache_bytes=int(_checked("M2M_CACHE_GB", cache, r"[1-9]\d{0,5}", "gigabytes such as 64")) * 10**9,

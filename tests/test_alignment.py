@@ -19,7 +19,7 @@ from m2m.devices import ALIGNMENT, align
 from m2m.diffusion.stable_diffusion import LatentEncoder, StableDiffusion
 from m2m.evaluation.networks import Clip
 from m2m.evaluation.published import INCEPTION_V3, InceptionV3
-from m2m.files import DIGESTS, write_digests
+from m2m.files import file_digest
 from m2m.foundation import fit as fit_module
 from m2m.params import Fit, Variant
 from m2m.params_file import load_params
@@ -196,10 +196,10 @@ def test_a_state_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path) -> Non
     trained = new_state()
     trained.network(torch.ones(1, 5)).sum().backward()
     trained.optimizers[0].step()
-    trained.save(tmp_path)
-    shift(tmp_path / "state.safetensors", BY_HEADER)
+    trained.save(tmp_path / "state")
+    shift(tmp_path / "state", BY_HEADER)
     resumed = new_state()
-    resumed.load(tmp_path)
+    resumed.load(tmp_path / "state")
     assert resumed.tensors().keys() == trained.tensors().keys()
     assert [name for name, tensor in resumed.tensors().items() if tensor.data_ptr() % ALIGNMENT] == []
 
@@ -217,7 +217,7 @@ def test_a_fit_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path, monkeypa
         fit_module.fit("line", network, lambda *_: loss(network), fit=sizes, pictures=9, seed=0, work=tmp_path)
 
     def killed(network: nn.Module) -> Tensor:
-        if list(tmp_path.glob(f"line/*/{DIGESTS}")):
+        if list(tmp_path.glob("checkpoints/fit/line/*")):
             raise KeyboardInterrupt
         return network(torch.ones(1, 5)).sum()  # type: ignore[no-any-return]
 
@@ -225,9 +225,10 @@ def test_a_fit_that_is_resumed_lies_as_one_that_was_not(tmp_path: Path, monkeypa
     monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     with pytest.raises(KeyboardInterrupt):
         fit(killed)
-    (kept,) = tmp_path.glob("line/*/state.safetensors")
+    (kept,) = tmp_path.glob("checkpoints/fit/line/*")
     shift(kept, BY_HEADER)
-    write_digests(kept.parent)
+    seen = kept.name.partition(".")[0]
+    kept.rename(kept.with_name(f"{seen}.{file_digest(kept)}.{kept.stat().st_size}"))
     fit(lambda network: network(torch.ones(1, 5)).sum())
     moments = [tensor for state in optimizers[-1].state.values() for tensor in state.values()]
     assert len(moments) == 2 * 3  # a step and two moments of weight and bias

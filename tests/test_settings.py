@@ -54,6 +54,7 @@ def test_without_variables_all_lies_in_the_main_checkout(checkout: Path, monkeyp
             store=str(checkout / "data/store"),
             tracking_uri=f"sqlite:///{checkout}/mlflow.db",
             engine="local",
+            ranks=None,
             device="auto",
             threads=None,
             cache_bytes=64 * 10**9,
@@ -170,6 +171,7 @@ def test_the_cache_is_told_in_gigabytes() -> None:
         ("M2M_CACHE_GB", "lots"),
         ("M2M_ENGINE", "spark"),
         ("M2M_ENGINE", "host"),
+        ("M2M_RANKS", "0"),
     ],
 )
 def test_what_cannot_be_is_named(name: str, value: str) -> None:

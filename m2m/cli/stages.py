@@ -118,15 +118,13 @@ def train(
     from m2m.stages import train
 
     out = out or Path(f"models/m2m-{variant}")
-    made = train.run(
+    made = machine.train(
+        train.run,
         wanted.common,
         variant,
         wanted.variant.of(variant),
-        manifest=manifest,
-        foundation=foundation,
-        out=out,
-        curve=curve or Path(f"reports/train-{variant}.csv"),
-        runtime=machine.runtime(),
+        inputs={"manifest": manifest, "foundation": foundation},
+        outputs={"out": out, "curve": curve or Path(f"reports/train-{variant}.csv")},
     )
     typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
 
@@ -154,17 +152,16 @@ def finetune(
     from m2m.stages import finetune
 
     out = out or Path(f"models/m2m-{item}")
-    made = finetune.run(
+    model = foundation if from_scratch else model or model_folder(variant)
+    made = machine.train(
+        finetune.run,
         wanted.finetune.common,
         task,
         variant,
         wanted.finetune.of(task),
-        manifest=manifest or Path(f"data/{task}.json"),
-        model=foundation if from_scratch else model or model_folder(variant),
+        inputs={"manifest": manifest or Path(f"data/{task}.json"), "model": model},
+        outputs={"out": out, "curve": curve or Path(f"reports/finetune-{item}.csv")},
         scratch=wanted.train.common if from_scratch else None,
-        out=out,
-        curve=curve or Path(f"reports/finetune-{item}.csv"),
-        runtime=machine.runtime(),
     )
     typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")
 

@@ -6,17 +6,18 @@ other processes, on other machines, to the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from m2m.errors import UserError
 from m2m.progress import Advance
 from m2m.store import Store
 from m2m.workers import Workers, in_order, thread_pool
 
-__all__ = ["Engine", "Job", "LocalEngine", "Maker", "open_engine"]
+__all__ = ["Cluster", "Engine", "Job", "LocalEngine", "Maker", "Place", "Train", "open_engine"]
 
 
 class Job(Protocol):
@@ -63,6 +64,34 @@ class Engine(Protocol):
         """What finds a folder that is here wherever the work is done."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What one of the processes that train together works with, wherever it is."""
+
+    store: Store
+    work: Path
+    """For what is unfinished."""
+    device: str
+    leaving: Callable[[], bool]
+    """Says once that the machine will soon be gone; all processes ask equally often."""
+
+
+Result = TypeVar("Result")
+Train: TypeAlias = Callable[[Mapping[str, Path], Mapping[str, Path], Place], Result]
+"""Trains, from what goes in to what comes out, files and folders by name."""
+
+
+class Cluster(Engine, Protocol):
+    """Several machines, on which models are trained as well."""
+
+    def train(self, run: Train[Result], *, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> Result:
+        """What the first process gives; what it made comes to this machine, for which inputs and outputs are named.
+
+        Raises:
+            UserError: what one of them raises, or the cluster cannot do it.
+        """
+
+
 class LocalEngine:
     """This machine."""
 
@@ -96,8 +125,8 @@ def _finish(half: Callable[[], Made]) -> Made:
     return half()
 
 
-def open_engine(address: str, *, store: Store, work: Path) -> Engine | None:
-    """The cluster at an address, see `Settings.engine`; None: this machine does the work.
+def open_engine(address: str, *, store: Store, work: Path, ranks: int | None) -> Cluster | None:
+    """The cluster at an address, see `Settings.engine` and `ranks`; None: this machine does the work.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be used.
@@ -110,4 +139,4 @@ def open_engine(address: str, *, store: Store, work: Path) -> Engine | None:
         raise UserError(
             f"M2M_ENGINE is {address}, but Ray is not installed: pip install -c constraints.txt '.[ray]'"
         ) from error
-    return RayEngine(address, store=store, work=work)
+    return RayEngine(address, store=store, work=work, ranks=ranks)

@@ -1,7 +1,8 @@
 """A cluster of Ray: the one module that knows it. Nothing imports this one unless an address asks for it.
 
 Shards are made by actors, one for each GPU, or each CPU core where there is none. The driver plans, hands out jobs and
-reads records of some hundred bytes; pictures go from an actor to the store.
+reads records of some hundred bytes; pictures go from an actor to the store. Ranks that train together are Ray Train's;
+their checkpoints, and what they make, go through the store as well.
 """
 
 from __future__ import annotations
@@ -10,36 +11,40 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
+from secrets import token_hex
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import ray
 from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from m2m.engines import AJob, Begun, Job, Made, Maker
-from m2m.errors import UserError
+from m2m.engines import AJob, Begun, Job, Made, Maker, Place, Result, Train
+from m2m.errors import OutsideError, UserError
 from m2m.files import listing_digest
 from m2m.progress import Advance
 from m2m.store import Store
-from m2m.store.folders import StoredFolder
+from m2m.store.shared import Shared
 
 HERE: Final = "ray"
 """The address of a cluster that is started on this machine, and ends with the command."""
 JOBS_EACH = 2
 """Of an actor: one is begun while the other is finished."""
-PROBE_SECONDS = 60.0
-"""For each node to say what it is."""
+PROBE_SECONDS = 300.0
+"""For each node to say what it is: many import for minutes."""
 LOOK_SECONDS = 10.0
 """Between two looks for nodes that have come."""
+SILENCE_SECONDS = 600
+"""Of a rank, after which the others give it up."""
 WORKERS_A_JOB = 5
 """That may be lost over it: nodes come and go, but what needs too much memory ends every worker."""
 COMPUTING = ("torch", "diffusers", "transformers", "numpy")
@@ -51,13 +56,14 @@ class RayEngine:
 
     Args:
         address: ``ray``, or where a cluster's head is: ``host:port`` or ``ray://host:port``.
+        ranks: how many processes train together; default: one for each GPU, or one.
 
     Raises:
         UserError: no cluster answers, or one of its nodes lacks this very package or cannot reach the store.
     """
 
-    def __init__(self, address: str, *, store: Store, work: Path) -> None:
-        self._store, self._work = store, work.absolute()
+    def __init__(self, address: str, *, store: Store, work: Path, ranks: int | None = None) -> None:
+        self._store, self._work, self._wanted = store, work.absolute(), ranks
         if not ray.is_initialized():
             _connect(address)
         _check_nodes(store, address)
@@ -69,7 +75,49 @@ class RayEngine:
 
     def share(self, folder: Path) -> Callable[[], Path]:
         """See `Engine`: through the store, once a node."""
-        return _Shared(StoredFolder.put(self._store, folder), self._work / "shared")
+        return _Found(Shared.put(self._store, folder), self._work / "shared")
+
+    def train(
+        self,
+        run: Train[Result],
+        *,
+        inputs: Mapping[str, Path],
+        outputs: Mapping[str, Path],
+    ) -> Result:
+        """See `Cluster`: the processes are started again for as long as nodes are lost, from the newest checkpoint."""
+        # Who makes shards does without them: they take ten seconds to import.
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        shared = {name: self.share(path) for name, path in inputs.items()}
+        verdict: Any = ray.remote(_Verdict).options(num_cpus=0).remote()
+        on_gpu, gpus = self.device == "cuda", int(ray.cluster_resources().get("GPU", 0))
+        ranks = self._wanted or max(gpus, 1)
+        told = {"run": run, "found": shared, "outputs": outputs, "store": self._store, "verdict": verdict}
+        try:
+            TorchTrainer(
+                _rank,
+                train_loop_config=told | {"work": self._work, "device": self.device},
+                torch_config=TorchConfig(timeout_s=SILENCE_SECONDS),
+                scaling_config=ScalingConfig(num_workers=ranks, use_gpu=on_gpu),
+                # Nothing but Ray's own notes lies there: they begin anew with each command.
+                run_config=RunConfig(
+                    name=f"m2m-{token_hex(6)}",
+                    storage_path=str(Path(tempfile.gettempdir()) / "m2m-ray"),
+                    failure_config=FailureConfig(max_failures=-1),
+                ),
+            ).fit()
+        except TrainingFailedError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"training on the cluster failed: {reason}") from error
+        refused, kept = ray.get(verdict.read.remote())
+        if refused:
+            raise refused
+        result, made = kept
+        for name, path in outputs.items():
+            made[name].get(path)
+        return cast(Result, result)
 
     def make(
         self, maker: Maker[AJob, Begun, Made], jobs: Iterable[tuple[AJob, Made | None]], advance: Advance
@@ -136,18 +184,81 @@ def _check_nodes(store: Store, address: str) -> None:
             raise UserError(f"{where} ({name}): {fault}")
 
 
-class _Shared:
-    """Finds a folder of the store on whatever machine it is called."""
+class _Found:
+    """Finds what is shared on whatever machine it is called."""
 
-    def __init__(self, stored: StoredFolder, work: Path) -> None:
-        self._stored, self._work = stored, work
+    def __init__(self, shared: Shared, work: Path) -> None:
+        self._shared, self._work = shared, work
 
     def __call__(self) -> Path:
-        place = self._work / self._stored.digest
+        place = self._work / self._shared.digest / self._shared.name
+        place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
             if not place.exists():
-                self._stored.get(place)
+                self._shared.get(place)
         return place
+
+
+class _Verdict:
+    """How a training run ended, told by its ranks: Ray Train itself starts them again after whatever error."""
+
+    def __init__(self) -> None:
+        self._refused: UserError | None = None
+        self._made: Any = None
+
+    def refuse(self, error: UserError) -> None:
+        """The run cannot be done: who is started again ends at once."""
+        self._refused = self._refused or error
+
+    def keep(self, made: Any) -> None:
+        """Of the first rank."""
+        self._made = made
+
+    def read(self) -> tuple[UserError | None, Any]:
+        """Why it cannot be done, if it cannot; what was made, if it was."""
+        return self._refused, self._made
+
+
+class _Leaving:
+    """Says once that a node of the run is to be taken away."""
+
+    def __init__(self, notice: Callable[[], object | None]) -> None:
+        self._notice, self._said = notice, False
+
+    def __call__(self) -> bool:
+        is_new = self._notice() is not None and not self._said
+        self._said = self._said or is_new
+        return is_new
+
+
+def _rank(told: Mapping[str, Any]) -> None:
+    """One of the processes that train together."""
+    from ray import train
+
+    verdict = told["verdict"]
+    refused, _ = ray.get(verdict.read.remote())
+    if refused:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # Hidden from the others: what a rank makes lies in the store in the end.
+        outputs = {name: Path(folder) / path.name for name, path in told["outputs"].items()}
+        try:
+            inputs = {name: find() for name, find in told["found"].items()}
+            place = Place(
+                store=told["store"],
+                work=told["work"],
+                device=told["device"],
+                leaving=_Leaving(train.get_preemption_info),
+            )
+            result = told["run"](inputs, outputs, place)
+            if train.get_context().get_world_rank() == 0:
+                made = {name: Shared.put(told["store"], path) for name, path in outputs.items()}
+                ray.get(verdict.keep.remote((result, made)))
+        except OutsideError:
+            raise  # the next try may succeed
+        except UserError as error:
+            ray.get(verdict.refuse.remote(error))
+            raise
 
 
 class _Worker:

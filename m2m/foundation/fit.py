@@ -18,8 +18,10 @@ from m2m.files import is_intact, sealed_file
 from m2m.params import Fit
 from m2m.progress import progress
 from m2m.seeds import generator
+from m2m.store import LocalStore
+from m2m.training.checkpoints import Checkpoints
 from m2m.training.ranks import Ranks
-from m2m.training.state import Checkpoints, Ema, NotFiniteError, TrainState, learning_rate
+from m2m.training.state import Ema, NotFiniteError, TrainState, learning_rate
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 EMA_DECAY = 0.999
@@ -56,7 +58,7 @@ def fit(
     Raises:
         UserError: the loss is not finite, or the disk refuses.
     """
-    finished, checkpoints = work / f"{name}.safetensors", Checkpoints(work / name)
+    finished, checkpoints = work / f"{name}.safetensors", Checkpoints(LocalStore(work), "fit", name, work)
     if not is_intact(finished):
         state = _start_or_resume(module, matrices, checkpoints)
         _train(name, state, loss, fit=fit, pictures=pictures, seed=seed, checkpoints=checkpoints)

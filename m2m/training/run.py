@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -27,11 +27,12 @@ from m2m.runtime import Runtime
 from m2m.seeds import derive
 from m2m.tracking import NullTracker, Run
 from m2m.training.card import model_card
+from m2m.training.checkpoints import Checkpoints
 from m2m.training.loop import Batches, train_steps
 from m2m.training.loss import Examples, SetLoss
 from m2m.training.ranks import Ranks, joined_ranks
 from m2m.training.start import freeze_slots, start_from_captions
-from m2m.training.state import Checkpoints, Ema, NotFiniteError, Point, TrainState, is_due
+from m2m.training.state import Ema, NotFiniteError, Point, TrainState, is_due
 from m2m.workers import ALONE, Workers
 
 PREVIEW_STEPS = 10
@@ -80,7 +81,7 @@ def train_model(
     made_from = {"foundation" if stage == "train" else "parent": of_parents}
     key = {"run": name, "parameters": parameters, "manifest": data.digest, "made from": made_from}
     key |= {"device": runtime.device_type, "code": code_digest(f"m2m.stages.{stage}")}
-    checkpoints = Checkpoints.of(runtime.work / name, key)
+    checkpoints = Checkpoints.of(runtime.store, name, key, work=runtime.work)
     with joined_ranks(runtime.device) as ranks:
         pipeline.to(ranks.device)
         if not data.ordered:
@@ -108,7 +109,7 @@ def train_model(
                 checkpoints.keep_tracking_key(record.id)
             record.params({**parameters, **made_from})
             record.dataset(data.kind, source=runtime.store.uri, digest=data.digest, context="training", sets=data.sets)
-            train(name, state, batches, ranks, held_out, checkpoints, record, runtime.workers)
+            train(name, state, batches, ranks, held_out, checkpoints, record, runtime.workers, runtime.leaving)
             if ranks.is_first:
                 seen = state.images_seen
                 card = model_card(
@@ -154,8 +155,9 @@ def start_or_resume(network: ImageSetUNet, batches: Batches, checkpoints: Checkp
     if (checkpoint := checkpoints.latest()) is not None:
         state.load(checkpoint)
         _log.info("goes on from %s", checkpoint)
-    elif others := checkpoints.of_other_runs():
-        _log.warning("starts afresh: the checkpoints in %s are of other parameters, data or code", others[0].parent)
+    elif checkpoints.of_other_runs():
+        name = checkpoints.name
+        _log.warning("%s starts afresh: its checkpoints in the store are of other parameters, data or code", name)
     return state
 
 
@@ -168,11 +170,13 @@ def train(
     checkpoints: Checkpoints,
     record: Run,
     workers: Workers = ALONE,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains to the last batch; at that moment, too, a point is on the curve and a checkpoint on the disk.
 
     Args:
         held_out: what to show on the first rank; None on the others.
+        leaving: asked after each step; where it says so, a checkpoint is saved at once.
 
     Raises:
         UserError: the loss or its gradient is not finite; names the step and the sets, and keeps the last checkpoint.
@@ -187,6 +191,7 @@ def train(
                 now == total or is_due(every, before=before, after=now)
                 for every in (common.log_every, common.preview_every, common.checkpoint_every)
             )
+            save = leaving() or save
             if log or save:
                 try:
                     state.curve.settle(ranks)

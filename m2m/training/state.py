@@ -1,34 +1,30 @@
-"""All that a training run is at one moment, and how it is kept between kills: safetensors and JSON, never a pickle.
+"""All that a training run is at one moment, in one file of safetensors, never a pickle.
 
-The weights and their moving average, the optimizers' moments, the curve; and the clock, which is images seen. At any
-moment there is one good checkpoint, once there was one.
+The weights and their moving average, the optimizers' moments, the curve; and the clock, which is images seen.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m2m.files import DIGESTS, check_digests, new_folder, write_atomically, write_digests
 from m2m.training.ranks import Ranks
 
-FILES = ("state.safetensors", "state.json")
 WEIGHTS, AVERAGES, OPTIMIZER = "weights/", "averages/", "optimizer/"
-TRACKING = "tracking"
-"""Holds the key by which the tracker goes on with the same run."""
+COUNTERS = "counters"
+"""In the file's metadata: what is no tensor, as JSON."""
 
 
 def learning_rate(
@@ -211,15 +207,17 @@ class TrainState:
             "steps_since": self.curve.since,
         }
 
-    def save(self, folder: Path) -> None:
-        """Writes ``state.safetensors`` and ``state.json`` into an existing folder. The curve must be settled."""
-        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, folder / FILES[0])
-        (folder / FILES[1]).write_text(json.dumps(self.counters(), indent=1) + "\n")
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file. The curve must be settled."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        save_file(tensors, path, metadata={COUNTERS: json.dumps(self.counters())})
 
     @torch.no_grad()
-    def load(self, folder: Path) -> None:
+    def load(self, path: Path) -> None:
         """Becomes what `save` wrote, to the bit. The network must have the same parameters."""
-        tensors, counters = load_file(folder / FILES[0]), json.loads((folder / FILES[1]).read_text())
+        with safe_open(path, framework="pt") as file:
+            counters = json.loads(file.metadata()[COUNTERS])
+        tensors = load_file(path)
         self.network.load_state_dict(_under(WEIGHTS, tensors))
         for name, average in _under(AVERAGES, tensors).items():
             self.ema.tensors[name].copy_(average)
@@ -240,64 +238,3 @@ class TrainState:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """The checkpoints of one run, each a folder named after the images seen; without ``digests.json`` it is none.
-
-    The run's own folder is named after what determines the run, so a checkpoint of other parameters, data or code is
-    never loaded, nor is it removed: that run may be under way, in another process.
-    """
-
-    folder: Path
-
-    @classmethod
-    def of(cls, work: Path, determined_by: Mapping[str, Any]) -> Self:
-        """Those of the run that is determined by JSON-like values: parameters, digests and the kind of device."""
-        canonical = json.dumps(determined_by, sort_keys=True, separators=(",", ":"))
-        return cls(work / hashlib.sha256(canonical.encode()).hexdigest()[:16])
-
-    def latest(self) -> Path | None:
-        """The newest checkpoint, if there is any.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        newest = max((path.parent for path in self.folder.glob(f"[0-9]*/{DIGESTS}")), default=None)
-        if newest:
-            check_digests(newest, *FILES, remedy=f"remove {newest} to train from the start")
-        return newest
-
-    def of_other_runs(self) -> list[Path]:
-        """The folders of other runs that were not finished."""
-        return sorted(path for path in self.folder.parent.glob("*/") if path != self.folder)
-
-    def save(self, state: TrainState) -> None:
-        """Writes the state; only when all of it is on the disk under its name are older checkpoints removed.
-
-        Raises:
-            UserError: the disk refuses; the older checkpoint stays.
-        """
-        new = self.folder / f"{state.images_seen:012}"
-        with new_folder(new) as draft:
-            state.save(draft)
-            write_digests(draft)
-        for older in set(self.folder.glob("[0-9]*/")) - {new}:
-            # First, so that a kill in the middle leaves no half of a checkpoint.
-            (older / DIGESTS).unlink(missing_ok=True)
-            shutil.rmtree(older)
-
-    @property
-    def tracking_key(self) -> str | None:
-        """`Run.id` of the run so far."""
-        path = self.folder / TRACKING
-        return path.read_text(errors="replace") if path.exists() else None
-
-    def keep_tracking_key(self, key: str) -> None:
-        """Lets the run go on under the same key after a kill, from its very start."""
-        write_atomically(self.folder / TRACKING, key.encode())
-
-    def clear(self) -> None:
-        """Removes all of it: the run has handed over what it made."""
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from m2m.data.making import MadeSets, PlannedSet, Records, ShardMaker, shard_jobs
@@ -24,6 +23,7 @@ from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.store import LocalStore
 from m2m.workers import ALONE
+from tests.cluster import two_nodes
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray")
@@ -32,18 +32,8 @@ SETS = [PlannedSet(id=f"set-{number:02}", caption=f"a {number}", count=2) for nu
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without work, and two nodes with a core each."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"})
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            made.add_node(num_cpus=1)
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
+    with two_nodes() as nodes:
+        yield nodes
 
 
 class Draw:
@@ -92,7 +82,7 @@ def expected(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def engine(cluster: Any, tmp_path: Path) -> Any:
     (tmp_path / "there").mkdir()
-    return open_engine(cluster.address, store=LocalStore(tmp_path / "store"), work=tmp_path / "work")
+    return open_engine(cluster.address, store=LocalStore(tmp_path / "store"), work=tmp_path / "work", ranks=None)
 
 
 def test_two_nodes_make_what_one_machine_makes(
@@ -102,7 +92,7 @@ def test_two_nodes_make_what_one_machine_makes(
     assert run(tmp_path, engine, Draw(tmp_path / "there"), told) == expected
     of_each = drawn(tmp_path / "there")
     assert len(of_each) == 2
-    assert sorted(sum(of_each.values(), [])) == [one.id for one in SETS], "nothing is drawn twice"
+    assert sorted(chain.from_iterable(of_each.values())) == [one.id for one in SETS], "nothing is drawn twice"
     assert sum(told) == 24
     assert "24 images, " in capsys.readouterr().err
     assert run(tmp_path, engine, None) == expected, "and what is there is not made again"
@@ -135,7 +125,7 @@ def test_a_persons_mistake_comes_back_as_itself(engine: Any, tmp_path: Path) -> 
         def __call__(self, planned: Sequence[PlannedSet], advance: Advance) -> MadeSets:
             raise UserError("the pictures are not there")
 
-    with pytest.raises(UserError, match="^the pictures are not there$"):
+    with pytest.raises(UserError, match=r"^the pictures are not there$"):
         run(tmp_path, engine, Refuse(tmp_path / "there"))
 
 
@@ -154,10 +144,7 @@ def test_a_node_that_is_killed_and_one_that_comes_change_no_byte(
     cluster: Any, engine: Any, expected: list[str], tmp_path: Path
 ) -> None:
     spare = cluster.add_node(num_cpus=1)
-    import threading
-
     killer = threading.Timer(2.0, lambda: cluster.remove_node(spare, allow_graceful=False))
     killer.start()
     assert run(tmp_path, engine, Draw(tmp_path / "there", 1.0)) == expected
     killer.join()
-    assert psutil.pid_exists(os.getpid())

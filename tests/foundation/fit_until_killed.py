@@ -37,16 +37,15 @@ def train(work: Path, *, killed: str = "") -> Network:
     module.SECONDS_BETWEEN_CHECKPOINTS = -1
 
     def loss(batch: Tensor, draws: torch.Generator) -> Tensor:
-        done = max((int(path.name) for path in work.glob("network/[0-9]*")), default=0)
+        done = max((int(path.name.partition(".")[0]) for path in work.glob("checkpoints/fit/network/*")), default=0)
         if event == "step" and done == 4 * int(at):
             os.kill(os.getpid(), signal.SIGKILL)
         noisy = data[batch] + 0.1 * torch.randn(len(batch), 4, generator=draws)
         return (network.frozen(network.layers(noisy)) - data[batch]).square().mean()
 
-    def half_saved(state: TrainState, folder: Path) -> None:
-        save(state, folder)
+    def half_saved(state: TrainState, path: Path) -> None:
+        save(state, path)
         if event == "saving" and state.images_seen == 4 * int(at):
-            path = folder / "state.safetensors"
             path.write_bytes(path.read_bytes()[:100])
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -14,7 +14,8 @@ from m2m.errors import UserError
 from m2m.foundation import fit as module
 from m2m.foundation.fit import EMA_DECAY, WARMUP, fit
 from m2m.params import Fit
-from m2m.training.state import Checkpoints
+from m2m.store import LocalStore
+from m2m.training.checkpoints import Checkpoints
 
 PROGRAM = Path(__file__).with_name("fit_until_killed.py")
 FEW = Fit(images=40, batch_size=4, learning_rate=0.01)
@@ -26,7 +27,7 @@ def program() -> dict[str, Any]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.slow
@@ -37,9 +38,10 @@ def test_a_fit_killed_twice_ends_as_an_uninterrupted_one_to_the_bit(program: dic
             [sys.executable, PROGRAM, tmp_path / "broken", moment], check=False, capture_output=True, text=True
         )
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-        latest = Checkpoints(tmp_path / "broken" / "network").latest()
+        work = tmp_path / "broken"
+        latest = Checkpoints(LocalStore(work), "fit", "network", work).latest()
         assert latest is not None
-        assert int(latest.name) == kept
+        assert int(latest.name.partition(".")[0]) == kept
     broken = program["train"](tmp_path / "broken").state_dict()
     assert all(torch.equal(value, broken[name]) for name, value in whole.state_dict().items())
     finished = ["network.safetensors", "network.safetensors.sha256"]
@@ -70,7 +72,7 @@ def test_a_checkpoint_that_is_damaged_is_not_gone_on_from(
     monkeypatch.setattr("os.kill", stop)
     with pytest.raises(KeyboardInterrupt):
         program["train"](tmp_path / "broken", killed="step 9")
-    (state,) = (tmp_path / "broken").glob("network/*/state.safetensors")
+    (state,) = (tmp_path / "broken").glob("checkpoints/fit/network/*")
     content = bytearray(state.read_bytes())
     content[-2] ^= 1
     state.write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,17 +16,10 @@ from m2m.store import LocalStore
 from m2m.world.cameras import Camera
 from m2m.world.corpus import draw_procedure
 from m2m.world.grammar import procedure_captions, view_captions
+from tests.datasets import Dataset
 
 VIEWS = 4
 TRAIN, VALIDATION, TEST = 5, 2, 3
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A manifest file, and the store that holds its shards."""
-
-    manifest: Path
-    store: LocalStore
 
 
 def _write(

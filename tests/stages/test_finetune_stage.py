@@ -114,7 +114,9 @@ def run(views: Any, procedures: Any, make_model: Callable[..., Path], monkeypatc
             "model": None if "model" in changes else make_model(variant),
             "out": folder / "model",
             "curve": folder / "curve.csv",
-            "runtime": Runtime(store=store or dataset.store, work=folder / "work", tracker=tracker or NullTracker()),
+            "runtime": Runtime(
+                store=store or dataset.copied(folder), work=folder / "work", tracker=tracker or NullTracker()
+            ),
             **changes,
         }
         params = FinetuneTask.model_validate({"set_size": set_size, "self": own, "dino": own})
@@ -150,8 +152,8 @@ def test_a_model_learns_to_heed_poses(
     assert draw(pipeline, poses=True).isfinite().all()
     with pytest.raises(ValueError, match="it needs poses"):
         draw(pipeline)
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv", "work"}
-    assert not list((tmp_path / "work").glob("*/*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv", "work", "store"}
+    assert not [path for place in ("work", "store/checkpoints") for path in (tmp_path / place).rglob("*.*")]
     with (tmp_path / "curve.csv").open() as file:
         assert [row["images_seen"] for row in csv.DictReader(file)] == ["12"]
     assert made.images_seen == 12
@@ -208,8 +210,8 @@ def test_stopped_and_called_again_it_ends_as_if_nothing_had_been(
     run(tmp_path / "whole", task, variant, steps=4)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", task, variant, steps=4, tracker=Stopping(at))
-    (kept,) = (tmp_path / "broken" / "work").glob("*/*/[0-9]*")
-    assert 0 < int(kept.name) < at
+    (kept,) = (tmp_path / "broken" / "store" / "checkpoints").glob("*/*/[0-9]*")
+    assert 0 < int(kept.name.partition(".")[0]) < at
     assert not (tmp_path / "broken" / "model").exists()
     run(tmp_path / "broken", task, variant, steps=4)
     assert folder_digest(tmp_path / "broken" / "model") == folder_digest(tmp_path / "whole" / "model")
@@ -269,7 +271,7 @@ def test_a_parent_that_is_damaged_or_missing_is_one_line(
     with pytest.raises(UserError, match=f"{parent}: incomplete or damaged") as caught:
         run(tmp_path, "vpg", model=parent)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["parent"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parent", "store"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,9 @@ from m2m.data.sets import ImageSet, write_shard
 from m2m.manifest import Manifest
 from m2m.params import TrainCommon, TrainVariant
 from m2m.store import LocalStore
+from tests.datasets import Dataset
 
 IMAGES_PER_SET = 5
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A manifest file, and the store that holds its shards."""
-
-    manifest: Path
-    store: LocalStore
 
 
 def image_set(id_: str, rng: np.random.Generator) -> ImageSet:

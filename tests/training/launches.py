@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -31,7 +32,7 @@ def die() -> None:
 def arrange(moment: str, counter: Path) -> None:
     """Notes the steps in a file, and kills the process at a moment: ``step 3``, ``saving 72`` or ``replacing 72``."""
     event, _, at = moment.partition(" ")
-    save, remove = state.TrainState.save, state.shutil.rmtree
+    save, remove = state.TrainState.save, LocalStore.remove
 
     def counted(*arguments: Any) -> Iterator[int]:
         for step in loop.train_steps(*arguments):
@@ -41,20 +42,20 @@ def arrange(moment: str, counter: Path) -> None:
                 die()
             yield step
 
-    def half_saved(moment: state.TrainState, folder: Path) -> None:
-        save(moment, folder)
+    def half_saved(moment: state.TrainState, path: Path) -> None:
+        save(moment, path)
         if event == "saving" and moment.images_seen == int(at):
-            (folder / "state.safetensors").write_bytes(b"half")
+            path.write_bytes(b"half")
             die()
 
-    def not_removed(path: Path, *arguments: Any, **options: Any) -> None:
-        if event == "replacing" and (path.parent / f"{int(at):012}").exists():
+    def not_removed(store: LocalStore, key: str) -> None:
+        if event == "replacing" and any(f"/{int(at):012}." in other for other, _ in store.objects("checkpoints/")):
             die()
-        remove(path, *arguments, **options)
+        remove(store, key)
 
     run.train_steps = counted
     state.TrainState.save = half_saved
-    state.shutil.rmtree = not_removed
+    LocalStore.remove = not_removed
 
 
 def work(launch: dict[str, Any], rank: int, port: int) -> None:
@@ -73,14 +74,14 @@ def work(launch: dict[str, Any], rank: int, port: int) -> None:
         foundation=Path(launch["foundation"]),
         out=out / "model",
         curve=out / "curve.csv",
-        runtime=Runtime(store=LocalStore(Path(launch["store"])), work=out / "work"),
+        runtime=Runtime(store=LocalStore(out / "store"), work=out / "work"),
     )
 
 
 def carry_out(launch: dict[str, Any]) -> dict[str, Any]:
     """Starts the ranks; if one is killed, ends the others, as torchrun does. Tells how they ended and what was done."""
     out = Path(launch["out"])
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(launch["store"], out / "store", dirs_exist_ok=True)
     (out / "steps").write_text("")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -106,7 +107,7 @@ def carry_out(launch: dict[str, Any]) -> dict[str, Any]:
     return {
         "codes": [codes[child] for child in children],
         "steps": [int(line) for line in (out / "steps").read_text().split()],
-        "checkpoints": sorted(path.name for path in out.glob("work/*/*/[0-9]*")),
+        "checkpoints": [path.name for path in out.glob("store/checkpoints/*/*/*")],
     }
 
 

@@ -112,7 +112,7 @@ def run(
             "foundation": foundation,
             "out": folder / "model",
             "curve": folder / "curve.csv",
-            "runtime": Runtime(store=dataset.store, work=folder / "work", tracker=tracker or NullTracker()),
+            "runtime": Runtime(store=dataset.copied(folder), work=folder / "work", tracker=tracker or NullTracker()),
             **changes,
         }
         params = make_variant(images=96)
@@ -137,8 +137,9 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     assert [image.size for image in drawn] == [(64, 64)] * 2
     assert pipeline.unet.config.variant == variant
     assert not any(a.slot_embedding.any() for a in pipeline.unet.attentions().values()), "the sets have no order"
-    assert not [path for path in tmp_path.iterdir() if path.name not in {"model", "curve.csv", "work"}]
-    assert not list((tmp_path / "work").glob("*/*"))
+    assert not [path for path in tmp_path.iterdir() if path.name not in {"model", "curve.csv", "work", "store"}]
+    assert not list((tmp_path / "work").glob("*"))
+    assert not list(LocalStore(tmp_path / "store").objects("checkpoints/"))
 
     with (tmp_path / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
