@@ -40,27 +40,27 @@ def line_of(text: str, words: str) -> int:
             "generate.colour: unknown key; expected seed, solver, num_inference_steps",
         ),
         ("    weight_decay: 0.01\n", "", "train.common.weight_decay: missing; every key must be there"),
-        ("  test: 48", "  test: 48\n  test: 99", "captions.test: given twice (first on line"),
+        ("  test: 49", "  test: 49\n  test: 99", "captions.test: given twice (first on line"),
         (
-            "  test: 48",
+            "  test: 49",
             "  test: 0",
             "captions.test: is 0, should be greater than or equal to 1 (image sets for testing)",
         ),
         (
-            "  validation: 16",
+            "  validation: 14",
             "  validation: 0",
             "captions.validation: is 0, should be greater than or equal to 1 (image sets for validation)",
         ),
-        ("  steps: 6\n", "  steps: 500\n", "captions: views + steps are 512; expected at most train, 128"),
-        ("  validation: 16\n", "", "captions.validation: missing; every key must be there"),
+        ("  steps: 6\n", "  steps: 500\n", "captions: views + steps are 512; expected at most train, 144"),
+        ("  validation: 14\n", "", "captions.validation: missing; every key must be there"),
         ("  validation: 8\n", "", "views.validation: missing; every key must be there"),
-        ("  test: 48", "  test: many", "captions.test: is 'many', should be a valid integer"),
-        ("  test: 48", "  test: '48'", "captions.test: is '48', should be a valid integer"),
-        ("  test: 48", "  test: true", "captions.test: is true, should be a valid integer"),
-        ("  test: 48", "  test: 1.5", "captions.test: is 1.5, should be a valid integer"),
-        ("  test: 48", "  test:", "captions.test: is empty, should be a valid integer"),
-        ("  test: 48", "  test: [1]", "captions.test: is a list, should be a valid integer"),
-        ("  test: 48", "  test: " + "9" * 5000, "captions.test: a number of 5000 digits"),
+        ("  test: 49", "  test: many", "captions.test: is 'many', should be a valid integer"),
+        ("  test: 49", "  test: '49'", "captions.test: is '49', should be a valid integer"),
+        ("  test: 49", "  test: true", "captions.test: is true, should be a valid integer"),
+        ("  test: 49", "  test: 1.5", "captions.test: is 1.5, should be a valid integer"),
+        ("  test: 49", "  test:", "captions.test: is empty, should be a valid integer"),
+        ("  test: 49", "  test: [1]", "captions.test: is a list, should be a valid integer"),
+        ("  test: 49", "  test: " + "9" * 5000, "captions.test: a number of 5000 digits"),
         ("given: [1, 2, 4]", "given: [1, 0]", "evaluate.mis.given.1: is 0, should be greater than or equal to 1"),
         ("given: [1, 2, 4]", "given: 2", "evaluate.mis.given: is 2, should be a list"),
         ("decay: 0.99\n", "decay: .nan\n", "train.common.ema.decay: is nan, should be"),
@@ -81,7 +81,7 @@ def line_of(text: str, words: str) -> int:
         ("report:\n", "report: &it\n  it: *it\n", "report.it: refers to itself"),
         ("report:\n", "? [1, 2]\n: 3\nreport:\n", "a key that is no plain word"),
         ("report:\n", "report: [\n", "not valid YAML: "),
-        ("  test: 48", "\ttest: 192", "not valid YAML: "),
+        ("  test: 49", "\ttest: 192", "not valid YAML: "),
         ("report:\n", "--- \nreport:\n", "not valid YAML: "),
         ("title: ", "title: \x07", "not valid YAML: "),
     ],
@@ -100,10 +100,10 @@ def test_the_line_names_file_line_and_key(old: str, new: str, expected: str, tmp
     ("old", "new", "line"),
     [
         ("    set_size: 9", "    set_syze: 9", "    set_syze"),
-        ("  test: 48", "  test: 0", "  test: 0"),
+        ("  test: 49", "  test: 0", "  test: 0"),
         ("given: [1, 2, 4]\n    gen", "given: [1,\n      0]\n    gen", "      0]"),
         ("    weight_decay: 0.01\n", "", "  common:"),  # what is missing belongs into the block above
-        ("  test: 48", "  test: 48\n  test: 99", "  test: 99"),
+        ("  test: 49", "  test: 49\n  test: 99", "  test: 99"),
     ],
 )
 def test_the_line_is_the_right_one(old: str, new: str, line: str, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(
         re.sub(r"learning_rate: \S+", "learning_rate: 3e-4", GOOD)
-        .replace("  test: 48", "  test: 010")
+        .replace("  test: 49", "  test: 010")
         .replace("title: Many-to-many image generation", "title: yes")
     )
     params = load_params(file)

@@ -18,9 +18,10 @@ PART = 8 << 20
 """Bytes that boto3 sends at once; a larger file goes in parts, between two more requests."""
 PUBLISHED_SIDE = 512
 """Pixels a side of what the published Stable Diffusion 2.1-base draws."""
-BYTES_PER_PIXEL = 1.75
-"""Of PNG 1.5, as photographs have; of latents, a sixteenth of a number in float32 a pixel."""
-
+PNG = 1.5
+"""Bytes a pixel, as photographs have."""
+LATENTS = {"float32": 4 / 16, "float16": 2 / 16}
+"""Bytes a pixel: four numbers for 8 x 8 of them."""
 
 CARDS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}
 """TFLOP/s in bfloat16 without sparsity, by their makers; the first where none is named."""
@@ -65,6 +66,8 @@ class Work:
     """With all GPUs, as if they shared the work without loss."""
     memory: Number | None = None
     """GiB of one GPU, in training; None where nothing tells."""
+    hindrance: str = ""
+    """Why so many GPUs cannot share the work, if they cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +128,18 @@ def run(
         hours = images / rate.value / HOUR
         memory = _memory(params, variant, pixels, gpus, results) if (variant := stage.partition("@")[2]) else None
         one = Work(
-            stage=stage, images=images, images_per_second=rate, gpu_hours=hours, hours=hours / gpus, memory=memory
+            stage=stage,
+            images=images,
+            images_per_second=rate,
+            gpu_hours=hours,
+            hours=hours / gpus,
+            memory=memory,
+            hindrance=_hindrance(params, variant, gpus) if variant else "",
         )
         work.append(one)
 
-    size = Number(BYTES_PER_PIXEL * pixels**2, f"assumed, {BYTES_PER_PIXEL:g} a pixel")
+    a_pixel = PNG + LATENTS[generate.latents]
+    size = Number(a_pixel * pixels**2, f"assumed, {PNG:g} a pixel of PNG, and latents in {generate.latents}")
     if bytes_per_image is not None:
         size = Number(bytes_per_image, "given")
     sets_of_shards = [sets for split in counts for sets in _shards(split, generate.sets_per_shard)]
@@ -171,6 +181,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"    {one.gpu_hours:,.1f} GPU-hours, {_time(one.hours)} with {plan.gpus} GPUs"
         if one.memory:
             yield f"    {one.memory.value:,.0f} GiB a GPU ({one.memory.source})"
+        if one.hindrance:
+            yield f"    {one.hindrance}"
     hours = plan.gpu_hours
     yield f"in all: {hours:,.1f} GPU-hours, {_time(hours / plan.gpus)} with {plan.gpus} GPUs, if none waits for another"
     size = plan.bytes_per_image
@@ -190,6 +202,16 @@ def _time(hours: float) -> str:
 def _passes(variant: Variant, images: int, set_size: int) -> int:
     """U-Net rows for so many training images: N a set, and N - 1 that M2M-Self reads with the same network."""
     return images + images // set_size * (set_size - 1) if variant == "self" else images
+
+
+def _hindrance(params: Params, variant: str, gpus: int) -> str:
+    """As training would refuse: each GPU takes as many sets of each part of a step."""
+    sets, parts = (
+        params.train.variant.of(cast(Variant, variant)).sets_per_step,
+        params.train.common.gradient_accumulation,
+    )
+    text = f"but {sets} sets a step cannot be divided over {gpus} GPUs times gradient_accumulation, {parts}"
+    return text if sets % (gpus * parts) else ""
 
 
 def _memory(params: Params, variant: str, pixels: int, gpus: int, results: Path) -> Number | None:

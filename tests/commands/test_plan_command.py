@@ -51,7 +51,14 @@ def planned(params: Params, results: Path = Path("nowhere"), **changes: Any) -> 
 @pytest.mark.parametrize(("profile", "side"), [("embedded", 64), ("paper", 512)])
 def test_pictures_are_as_large_as_the_profile_draws_them(profile: str, side: int) -> None:
     of_profile = load_params(ROOT / "profiles" / f"{profile}.yaml")
-    assert planned(of_profile, pixels=None).bytes_per_image.value == 1.75 * side**2
+    assert planned(of_profile, pixels=None).bytes_per_image.value == (1.625 if profile == "paper" else 1.75) * side**2
+
+
+def test_gpus_that_cannot_share_a_step_are_told(params: Params) -> None:
+    sets = params.train.variant.of("self").sets_per_step
+    text = to_text(planned(params, gpus=7))
+    assert f"but {sets} sets a step cannot be divided over 7 GPUs times gradient_accumulation, 1" in text
+    assert "cannot be divided" not in to_text(planned(params, gpus=1))
 
 
 def test_gpu_hours(params: Params) -> None:
@@ -161,10 +168,10 @@ def rates() -> list[str]:
 def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
     text = m2m("paper", "--gpus", "64", "--gpu-hour", "2", *rates()).stdout
     assert "generate: 300,300,000 images at 2/s a GPU (given)" in text
-    assert "train@self: 136,000,000 images at 10/s a GPU (given)" in text
-    assert "train@dino: 48,000,384 images at 5/s a GPU (given)" in text
+    assert "train@self: 153,000,000 images at 10/s a GPU (given)" in text
+    assert "train@dino: 54,000,000 images at 5/s a GPU (given)" in text
     assert "187,689 shards" in text
-    assert "(assumed, 1.75 a pixel)" in text
+    assert "(assumed, 1.5 a pixel of PNG, and latents in float16)" in text
     assert "at the given prices: gpus" in text
     plan = json.loads(m2m("paper", "--json", *rates()).stdout)
     assert plan["work"][0]["images"] == 300_300_000
