@@ -27,7 +27,7 @@ from m2m.params import Task, Variant
 HERE = Path(__file__).parent
 TABLE, RESULTS = HERE / "ablations.yaml", HERE / "results"
 WORK = Path("work/ablations")
-GIVEN, ASPECTS = (1, 2, 4, 8), ("kept", "free", "fresh")
+GIVEN, ASPECTS = (1, 2, 4), ("kept", "free", "fresh")
 COMPARED = (
     r"(baseline/(ideal|mis)/)?(pattern_score|kept|free|fresh)/(\w+/)?given=\d+(/(low|high))?|fid/.*|given|sets|seed"
 )

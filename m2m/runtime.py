@@ -79,7 +79,8 @@ class Machine:
         import torch
 
         store, work = self.store(), self.settings.work
-        cluster = open_engine(self.settings.engine, store=store, work=work, ranks=self.settings.ranks)
+        settings = self.settings
+        cluster = open_engine(settings.engine, store=store, work=work, device=settings.device, ranks=settings.ranks)
         device, threads, workers = cluster.device if cluster else self.device(), self.threads(), ALONE
         if device == "cpu":
             torch.set_num_threads(1)

@@ -54,7 +54,8 @@ class Settings:
     """``M2M_ENGINE``: what datasets are made by: ``local`` (default), ``ray`` (a cluster on this machine), or the
     address of a cluster of Ray, ``host:6379`` or ``ray://host:10001``."""
     ranks: int | None
-    """``M2M_RANKS``: how many processes train together on a cluster; bits follow it; default: one a GPU, or one."""
+    """``M2M_RANKS``: how many processes train together on a cluster, which bits follow, and at least make shards there;
+    default: one a GPU, or one."""
     device: str
     """``M2M_DEVICE``: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto`` (default): a GPU if there is one."""
     threads: int | None

@@ -125,8 +125,8 @@ def _finish(half: Callable[[], Made]) -> Made:
     return half()
 
 
-def open_engine(address: str, *, store: Store, work: Path, ranks: int | None) -> Cluster | None:
-    """The cluster at an address, see `Settings.engine` and `ranks`; None: this machine does the work.
+def open_engine(address: str, *, store: Store, work: Path, device: str, ranks: int | None) -> Cluster | None:
+    """The cluster at an address, see `Settings.engine`, `device` and `ranks`; None: this machine does the work.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be used.
@@ -139,4 +139,4 @@ def open_engine(address: str, *, store: Store, work: Path, ranks: int | None) ->
         raise UserError(
             f"M2M_ENGINE is {address}, but Ray is not installed: pip install -c constraints.txt '.[ray]'"
         ) from error
-    return RayEngine(address, store=store, work=work, ranks=ranks)
+    return RayEngine(address, store=store, work=work, device=device, ranks=ranks)

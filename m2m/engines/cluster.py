@@ -25,12 +25,12 @@ from typing import Any, Final, cast
 
 import ray
 from filelock import FileLock
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2m.engines import AJob, Begun, Job, Made, Maker, Place, Result, Train
 from m2m.errors import OutsideError, UserError
-from m2m.files import listing_digest
+from m2m.files import listing_digest, write_atomically
 from m2m.progress import Advance
 from m2m.store import Store
 from m2m.store.shared import Shared
@@ -47,6 +47,8 @@ SILENCE_SECONDS = 600
 """Of a rank, after which the others give it up."""
 WORKERS_A_JOB = 5
 """That may be lost over it: nodes come and go, but what needs too much memory ends every worker."""
+_UNIT = {"cpu": "CPU", "cuda": "GPU"}
+"""What a process needs one of, by its device."""
 COMPUTING = ("torch", "diffusers", "transformers", "numpy")
 """Packages whose versions decide on bits."""
 
@@ -56,34 +58,28 @@ class RayEngine:
 
     Args:
         address: ``ray``, or where a cluster's head is: ``host:port`` or ``ray://host:port``.
-        ranks: how many processes train together; default: one for each GPU, or one.
+        device: ``auto``: GPUs if there are any now; ``cuda``, too, where nodes with GPUs are yet to come.
+        ranks: how many processes train together, and at least make shards; default: one for each GPU, or one. More than
+            there is room for are waited for: an autoscaler then brings nodes.
 
     Raises:
         UserError: no cluster answers, or one of its nodes lacks this very package or cannot reach the store.
     """
 
-    def __init__(self, address: str, *, store: Store, work: Path, ranks: int | None = None) -> None:
-        self._store, self._work, self._wanted = store, work.absolute(), ranks
+    def __init__(self, address: str, *, store: Store, work: Path, device: str, ranks: int | None) -> None:
+        self._store, self._work, self._ranks = store, work.absolute(), ranks
         if not ray.is_initialized():
             _connect(address)
-        _check_nodes(store, address)
-
-    @property
-    def device(self) -> str:
-        """What a worker computes on."""
-        return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        _check_nodes(store, self._work, address)
+        if device == "auto":
+            device = "cuda" if _room("GPU") else "cpu"
+        self.device = device.partition(":")[0]
 
     def share(self, folder: Path) -> Callable[[], Path]:
         """See `Engine`: through the store, once a node."""
         return _Found(Shared.put(self._store, folder), self._work / "shared")
 
-    def train(
-        self,
-        run: Train[Result],
-        *,
-        inputs: Mapping[str, Path],
-        outputs: Mapping[str, Path],
-    ) -> Result:
+    def train(self, run: Train[Result], *, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> Result:
         """See `Cluster`: the processes are started again for as long as nodes are lost, from the newest checkpoint."""
         # Who makes shards does without them: they take ten seconds to import.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -92,8 +88,13 @@ class RayEngine:
 
         shared = {name: self.share(path) for name, path in inputs.items()}
         verdict: Any = ray.remote(_Verdict).options(num_cpus=0).remote()
-        on_gpu, gpus = self.device == "cuda", int(ray.cluster_resources().get("GPU", 0))
-        ranks = self._wanted or max(gpus, 1)
+        on_gpu, unit = self.device == "cuda", _UNIT[self.device]
+        ranks = self._ranks or (max(_room(unit), 1) if on_gpu else 1)
+        if ranks > (room := _room(unit)):
+            print(
+                f"{ranks} processes are to train, there are {unit}s for {room}: the others are waited for",
+                file=sys.stderr,
+            )
         told = {"run": run, "found": shared, "outputs": outputs, "store": self._store, "verdict": verdict}
         try:
             TorchTrainer(
@@ -123,7 +124,7 @@ class RayEngine:
         self, maker: Maker[AJob, Begun, Made], jobs: Iterable[tuple[AJob, Made | None]], advance: Advance
     ) -> Generator[Made]:
         """See `Engine`."""
-        pool = _Pool(ray.put(maker), self.device)
+        pool = _Pool(ray.put(maker), _UNIT[self.device], least=self._ranks or 1)
         try:
             yield from pool.map(jobs, advance)
         finally:
@@ -143,11 +144,17 @@ def _connect(address: str) -> None:
         raise UserError(f"M2M_ENGINE is {address}, but no cluster of Ray can be used there ({reason})") from error
 
 
+def _room(unit: str) -> int:
+    """How many GPUs or cores the nodes have that are there now."""
+    return int(ray.cluster_resources().get(unit, 0))
+
+
 @ray.remote(num_cpus=0, max_retries=0)
-def _look(store: Store) -> tuple[str, str, str]:
-    """Of the node that this runs on: name, package, and what the store says."""
+def _look(store: Store, work: Path) -> tuple[str, str, str]:
+    """Of the node that this runs on: name, package, and what the store or the disk says."""
     try:
         store.check()
+        write_atomically(work / "shared" / ".check", b"")
         fault = ""
     except UserError as error:
         fault = str(error)
@@ -161,23 +168,21 @@ def _package() -> str:
     return " ".join([code, *(f"{name} {version(name)}" for name in COMPUTING)])
 
 
-def _check_nodes(store: Store, address: str) -> None:
-    """Every node has this very code and reaches the store, or a line says which does not."""
+def _check_nodes(store: Store, work: Path, address: str) -> None:
+    """Every node has this very code, reaches the store and has room for what is unfinished, or a line says why not."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    asked = [
-        _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(store)
-        for node in nodes
-    ]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [_look.options(scheduling_strategy=place).remote(store, work) for place in places]
     mine = _package()
     for node, answer in zip(nodes, asked, strict=True):
         where = f"node {node['NodeManagerAddress']} of the cluster at {address}"
         try:
             name, code, fault = ray.get(answer, timeout=PROBE_SECONDS)
+        except GetTimeoutError as error:
+            raise UserError(f"{where} says nothing for {PROBE_SECONDS:.0f} s; look at its log") from error
         except (RayError, ModuleNotFoundError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"{where} cannot run this package: {reason}; install it there, in the same version"
-            ) from error
+            raise UserError(f"{where} cannot run this package ({reason}); install it there, as it is here") from error
         if code != mine:
             raise UserError(f"{where} ({name}) has {code}; here it is {mine}; install the same on all nodes")
         if fault:
@@ -203,10 +208,10 @@ class _Verdict:
     """How a training run ended, told by its ranks: Ray Train itself starts them again after whatever error."""
 
     def __init__(self) -> None:
-        self._refused: UserError | None = None
+        self._refused: Exception | None = None
         self._made: Any = None
 
-    def refuse(self, error: UserError) -> None:
+    def refuse(self, error: Exception) -> None:
         """The run cannot be done: who is started again ends at once."""
         self._refused = self._refused or error
 
@@ -214,7 +219,7 @@ class _Verdict:
         """Of the first rank."""
         self._made = made
 
-    def read(self) -> tuple[UserError | None, Any]:
+    def read(self) -> tuple[Exception | None, Any]:
         """Why it cannot be done, if it cannot; what was made, if it was."""
         return self._refused, self._made
 
@@ -233,6 +238,7 @@ class _Leaving:
 
 def _rank(told: Mapping[str, Any]) -> None:
     """One of the processes that train together."""
+    import torch
     from ray import train
 
     verdict = told["verdict"]
@@ -244,20 +250,17 @@ def _rank(told: Mapping[str, Any]) -> None:
         outputs = {name: Path(folder) / path.name for name, path in told["outputs"].items()}
         try:
             inputs = {name: find() for name, find in told["found"].items()}
-            place = Place(
-                store=told["store"],
-                work=told["work"],
-                device=told["device"],
-                leaving=_Leaving(train.get_preemption_info),
-            )
+            same, leaving = {key: told[key] for key in ("store", "work", "device")}, _Leaving(train.get_preemption_info)
+            place = Place(**same, leaving=leaving)
             result = told["run"](inputs, outputs, place)
             if train.get_context().get_world_rank() == 0:
                 made = {name: Shared.put(told["store"], path) for name, path in outputs.items()}
                 ray.get(verdict.keep.remote((result, made)))
-        except OutsideError:
-            raise  # the next try may succeed
-        except UserError as error:
-            ray.get(verdict.refuse.remote(error))
+        except Exception as error:
+            # A rank whose peers are lost ends with an error of torch's: the next try may succeed.
+            again = isinstance(error, OutsideError | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+            if not again:
+                ray.get(verdict.refuse.remote(error))
             raise
 
 
@@ -268,11 +271,9 @@ class _Worker:
         self._maker, self._computing = maker, Lock()
 
     def name(self) -> str:
-        """Of its machine."""
         return socket.gethostname()
 
     def make(self, job: Any) -> Any:
-        """What is made of a job."""
         with self._computing:
             begun = self._maker.begin(job, _tell_nobody)
         return self._maker.finish(job, begun)
@@ -296,8 +297,8 @@ class _Hired:
 class _Pool:
     """As many workers as the cluster has room for, those of nodes that come later too."""
 
-    def __init__(self, maker: ray.ObjectRef[Any], device: str) -> None:
-        self._maker, self._unit = maker, "GPU" if device == "cuda" else "CPU"
+    def __init__(self, maker: ray.ObjectRef[Any], unit: str, *, least: int) -> None:
+        self._maker, self._unit, self._least = maker, unit, least
         self._hired: set[_Hired] = set()
         self._coming: dict[ray.ObjectRef[Any], _Hired] = {}
         self._given: dict[ray.ObjectRef[Any], tuple[int, Job, _Hired]] = {}
@@ -350,7 +351,7 @@ class _Pool:
         hire: Any = ray.remote(_Worker).options(
             num_cpus=1, num_gpus=int(self._unit == "GPU"), max_concurrency=JOBS_EACH
         )
-        for _ in range(int(ray.cluster_resources().get(self._unit, 0)) - len(self._hired)):
+        for _ in range(max(_room(self._unit), self._least) - len(self._hired)):
             worker = _Hired(hire.remote(self._maker))
             self._hired.add(worker)
             self._coming[worker.handle.name.remote()] = worker

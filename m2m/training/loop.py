@@ -22,8 +22,10 @@ from m2m.training.ranks import Ranks
 from m2m.training.state import TrainState, learning_rate
 from m2m.workers import ALONE, Workers, in_order, thread_pool
 
-STEPS_AHEAD = 2
-"""Batches that wait, made, for the network."""
+STEPS_AHEAD = 4
+"""Batches that are made, or wait for the network."""
+MAKERS = 4
+"""Threads that make them: one decodes the pictures of about 8 sets of 512 pixels a second, a GPU may ask for more."""
 SHARDS_AHEAD = 16
 """Steps before which the shards of a step's sets are fetched, by as many threads as `FETCHING`."""
 FETCHING = 4
@@ -137,7 +139,7 @@ def train_steps(state: TrainState, batches: Batches, ranks: Ranks, workers: Work
 
 @contextmanager
 def made_ahead(batches: Batches, steps: range, places: range, *, pinned: bool) -> Iterator[Iterator[Examples]]:
-    """The examples of each step, made by a thread some steps ahead of need; others fetch shards long before that.
+    """The examples of each step, made by some threads ahead of need; others fetch shards long before that.
 
     Raises:
         UserError: when its step comes, a set cannot be had.
@@ -158,7 +160,10 @@ def made_ahead(batches: Batches, steps: range, places: range, *, pinned: bool) -
     try:
         for step in steps[:SHARDS_AHEAD]:
             fetch(step)
-        with thread_pool(1, "examples") as maker, closing(in_order(maker, make, steps, ahead=STEPS_AHEAD)) as made:
+        with (
+            thread_pool(MAKERS, "examples") as makers,
+            closing(in_order(makers, make, steps, ahead=STEPS_AHEAD)) as made,
+        ):
             yield made
     finally:
         shards.shutdown(cancel_futures=True)

@@ -82,7 +82,9 @@ def expected(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def engine(cluster: Any, tmp_path: Path) -> Any:
     (tmp_path / "there").mkdir()
-    return open_engine(cluster.address, store=LocalStore(tmp_path / "store"), work=tmp_path / "work", ranks=None)
+    return open_engine(
+        cluster.address, store=LocalStore(tmp_path / "store"), work=tmp_path / "work", device="auto", ranks=None
+    )
 
 
 def test_two_nodes_make_what_one_machine_makes(
