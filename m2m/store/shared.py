@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,10 @@ class Shared:
 def _files(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
         return [("", path)]
-    inside = [(file.relative_to(path), file) for file in sorted(path.rglob("*")) if file.is_file()]
-    return [(name.as_posix(), file) for name, file in inside if not any(part.startswith(".") for part in name.parts)]
+    # What a released model shares with the foundation are links.
+    inside = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    named = sorted((file.relative_to(path), file) for file in inside)
+    return [(name.as_posix(), file) for name, file in named if not any(part.startswith(".") for part in name.parts)]
 
 
 def _key(sha256: str) -> str:

@@ -136,9 +136,12 @@ def test_a_shared_folder_is_found_elsewhere(engine: Any, tmp_path: Path) -> None
     (weights / "vae").mkdir(parents=True)
     (weights / "vae" / "a.txt").write_text("a")
     (weights / "b.txt").write_text("b")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "c.txt").write_text("c")
+    (weights / "linked").symlink_to(tmp_path / "else")
     find = pickle.loads(pickle.dumps(engine.share(weights)))  # noqa: S301  # as a job takes it along
     (weights / "b.txt").write_text("of later")
-    assert {path.name: path.read_text() for path in find().rglob("*.txt")} == {"a.txt": "a", "b.txt": "b"}
+    assert {path.name: path.read_text() for path in find().rglob("*.txt")} == {"a.txt": "a", "b.txt": "b", "c.txt": "c"}
     assert find() == find() != weights
 
 
