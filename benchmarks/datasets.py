@@ -20,8 +20,8 @@ from benchmarks.rows import Row
 from benchmarks.sampling import GUIDANCE_SCALE, arguments, text_pipeline
 from benchmarks.setting import Setting
 from m2m.data.dataset import ImageSets, TrainingOrder
-from m2m.data.making import PlannedSet
 from m2m.data.sets import ImageSet, read_shard, write_shard
+from m2m.data.shards import PlannedSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.files import file_digest
 from m2m.manifest import Manifest, ShardEntry

@@ -37,6 +37,8 @@ class Stage:
     """The global concurrency limit of which it needs a slot: `meta: {slot: gpu}` in dvc.yaml."""
     alone: bool
     """It needs all of them, since it measures time: `meta: {alone: true}`."""
+    shown: bool = False
+    """Its part of the report is written when it ends: `meta: {shown: true}`."""
 
     @property
     def group(self) -> str:
@@ -70,6 +72,7 @@ def read_graph(checkout: Path) -> list[Stage]:
                 parents=tuple(sorted(map(_name, graph.successors(node)))),
                 slot=(node.meta or {}).get("slot"),
                 alone=bool((node.meta or {}).get("alone")),
+                shown=bool((node.meta or {}).get("shown")),
             )
             for node in lexicographical_topological_sort(graph.reverse(copy=True), key=_name)
         ]
@@ -145,8 +148,9 @@ def in_turn(
 ) -> Iterator[tuple[Stage, Future]]:
     """Begins the stale ones of the stages, each when those that it depends on have ended; gives each as it ends.
 
-    Of those that could begin the one with the longest way to the end comes first. A stage that needs the machine for
-    itself (`meta: {alone: true}`) waits until no other one can begin.
+    Of those that could begin, one that has something to show (`meta: {shown: true}`) comes first, then the one with the
+    longest way to the end. A stage that needs the machine for itself (`meta: {alone: true}`) waits until no other one
+    can begin.
 
     Args:
         room: how many stages that need a slot of this limit may run at a time (`meta: {slot: gpu}`); one always may.
@@ -170,7 +174,7 @@ def in_turn(
                 could_begin.append(by_name[name])
             else:
                 order.done(name)
-        could_begin.sort(key=lambda stage: (stage.alone, -steps_left[stage.name], stage.name))
+        could_begin.sort(key=lambda stage: (stage.alone, not stage.shown, -steps_left[stage.name], stage.name))
         for stage in () if stopped else tuple(could_begin):
             if _has_room(stage, running, room):
                 could_begin.remove(stage)

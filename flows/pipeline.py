@@ -78,7 +78,7 @@ def run(stage: Stage, place: Workplace, env: Mapping[str, str], force: bool) -> 
     with children.held(), held_slots(stage, log):
         live, began = Live(stage.name, log), time.monotonic()
         verdict = run_stage(stage.name, place.folder, children=children, env=env, force=force, say=live.say)
-        if stage.name.startswith("evaluate@") and (drawn := gallery(place.folder, stage.name)):
+        if stage.shown and (drawn := gallery(place.folder, stage.name)):
             create_markdown_artifact(drawn, key=live.key("pictures"))
     match verdict:
         case Verdict.SKIPPED:

@@ -53,7 +53,7 @@ def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
         finally:
             board.ends(stage.name, verdict)
         if verdict is not Verdict.SKIPPED:
-            _show_so_far(stage.name, checkout, board, children)
+            _show_so_far(stage, checkout, board, children)
         return verdict
 
     with _ended_on_signals(children), board.shown():
@@ -61,11 +61,11 @@ def bring_up_to_date(checkout: Path, at_once: int | None) -> None:
             pass
 
 
-def _show_so_far(ended: str, checkout: Path, board: Board, children: Children) -> None:
+def _show_so_far(ended: Stage, checkout: Path, board: Board, children: Children) -> None:
     """Writes the report of what is evaluated already, until the whole one takes its place."""
-    if ended == "report":
+    if ended.name == "report":
         (checkout / SO_FAR).unlink(missing_ok=True)
-    elif ended.startswith("evaluate@"):
+    elif ended.shown:
         to_come = [word for stage in board.left() for word in ("--to-come", stage)]
         command = [sys.executable, "-m", "m2m.cli", "report", "--out", str(SO_FAR), *to_come]
         said = [""]

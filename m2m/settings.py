@@ -63,7 +63,7 @@ class Settings:
     cache_bytes: int
     """``M2M_CACHE_GB``: about how much of what is fetched from S3 stays on this disk, in 1e9 bytes; default 64."""
     work: Path
-    """Checkpoints, downloads, what waits to be sent: never tracked; between runs all but the spool may be removed."""
+    """Downloads, drafts, what waits to be sent: never tracked; between runs all but the spool may be removed."""
     caller: Caller = Caller()
 
     @classmethod

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from m2m.data.captions import text_problem
-from m2m.data.making import DrawnSet, PlannedSet, TaskPlan
+from m2m.data.making import TaskPlan
+from m2m.data.shards import DrawnSet, PlannedSet
 from m2m.errors import UserError
 from m2m.files import open_regular
 from m2m.manifest import FIELD_OF_VIEW, SET_ID, Origin, Split

@@ -1,50 +1,55 @@
 """How a dataset is made: shard after shard, each recorded in the store that holds it, the manifest last with its card.
 
 A run that was killed at any moment goes on, on any machine, after its last recorded shard, and ends with the same
-manifest, byte for byte. `shard_jobs` plans, a `ShardJob` is all there is to one shard, a `ShardMaker` makes it wherever
-the engine has it made, `make_dataset` joins them; `make_task_sets` does it for the sets of a task.
+manifest, byte for byte. `make_dataset` has an engine make the shards of `data/shards.py`; `make_task_sets` plans them
+for the sets of a task.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import TypeAlias, TypeVar, get_args
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from m2m.data.dataset import ImageSets
-from m2m.data.sets import ImageSet, write_shard
+from m2m.data.sets import ImageSet
+from m2m.data.shards import (
+    DrawnSet,
+    FinishedShard,
+    MadeSets,
+    MakeSets,
+    PlannedSet,
+    Records,
+    ShardJob,
+    ShardMaker,
+    blocks,
+    shard_jobs,
+)
 from m2m.errors import UserError
-from m2m.files import file_digest, write_atomically
-from m2m.manifest import Manifest, Origin, ShardEntry, Split, shard_key
+from m2m.files import write_atomically
+from m2m.manifest import Manifest, Origin, Split
 from m2m.params import FolderSets, GenerateParams, Task, TaskSets, WorldSets
 from m2m.progress import Advance, progress
 from m2m.runtime import Runtime
 from m2m.seeds import rounds
-from m2m.store import Store
 from m2m.workers import Once
 
 T = TypeVar("T")
 Encode: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pictures to scaled latents: (B, H, W, 3) -> (B, 4, h, w)."""
-DrawnSet: TypeAlias = tuple[NDArray[np.uint8], Mapping[str, Sequence[Any]]]
-"""The pictures of one set (N, H, W, 3), and by name what else is known of each."""
-
 SHOWN_SETS = 4
 """Sets whose images the tracker shows."""
 EXAMPLES = 5
@@ -56,178 +61,6 @@ PLACES = {
 """Parameters that say where sets come from and which there are, but not what a set looks like."""
 
 _log = logging.getLogger(__name__)
-_RECORD = re.compile(
-    r"records/\w+/(?P<name>[0-9a-f]{64})\.(?P<sha256>[0-9a-f]{64})\.(?P<size>\d+)\.(?P<redrawn>\d+|bad)"
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedSet:
-    """A set whose pictures are yet to come."""
-
-    id: str
-    caption: str
-    count: int
-    """Images."""
-    draw: Callable[[], DrawnSet] | None = None
-    """Called in a pool, which may be one of processes. Raises UserError if what it reads is bad. None: a model draws
-    what the caption says."""
-    fingerprint: Callable[[], JsonValue] | None = None
-    """What the pictures depend on besides id, caption, count and the dataset's parameters: the files' state."""
-
-    @property
-    def identity(self) -> JsonValue:
-        return [self.id, self.caption, self.count, self.fingerprint and self.fingerprint()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MadeSets:
-    """The sets of one shard."""
-
-    sets: list[ImageSet]
-    redrawn: int = 0
-    """Images that came out bad and were drawn again."""
-    bad: tuple[str, ...] = ()
-    """What was left out because its source is bad: one line each."""
-
-
-MakeSets: TypeAlias = Callable[[Sequence[PlannedSet], Advance], MadeSets]
-"""Makes the sets of a shard: a function of what is planned alone."""
-
-
-class FinishedShard(BaseModel):
-    """The record of a shard that the store holds: with it a run that was killed goes on after its last shard."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    entry: ShardEntry | None
-    """None if all of its sets were left out."""
-    redrawn: int
-    bad: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """One shard that is to be made; it knows of no other."""
-
-    name: str
-    """A digest of all that the content depends on."""
-    split: Split
-    planned: list[PlannedSet]
-
-    @property
-    def images(self) -> int:
-        return sum(one.count for one in self.planned)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardMaker:
-    """Makes shards, on this machine or, pickled, on another."""
-
-    make_sets: MakeSets
-    store: Store
-    stage: str
-    work: Path
-    """Where a shard lies until the store has it."""
-
-    def begin(self, job: ShardJob, advance: Advance) -> MadeSets:
-        """The sets of a shard."""
-        return self.make_sets(job.planned, advance)
-
-    def finish(self, job: ShardJob, made: MadeSets) -> FinishedShard:
-        """Writes, uploads and verifies the sets, then records that it is done."""
-        draft, entry = self.work / self.stage / job.name, None
-        try:
-            if made.sets:
-                entry = write_shard(made.sets, draft, job.split)
-                self.store.put(entry.key, draft, entry.sha256)
-            done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
-            write_atomically(draft, done.model_dump_json().encode())
-            sha256 = file_digest(draft)
-            key = Records.key(self.stage, job, done, sha256=sha256, size=draft.stat().st_size)
-            self.store.put(key, draft, sha256)
-        finally:
-            draft.unlink(missing_ok=True)
-        return done
-
-
-class Records:
-    """Which shards of a stage the store holds: two listings tell it, however many there are.
-
-    A record lies at ``records/STAGE/NAME.SHA256.SIZE.REDRAWN``, which tells all of a shard that has all of its sets; of
-    another one at ``records/STAGE/NAME.SHA256.SIZE.bad``, with hash and length of the record itself, which is read.
-
-    Raises:
-        UserError: the store refuses.
-    """
-
-    def __init__(self, store: Store, stage: str) -> None:
-        self._store = store
-        keys = (key for key, _ in store.objects(f"records/{stage}/"))
-        self._found = {match["name"]: match for match in map(_RECORD.fullmatch, keys) if match}
-        self._shards = dict(store.objects("shards/")) if self._found else {}
-
-    @staticmethod
-    def key(stage: str, job: ShardJob, done: FinishedShard, *, sha256: str, size: int) -> str:
-        """Where the record of a shard is kept.
-
-        Args:
-            sha256: of the record.
-            size: of the record, in bytes.
-        """
-        told = [sha256, size, "bad"]
-        if done.entry and not done.bad:
-            told = [done.entry.sha256, done.entry.size, done.redrawn]
-        return f"records/{stage}/{job.name}.{'.'.join(map(str, told))}"
-
-    def of(self, job: ShardJob) -> FinishedShard | None:
-        """The record of a job's shard, for the split that it is in now, if the store still holds the shard.
-
-        Raises:
-            UserError: the record of a shard that lacks sets is damaged, or the store refuses.
-        """
-        if (found := self._found.get(job.name)) is None:
-            return None
-        sha256, size = found["sha256"], int(found["size"])
-        if found["redrawn"] == "bad":
-            content = self._store.get(found[0], sha256, size).read_bytes()
-            done = FinishedShard.model_validate_json(content)
-            entry = done.entry and done.entry.model_copy(update={"split": job.split})
-        else:
-            entry = ShardEntry(
-                key=shard_key(sha256),
-                sha256=sha256,
-                size=size,
-                first_set=job.planned[0].id,
-                last_set=job.planned[-1].id,
-                count=len(job.planned),
-                split=job.split,
-            )
-            done = FinishedShard(entry=entry, redrawn=int(found["redrawn"]))
-        if entry and self._shards.get(entry.key) != entry.size:
-            return None
-        return done.model_copy(update={"entry": entry})
-
-
-def shard_jobs(
-    sets: Mapping[Split, Iterable[PlannedSet]],
-    *,
-    depends: Sequence[JsonValue],
-    sets_per_shard: int,
-    runtime: Runtime,
-) -> Iterator[ShardJob]:
-    """The shards of training in order, then those of the other splits. No shard mixes splits.
-
-    Args:
-        depends: what the content of every shard depends on, besides the sets that are planned for it.
-    """
-    # A dataset begun on a CPU does not go on from there on a GPU.
-    whole = [*depends, runtime.device_type]
-    for split in get_args(Split):
-        for block in blocks(sets[split], sets_per_shard):
-            content = [*whole, *(one.identity for one in block)]
-            name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            yield ShardJob(name=name, split=split, planned=block)
 
 
 def make_dataset(
@@ -309,13 +142,6 @@ def make_dataset(
 def _some(bad: Sequence[str]) -> str:
     more = f"; and {len(bad) - EXAMPLES} more" if len(bad) > EXAMPLES else ""
     return "; ".join(bad[:EXAMPLES]) + more
-
-
-def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in order, `size` at a time; the last block may be shorter."""
-    iterator = iter(items)
-    while block := list(islice(iterator, size)):
-        yield block
 
 
 def dataset_card(manifest: Manifest, *, image_size: int) -> str:

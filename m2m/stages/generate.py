@@ -14,8 +14,9 @@ from torch import Tensor
 
 from m2m.code import code_digest
 from m2m.data.captions import captions_digest, read_captions, read_origin
-from m2m.data.making import MadeSets, PlannedSet, blocks, make_dataset, shard_jobs
+from m2m.data.making import make_dataset
 from m2m.data.sets import ImageSet
+from m2m.data.shards import MadeSets, PlannedSet, blocks, shard_jobs
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError, made_again
 from m2m.files import check_digests, folder_digest
@@ -34,7 +35,7 @@ def run(
 ) -> Manifest:
     """Draws a set for each caption, a shard a worker; writes the manifest last, with its card (``.md``) beside it.
 
-    A shard is drawn, written, uploaded and verified, then recorded below the work folder. The make-up and shape of
+    A shard is drawn, written, uploaded and verified, then recorded in the store. The make-up and shape of
     every batch depend on its shard alone: on the same kind of processor any number of workers gives the same bytes.
 
     Args:

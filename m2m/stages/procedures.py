@@ -7,7 +7,8 @@ from pathlib import Path
 
 from m2m.code import code_digest
 from m2m.data.folder_sets import plan_procedures
-from m2m.data.making import PlannedSet, TaskPlan, make_task_sets, world_sets
+from m2m.data.making import TaskPlan, make_task_sets, world_sets
+from m2m.data.shards import PlannedSet
 from m2m.diffusion.stable_diffusion import image_size, load_encoder
 from m2m.errors import UserError
 from m2m.files import folder_digest
@@ -26,7 +27,7 @@ def run(
     """Makes a set for each procedure, an image a step; its `extras` hold ``steps``, the text of each.
 
     Sets differ in length: the manifest's `images_per_set` is the most in a set. A shard is made, written, uploaded and
-    verified, then recorded below the work folder; the manifest comes last, with its card (``.md``) beside it. Any
+    verified, then recorded in the store; the manifest comes last, with its card (``.md``) beside it. Any
     number of workers and processes gives the same bytes.
 
     Args:

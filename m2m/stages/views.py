@@ -7,7 +7,8 @@ from pathlib import Path
 
 from m2m.code import code_digest
 from m2m.data.folder_sets import plan_views
-from m2m.data.making import PlannedSet, TaskPlan, make_task_sets, world_sets
+from m2m.data.making import TaskPlan, make_task_sets, world_sets
+from m2m.data.shards import PlannedSet
 from m2m.diffusion.stable_diffusion import image_size, load_encoder
 from m2m.errors import UserError
 from m2m.files import folder_digest
@@ -23,7 +24,7 @@ from m2m.world.grammar import WORLD, Caption, view_captions
 def run(params: WorldViews | FolderViews, *, stable_diffusion: Path, manifest: Path, runtime: Runtime) -> Manifest:
     """Makes a set for each object; its `extras` hold ``poses``, a 3x4 world-to-camera matrix an image (OpenCV's axes).
 
-    A shard is made, written, uploaded and verified, then recorded below the work folder; the manifest comes last, with
+    A shard is made, written, uploaded and verified, then recorded in the store; the manifest comes last, with
     its card (``.md``) beside it. Any number of workers and processes gives the same bytes.
 
     Args:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from m2m.data.folder_sets import TO_OPENCV, divide, plan_procedures, plan_views, read_camera, split_of
-from m2m.data.making import PlannedSet, TaskPlan
+from m2m.data.making import TaskPlan
+from m2m.data.shards import PlannedSet
 from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.params import FolderProcedures, FolderSets, FolderViews

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from m2m.data.making import MadeSets, PlannedSet, Records, ShardMaker, shard_jobs
 from m2m.data.sets import ImageSet
+from m2m.data.shards import MadeSets, PlannedSet, Records, ShardMaker, shard_jobs
 from m2m.engines import LocalEngine, open_engine
 from m2m.errors import UserError
 from m2m.progress import Advance

@@ -18,7 +18,7 @@ SETS, IMAGES = 30, 8
 
 @pytest.fixture(scope="module")
 def params() -> EvaluateMis:
-    mis = load_params(Path(__file__).parents[2] / "profiles" / "embedded.yaml").evaluate.mis
+    mis = load_params(Path(__file__).parents[2] / "profiles" / "full.yaml").evaluate.mis
     return mis.model_copy(update={"bootstrap": 50})
 
 

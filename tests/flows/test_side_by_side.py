@@ -10,16 +10,19 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.graph import Stage, in_turn, with_descendants
+from flows.graph import Stage, in_turn, read_graph, with_descendants
 from flows.side_by_side import side_by_side
 from flows.stage import StageError, Verdict
 from m2m.errors import UserError
 from tests.flows.serving import LIMIT, events, plan, python_path
+
+ROOT = Path(__file__).parents[2]
 
 COMMAND = [sys.executable, "-m", "flows.side_by_side"]
 
@@ -115,8 +118,8 @@ def test_a_person_who_stops_it_ends_all_of_it(checkout: Path, number: signal.Sig
     assert len([name for name, what in at(checkout) if name.startswith("train") and what == "begins"]) == 1
 
 
-def stage(name: str, *parents: str, slot: str | None = "gpu", alone: bool = False) -> Stage:
-    return Stage(name=name, description="", parents=parents, slot=slot, alone=alone)
+def stage(name: str, *parents: str, slot: str | None = "gpu", **meta: bool) -> Stage:
+    return Stage(name=name, description="", parents=parents, slot=slot, **{"alone": False, **meta})
 
 
 GRAPH = [
@@ -156,6 +159,14 @@ def test_a_stage_that_measures_time_runs_alone_and_the_longest_way_to_the_end_go
     assert {"train", "views"} in together
     assert {"evaluate", "finetune"} in together
     assert [group for group in together if "sampling" in group] == [{"sampling"}]
+
+
+def test_what_has_something_to_show_goes_before_what_has_a_long_way_to_go() -> None:
+    graph = [replace(one, shown=one.name == "evaluate") for one in GRAPH]
+    one_by_one, _ = ran(graph, {one.name for one in graph}, at_once=1)
+    assert one_by_one == ["captions", "train", "evaluate", "views", "finetune", "sampling", "report"]
+    shown = {one.name for one in read_graph(ROOT) if one.shown}
+    assert shown == {f"evaluate@{variant}{task}" for variant in ("self", "dino") for task in ("", "-nvs", "-vpg")}
 
 
 def test_only_what_is_stale_runs() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2m.data.making import MadeSets, MakeSets, PlannedSet, Records, ShardJob, ShardMaker, shard_jobs
 from m2m.data.sets import ImageSet, read_shard
+from m2m.data.shards import MadeSets, MakeSets, PlannedSet, Records, ShardJob, ShardMaker, shard_jobs
 from m2m.errors import UserError
 from m2m.progress import Advance
 from m2m.runtime import Runtime
