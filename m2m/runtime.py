@@ -36,7 +36,7 @@ class Runtime:
 
     store: Store
     work: Path
-    """Where what is unfinished lies: a killed stage goes on from there."""
+    """Where downloads and drafts lie, and the pictures of an evaluation that is not finished."""
     tracker: Tracker = field(default_factory=NullTracker)
     device: str = "cpu"
     """As torch names it: ``cpu``, ``cuda``, ``cuda:1``."""
@@ -47,6 +47,8 @@ class Runtime:
     cluster: Cluster | None = None
     """What has shards made and models trained; None: this machine."""
 
+    when_handed_over: Callable[[Callable[[], None]], None] = lambda clear: clear()
+    """Is told what to do when what was made is where it was wanted: at once, if that is here."""
     leaving: Callable[[], bool] = lambda: False
     """Says once that this machine will soon be gone; processes that train together ask equally often."""
 
@@ -70,18 +72,26 @@ class Machine:
         self._stage = stage
         self.settings = settings or Settings.from_environment()
 
-    def runtime(self) -> Runtime:
+    def runtime(self, *, on_cluster: bool = False) -> Runtime:
         """All that a stage works with; torch is prepared for it.
 
         On a CPU there are as many workers as torch has threads, one for each, and one for this thread; on a GPU just
         this thread.
+
+        Args:
+            on_cluster: its work may be done by a cluster, if an address names one.
         """
         import torch
 
         store, work = self.store(), self.settings.work
-        settings = self.settings
-        cluster = open_engine(settings.engine, store=store, work=work, device=settings.device, ranks=settings.ranks)
-        device, threads, workers = cluster.device if cluster else self.device(), self.threads(), ALONE
+        settings, cluster, workers = self.settings, None, ALONE
+        if on_cluster:
+            cluster = open_engine(settings.engine, store=store, work=work, device=settings.device, ranks=settings.ranks)
+        if cluster:
+            self.prepare_torch()
+            device, threads = cluster.device, 1  # each of its workers has one core
+        else:
+            device, threads = self.device(), self.threads()
         if device == "cpu":
             torch.set_num_threads(1)
             workers = Workers(threads)
@@ -108,7 +118,7 @@ class Machine:
         Raises:
             UserError: whatever the stage raises, or the cluster cannot do it.
         """
-        runtime, settings = self.runtime(), self.settings
+        runtime, settings = self.runtime(on_cluster=True), self.settings
         if runtime.cluster is None:
             return stage(*arguments, **named, **inputs, **outputs, runtime=runtime)
         if settings.tracking_uri.startswith("sqlite") and settings.engine != "ray":
@@ -177,5 +187,11 @@ def _on_rank(
 ) -> Result:
     """What a stage gives in one of the processes that train together."""
     machine = Machine(name, settings=replace(settings, work=place.work, device=place.device))
-    runtime = replace(machine.runtime(), store=place.store, tracker=machine.tracker(tags), leaving=place.leaving)
+    runtime = replace(
+        machine.runtime(),
+        store=place.store,
+        tracker=machine.tracker(tags),
+        leaving=place.leaving,
+        when_handed_over=place.when_handed_over,
+    )
     return stage(**inputs, **outputs, runtime=runtime)

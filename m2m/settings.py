@@ -51,7 +51,7 @@ class Settings:
     tracking_uri: str
     """``MLFLOW_TRACKING_URI``: default ``sqlite:///mlflow.db``; ``none`` turns tracking off."""
     engine: str
-    """``M2M_ENGINE``: what datasets are made by: ``local`` (default), ``ray`` (a cluster on this machine), or the
+    """``M2M_ENGINE``: what makes datasets and trains: ``local`` (default), ``ray`` (a cluster on this machine), or the
     address of a cluster of Ray, ``host:6379`` or ``ray://host:10001``."""
     ranks: int | None
     """``M2M_RANKS``: how many processes train together on a cluster, which bits follow, and at least make shards there;

@@ -68,7 +68,7 @@ def generate(
         stable_diffusion=foundation / "stable-diffusion",
         inception=foundation / "inception",
         manifest=manifest,
-        runtime=machine.runtime(),
+        runtime=machine.runtime(on_cluster=True),
     )
     _tell(manifest, made)
 
@@ -85,7 +85,10 @@ def views(
     from m2m.stages import views
 
     weights = foundation / "stable-diffusion"
-    _tell(manifest, views.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime()))
+    _tell(
+        manifest,
+        views.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime(on_cluster=True)),
+    )
 
 
 @app.command()
@@ -100,7 +103,10 @@ def procedures(
     from m2m.stages import procedures
 
     weights = foundation / "stable-diffusion"
-    _tell(manifest, procedures.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime()))
+    _tell(
+        manifest,
+        procedures.run(wanted, stable_diffusion=weights, manifest=manifest, runtime=machine.runtime(on_cluster=True)),
+    )
 
 
 @app.command()

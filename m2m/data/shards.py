@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -110,7 +111,8 @@ class ShardMaker:
 
     def finish(self, job: ShardJob, made: MadeSets) -> FinishedShard:
         """Writes, uploads and verifies the sets, then records that it is done."""
-        draft, entry = self.work / self.stage / job.name, None
+        # Another process may make the same shard, in the same folder.
+        draft, entry = self.work / self.stage / f"{job.name}.{token_hex(6)}", None
         try:
             if made.sets:
                 entry = write_shard(made.sets, draft, job.split)

@@ -17,7 +17,7 @@ from m2m.progress import Advance
 from m2m.store import Store
 from m2m.workers import Workers, in_order, thread_pool
 
-__all__ = ["Cluster", "Engine", "Job", "LocalEngine", "Maker", "Place", "Train", "open_engine"]
+__all__ = ["Cluster", "Engine", "Job", "LocalEngine", "Maker", "Place", "Train", "in_a_line", "open_engine"]
 
 
 class Job(Protocol):
@@ -74,6 +74,8 @@ class Place:
     device: str
     leaving: Callable[[], bool]
     """Says once that the machine will soon be gone; all processes ask equally often."""
+    when_handed_over: Callable[[Callable[[], None]], None]
+    """Keeps what is to be done when all that was made is where the command was typed."""
 
 
 Result = TypeVar("Result")
@@ -140,3 +142,8 @@ def open_engine(address: str, *, store: Store, work: Path, device: str, ranks: i
             f"M2M_ENGINE is {address}, but Ray is not installed: pip install -c constraints.txt '.[ray]'"
         ) from error
     return RayEngine(address, store=store, work=work, device=device, ranks=ranks)
+
+
+def in_a_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
-from secrets import token_hex
 from threading import Lock
 from typing import Any, Final, cast
 
@@ -28,9 +26,9 @@ from filelock import FileLock
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from m2m.engines import AJob, Begun, Job, Made, Maker, Place, Result, Train
-from m2m.errors import OutsideError, UserError
-from m2m.files import listing_digest, write_atomically
+from m2m.engines import AJob, Begun, Job, Made, Maker, Result, Train, in_a_line
+from m2m.errors import UserError
+from m2m.files import file_digest, listing_digest, write_atomically
 from m2m.progress import Advance
 from m2m.store import Store
 from m2m.store.shared import Shared
@@ -43,8 +41,6 @@ PROBE_SECONDS = 300.0
 """For each node to say what it is: many import for minutes."""
 LOOK_SECONDS = 10.0
 """Between two looks for nodes that have come."""
-SILENCE_SECONDS = 600
-"""Of a rank, after which the others give it up."""
 WORKERS_A_JOB = 5
 """That may be lost over it: nodes come and go, but what needs too much memory ends every worker."""
 _UNIT = {"cpu": "CPU", "cuda": "GPU"}
@@ -81,43 +77,20 @@ class RayEngine:
 
     def train(self, run: Train[Result], *, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> Result:
         """See `Cluster`: the processes are started again for as long as nodes are lost, from the newest checkpoint."""
-        # Who makes shards does without them: they take ten seconds to import.
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
+        from m2m.engines.ranks import train_together  # who makes shards does without: it takes ten seconds to import
 
-        shared = {name: self.share(path) for name, path in inputs.items()}
-        verdict: Any = ray.remote(_Verdict).options(num_cpus=0).remote()
         on_gpu, unit = self.device == "cuda", _UNIT[self.device]
         ranks = self._ranks or (max(_room(unit), 1) if on_gpu else 1)
         if ranks > (room := _room(unit)):
-            print(
-                f"{ranks} processes are to train, there are {unit}s for {room}: the others are waited for",
-                file=sys.stderr,
-            )
-        told = {"run": run, "found": shared, "outputs": outputs, "store": self._store, "verdict": verdict}
-        try:
-            TorchTrainer(
-                _rank,
-                train_loop_config=told | {"work": self._work, "device": self.device},
-                torch_config=TorchConfig(timeout_s=SILENCE_SECONDS),
-                scaling_config=ScalingConfig(num_workers=ranks, use_gpu=on_gpu),
-                # Nothing but Ray's own notes lies there: they begin anew with each command.
-                run_config=RunConfig(
-                    name=f"m2m-{token_hex(6)}",
-                    storage_path=str(Path(tempfile.gettempdir()) / "m2m-ray"),
-                    failure_config=FailureConfig(max_failures=-1),
-                ),
-            ).fit()
-        except TrainingFailedError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"training on the cluster failed: {reason}") from error
-        refused, kept = ray.get(verdict.read.remote())
-        if refused:
-            raise refused
-        result, made = kept
+            waited = f"{ranks} processes are to train, there are {unit}s for {room}: the others are waited for"
+            print(waited, file=sys.stderr)
+        found = {name: self.share(path) for name, path in inputs.items()}
+        told = {"run": run, "found": found, "outputs": outputs, "store": self._store}
+        result, made, afterwards = train_together(told | {"work": self._work, "device": self.device}, ranks=ranks)
         for name, path in outputs.items():
             made[name].get(path)
+        for do in afterwards:
+            do()
         return cast(Result, result)
 
     def make(
@@ -150,10 +123,15 @@ def _room(unit: str) -> int:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look(store: Store, work: Path) -> tuple[str, str, str]:
-    """Of the node that this runs on: name, package, and what the store or the disk says."""
+def _look(store: Store, note: tuple[str, str, int], work: Path) -> tuple[str, str, str]:
+    """Of the node that this runs on: name, package, and what the store or the disk says.
+
+    Args:
+        note: what the driver stored, as `Store.get` takes it.
+    """
     try:
         store.check()
+        store.get(*note)
         write_atomically(work / "shared" / ".check", b"")
         fault = ""
     except UserError as error:
@@ -170,10 +148,13 @@ def _package() -> str:
 
 def _check_nodes(store: Store, work: Path, address: str) -> None:
     """Every node has this very code, reaches the store and has room for what is unfinished, or a line says why not."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes, mine = [node for node in ray.nodes() if node["Alive"]], _package()
+    write_atomically(work / "shared" / ".package", mine.encode())
+    sha256 = file_digest(work / "shared" / ".package")
+    store.put(f"files/{sha256}", work / "shared" / ".package", sha256)
+    note = f"files/{sha256}", sha256, len(mine.encode())
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    asked = [_look.options(scheduling_strategy=place).remote(store, work) for place in places]
-    mine = _package()
+    asked = [_look.options(scheduling_strategy=place).remote(store, note, work) for place in places]
     for node, answer in zip(nodes, asked, strict=True):
         where = f"node {node['NodeManagerAddress']} of the cluster at {address}"
         try:
@@ -186,7 +167,8 @@ def _check_nodes(store: Store, work: Path, address: str) -> None:
         if code != mine:
             raise UserError(f"{where} ({name}) has {code}; here it is {mine}; install the same on all nodes")
         if fault:
-            raise UserError(f"{where} ({name}): {fault}")
+            shared = "" if "://" in store.uri else "; a store in a folder must be on a disk that all nodes share"
+            raise UserError(f"{where} ({name}): {fault}{shared}")
 
 
 class _Found:
@@ -202,66 +184,6 @@ class _Found:
             if not place.exists():
                 self._shared.get(place)
         return place
-
-
-class _Verdict:
-    """How a training run ended, told by its ranks: Ray Train itself starts them again after whatever error."""
-
-    def __init__(self) -> None:
-        self._refused: Exception | None = None
-        self._made: Any = None
-
-    def refuse(self, error: Exception) -> None:
-        """The run cannot be done: who is started again ends at once."""
-        self._refused = self._refused or error
-
-    def keep(self, made: Any) -> None:
-        """Of the first rank."""
-        self._made = made
-
-    def read(self) -> tuple[Exception | None, Any]:
-        """Why it cannot be done, if it cannot; what was made, if it was."""
-        return self._refused, self._made
-
-
-class _Leaving:
-    """Says once that a node of the run is to be taken away."""
-
-    def __init__(self, notice: Callable[[], object | None]) -> None:
-        self._notice, self._said = notice, False
-
-    def __call__(self) -> bool:
-        is_new = self._notice() is not None and not self._said
-        self._said = self._said or is_new
-        return is_new
-
-
-def _rank(told: Mapping[str, Any]) -> None:
-    """One of the processes that train together."""
-    import torch
-    from ray import train
-
-    verdict = told["verdict"]
-    refused, _ = ray.get(verdict.read.remote())
-    if refused:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        # Hidden from the others: what a rank makes lies in the store in the end.
-        outputs = {name: Path(folder) / path.name for name, path in told["outputs"].items()}
-        try:
-            inputs = {name: find() for name, find in told["found"].items()}
-            same, leaving = {key: told[key] for key in ("store", "work", "device")}, _Leaving(train.get_preemption_info)
-            place = Place(**same, leaving=leaving)
-            result = told["run"](inputs, outputs, place)
-            if train.get_context().get_world_rank() == 0:
-                made = {name: Shared.put(told["store"], path) for name, path in outputs.items()}
-                ray.get(verdict.keep.remote((result, made)))
-        except Exception as error:
-            # A rank whose peers are lost ends with an error of torch's: the next try may succeed.
-            again = isinstance(error, OutsideError | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-            if not again:
-                ray.get(verdict.refuse.remote(error))
-            raise
 
 
 class _Worker:
@@ -304,7 +226,7 @@ class _Pool:
         self._given: dict[ray.ObjectRef[Any], tuple[int, Job, _Hired]] = {}
         self._lost: Counter[int] = Counter()
         self._images: Counter[str] = Counter()
-        self._looked = -inf
+        self._looked, self._failed = -inf, 0
 
     def map(self, jobs: Iterable[tuple[AJob, Made | None]], advance: Advance) -> Generator[Made]:
         """What is made of each job, in order."""
@@ -368,13 +290,18 @@ class _Pool:
             Exception: whatever a job raised.
         """
         made, lost = dict[int, Any](), list[tuple[int, Job]]()
+        if not self._given and not self._coming:
+            time.sleep(1)
         ready, _ = ray.wait([*self._given, *self._coming], num_returns=1, timeout=LOOK_SECONDS)
         for answer in ready:
             if worker := self._coming.pop(answer, None):
                 try:
-                    worker.node = ray.get(answer)
-                except RayError:  # it was gone before it began
+                    worker.node, self._failed = ray.get(answer), 0
+                except RayError as error:  # it was gone before it began
                     self._hired.discard(worker)
+                    self._failed += 1
+                    if self._failed == WORKERS_A_JOB:
+                        raise UserError(f"{self._failed} workers could not begin: {in_a_line(error)}") from error
                 continue
             index, job, worker = self._given.pop(answer)
             worker.at -= 1
@@ -386,8 +313,8 @@ class _Pool:
                 self._hired.discard(worker)
                 self._lost[index] += 1
                 if self._lost[index] == WORKERS_A_JOB:
-                    reason = str(error).strip().splitlines()[0]
-                    raise UserError(f"a shard ended {WORKERS_A_JOB} workers, the last by: {reason}") from error
+                    text = f"a shard ended {WORKERS_A_JOB} workers, the last by: {in_a_line(error)}"
+                    raise UserError(text) from error
                 lost.append((index, job))
             else:
                 advance(job.images)

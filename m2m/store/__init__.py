@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Protocol
@@ -49,7 +50,7 @@ class Store(Protocol):
         """Copies the bytes that the store holds now, good or bad, past any cache, to a file."""
 
     def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """The keys that begin with `prefix`, which ends with ``/``, and how long their objects are; in order."""
+        """The keys that begin with `prefix`, which ends with ``/``, and how long their objects are."""
 
     def remove(self, key: str) -> None:
         """Removes an object that nobody needs any more, if it is there."""
@@ -102,7 +103,8 @@ class LocalStore:
             for name in sorted(names):
                 if not name.startswith("."):  # a draft
                     path = Path(folder, name)
-                    yield path.relative_to(self._folder).as_posix(), path.stat().st_size
+                    with suppress(FileNotFoundError):  # somebody removes it at this moment
+                        yield path.relative_to(self._folder).as_posix(), path.stat().st_size
 
     def remove(self, key: str) -> None:
         (self._folder / key).unlink(missing_ok=True)

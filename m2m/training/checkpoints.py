@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Self
 
 from m2m.errors import OutsideError, UserError
@@ -71,7 +72,7 @@ class Checkpoints:
         Raises:
             UserError: the disk or the store refuses; the older checkpoint stays.
         """
-        older, draft = self._kept(), self.work / f"{self.name}.safetensors"
+        draft = self.work / f"{self.name}.{token_hex(6)}"  # others may save, too, in the same folder
         try:
             draft.parent.mkdir(parents=True, exist_ok=True)
             with writing(draft):
@@ -81,8 +82,8 @@ class Checkpoints:
             self.store.put(new, draft, sha256)
         finally:
             draft.unlink(missing_ok=True)
-        for key in older:
-            if key != new:
+        for key in self._kept():
+            if key < new:
                 self.store.remove(key)
 
     @property
@@ -94,10 +95,13 @@ class Checkpoints:
 
     def keep_tracking_key(self, key: str) -> None:
         """Lets the run go on under the same key after a kill, from its very start."""
-        draft = self.work / f"{self.name}.key"
+        draft, new = self.work / f"{self.name}.{token_hex(6)}", f"{self._folder}{TRACKED}{key.encode().hex()}"
         write_atomically(draft, key.encode())
-        self.store.put(f"{self._folder}{TRACKED}{key.encode().hex()}", draft, file_digest(draft))
+        self.store.put(new, draft, file_digest(draft))
         draft.unlink()
+        for other, _ in [*self.store.objects(self._folder)]:
+            if other.startswith(f"{self._folder}{TRACKED}") and other != new:
+                self.store.remove(other)
 
     def clear(self) -> None:
         """Removes all of it: the run has handed over what it made."""

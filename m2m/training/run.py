@@ -127,7 +127,7 @@ def train_model(
                 record.tags({"model": folder_digest(out)})
                 record.artifact(curve)
         if ranks.is_first:
-            checkpoints.clear()
+            runtime.when_handed_over(checkpoints.clear)
     return state.curve.points[-1]
 
 
@@ -172,7 +172,7 @@ def train(
     workers: Workers = ALONE,
     leaving: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains to the last batch; at that moment, too, a point is on the curve and a checkpoint on the disk.
+    """Trains to the last batch; at that moment, too, a point is on the curve and a checkpoint in the store.
 
     Args:
         held_out: what to show on the first rank; None on the others.
