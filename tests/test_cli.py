@@ -311,7 +311,7 @@ def test_what_only_an_extra_needs_is_optional(m2m: Any, tmp_path: Path, monkeypa
 
 
 def test_the_extras_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _extras() == {"psycopg2-binary": "postgres"}
+    assert _extras() == {"psycopg2-binary": "postgres", "ray": "ray"}
 
     def missing(_: str) -> None:
         raise importlib.metadata.PackageNotFoundError
