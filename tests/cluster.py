@@ -21,7 +21,8 @@ def two_nodes() -> Iterator[Any]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
-            made.add_node(num_cpus=1)
+            made.add_node(wait=False, num_cpus=1)
+        made.wait_for_nodes(timeout=300)  # its own patience is too short for a busy machine
         yield made
     finally:
         ray.shutdown()

@@ -148,7 +148,8 @@ def test_a_shared_folder_is_found_elsewhere(engine: Any, tmp_path: Path) -> None
 def test_a_node_that_is_killed_and_one_that_comes_change_no_byte(
     cluster: Any, engine: Any, expected: list[str], tmp_path: Path
 ) -> None:
-    spare = cluster.add_node(num_cpus=1)
+    spare = cluster.add_node(wait=False, num_cpus=1)
+    cluster.wait_for_nodes(timeout=300)
     killer = threading.Timer(2.0, lambda: cluster.remove_node(spare, allow_graceful=False))
     killer.start()
     assert run(tmp_path, engine, Draw(tmp_path / "there", 1.0)) == expected
