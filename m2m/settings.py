@@ -93,9 +93,7 @@ class Settings:
                 r"local|ray|(ray://)?[\w.-]+:\d{1,5}",
                 "local, ray, or an address such as ray://host:10001",
             ),
-            ranks=int(_checked("M2M_RANKS", ranks, r"[1-9]\d{0,4}", "a number of processes such as 8"))
-            if ranks
-            else None,
+            ranks=int(ranks) if ranks else None,
             device=_checked("M2M_DEVICE", device, r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:0"),
             threads=int(threads) if threads else None,
             cache_bytes=int(_checked("M2M_CACHE_GB", cache, r"[1-9]\d{0,5}", "gigabytes such as 64")) * 10**9,
