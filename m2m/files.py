@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -89,6 +90,54 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             for leftover in (draft, old):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Gives a new folder of this call alone, in `parent`, for drafts; it is gone when the block ends.
+
+    Other processes may have theirs of the same name there. What a killed one left of that name is removed: nobody holds
+    its lock any more.
+
+    Raises:
+        UserError: the disk is full, read-only or out of reach.
+    """
+    make_parent(parent / name)
+    for other in parent.glob(f"{name}.scratch.*"):
+        with _locked(other) as ours:
+            if ours:
+                shutil.rmtree(other, ignore_errors=True)
+    with writing(parent / name):
+        while True:  # another process may remove the folder before it is locked
+            folder = parent / f"{name}.scratch.{token_hex(6)}"
+            folder.mkdir()
+            with _locked(folder) as ours:
+                if not ours or not folder.exists():
+                    continue
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                return
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder, if nobody else does, until the block or the process ends."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from m2m.files import (
     new_file,
     new_folder,
     reading_foundation,
+    scratch_folder,
     sealed_file,
     write_atomically,
     write_digests,
@@ -290,3 +291,49 @@ def test_what_a_damaged_folder_raises_is_one_line(error: Exception, reason: str,
     assert str(caught.value).startswith(f"{tmp_path}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}")
     with pytest.raises(UserError, match=r"^known$"), reading_foundation(tmp_path):
         raise UserError("known")
+
+
+def test_a_scratch_folder_is_of_one_call_alone_and_gone_afterwards(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "work", "shard") as one, scratch_folder(tmp_path / "work", "shard") as other:
+        (one / "file").write_text("one")
+        (other / "file").write_text("other")
+        assert (one / "file").read_text() == "one"
+    assert names(tmp_path / "work") == set()
+
+    def fail() -> None:
+        with scratch_folder(tmp_path / "work", "shard") as folder:
+            (folder / "file").write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert names(tmp_path / "work") == set()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from m2m.files import scratch_folder
+with scratch_folder(Path(sys.argv[1]), "shard") as folder:
+    (folder / "file").write_text("half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "written\n"
+            (held,) = names(tmp_path)
+            with scratch_folder(tmp_path, "shard"), scratch_folder(tmp_path, "another"):
+                assert (tmp_path / held / "file").read_text() == "half"
+            assert names(tmp_path) == {held}
+        finally:
+            process.kill()
+    assert names(tmp_path) == {held}
+    with scratch_folder(tmp_path, "another"):
+        assert held in names(tmp_path)
+    with scratch_folder(tmp_path, "shard") as ours:
+        assert names(tmp_path) == {ours.name}

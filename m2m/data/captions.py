@@ -104,8 +104,8 @@ def write_captions(path: Path, captions: Iterable[CaptionRow], origin: Origin) -
             writer.write_table(pa.table(list(zip(*block, strict=True)), schema=schema))
 
 
-def read_captions(path: Path) -> Iterator[CaptionRow]:
-    """Reads captions in order, some thousands at a time.
+def read_captions(path: Path, split: Split | None = None) -> Iterator[CaptionRow]:
+    """Reads captions, of one split or all, in order, some thousands at a time.
 
     Raises:
         UserError: there is no such file, it is not what its maker wrote, or it is no caption file.
@@ -115,7 +115,18 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
             for row in zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True):
                 if None in row:
                     raise UserError(f"{path}: a row is not filled; {AGAIN}")
-                yield CaptionRow(*row)
+                if split in (None, row[-1]):
+                    yield CaptionRow(*row)
+
+
+def count_captions(path: Path) -> int:
+    """How many captions a file holds, by what stands at its end.
+
+    Raises:
+        UserError: there is no such file, it is not what its maker wrote, or it is no caption file.
+    """
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def read_origin(path: Path) -> Origin:

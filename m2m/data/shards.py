@@ -10,10 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from m2m.data.sets import ImageSet, write_shard
-from m2m.files import file_digest, write_atomically
+from m2m.files import file_digest, scratch_folder
 from m2m.manifest import ShardEntry, Split, shard_key
 from m2m.progress import Advance
 from m2m.runtime import Runtime
@@ -111,19 +110,17 @@ class ShardMaker:
 
     def finish(self, job: ShardJob, made: MadeSets) -> FinishedShard:
         """Writes, uploads and verifies the sets, then records that it is done."""
-        # Another process may make the same shard, in the same folder.
-        draft, entry = self.work / self.stage / f"{job.name}.{token_hex(6)}", None
-        try:
+        entry = None
+        with scratch_folder(self.work / self.stage, "shard") as scratch:
+            shard, record = scratch / "shard.tar", scratch / "record.json"
             if made.sets:
-                entry = write_shard(made.sets, draft, job.split)
-                self.store.put(entry.key, draft, entry.sha256)
+                entry = write_shard(made.sets, shard, job.split)
+                self.store.put(entry.key, shard, entry.sha256)
             done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
-            write_atomically(draft, done.model_dump_json().encode())
-            sha256 = file_digest(draft)
-            key = Records.key(self.stage, job, done, sha256=sha256, size=draft.stat().st_size)
-            self.store.put(key, draft, sha256)
-        finally:
-            draft.unlink(missing_ok=True)
+            record.write_text(done.model_dump_json())
+            sha256 = file_digest(record)
+            key = Records.key(self.stage, job, done, sha256=sha256, size=record.stat().st_size)
+            self.store.put(key, record, sha256)
         return done
 
 
@@ -168,7 +165,7 @@ class Records:
         if found["redrawn"] == "bad":
             content = self._store.get(found[0], sha256, size).read_bytes()
             done = FinishedShard.model_validate_json(content)
-            entry = done.entry and done.entry.model_copy(update={"split": job.split})
+            entry = done.entry and replace(done.entry, split=job.split)
         else:
             entry = ShardEntry(
                 key=shard_key(sha256),

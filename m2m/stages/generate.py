@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from m2m.code import code_digest
-from m2m.data.captions import captions_digest, read_captions, read_origin
+from m2m.data.captions import captions_digest, count_captions, read_captions, read_origin
 from m2m.data.making import make_dataset
 from m2m.data.sets import ImageSet
 from m2m.data.shards import MadeSets, PlannedSet, blocks, shard_jobs
@@ -46,7 +46,7 @@ def run(
         UserError: captions, model folder or store cannot be used, the disk refuses, or an image stays bad.
     """
     runtime.store.check()
-    origin, sets = read_origin(captions), sum(1 for _ in read_captions(captions))
+    origin, sets = read_origin(captions), count_captions(captions)
     if not sets:
         raise UserError(f"{captions} holds no captions; make it again: {made_again('captions')}")
     check_digests(stable_diffusion)
@@ -61,9 +61,8 @@ def run(
     share = runtime.engine.share
 
     def planned(split: Split) -> Iterator[PlannedSet]:
-        for row in read_captions(captions):
-            if row.split == split:
-                yield PlannedSet(id=row.id, caption=row.text, count=params.images_per_set)
+        for row in read_captions(captions, split):
+            yield PlannedSet(id=row.id, caption=row.text, count=params.images_per_set)
 
     jobs = shard_jobs(
         {split: planned(split) for split in get_args(Split)},

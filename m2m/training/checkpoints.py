@@ -11,11 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Self
 
 from m2m.errors import OutsideError, UserError
-from m2m.files import file_digest, write_atomically, writing
+from m2m.files import file_digest, scratch_folder
 from m2m.store import Store
 from m2m.training.state import TrainState
 
@@ -72,16 +71,12 @@ class Checkpoints:
         Raises:
             UserError: the disk or the store refuses; the older checkpoint stays.
         """
-        draft = self.work / f"{self.name}.{token_hex(6)}"  # others may save, too, in the same folder
-        try:
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            with writing(draft):
-                state.save(draft)
+        with scratch_folder(self.work, self.name) as scratch:
+            draft = scratch / "checkpoint"
+            state.save(draft)
             sha256 = file_digest(draft)
             new = f"{self._folder}{state.images_seen:012}.{sha256}.{draft.stat().st_size}"
             self.store.put(new, draft, sha256)
-        finally:
-            draft.unlink(missing_ok=True)
         for key in self._kept():
             if key < new:
                 self.store.remove(key)
@@ -95,10 +90,11 @@ class Checkpoints:
 
     def keep_tracking_key(self, key: str) -> None:
         """Lets the run go on under the same key after a kill, from its very start."""
-        draft, new = self.work / f"{self.name}.{token_hex(6)}", f"{self._folder}{TRACKED}{key.encode().hex()}"
-        write_atomically(draft, key.encode())
-        self.store.put(new, draft, file_digest(draft))
-        draft.unlink()
+        new = f"{self._folder}{TRACKED}{key.encode().hex()}"
+        with scratch_folder(self.work, self.name) as scratch:
+            draft = scratch / "key"
+            draft.write_text(key)
+            self.store.put(new, draft, file_digest(draft))
         for other, _ in [*self.store.objects(self._folder)]:
             if other.startswith(f"{self._folder}{TRACKED}") and other != new:
                 self.store.remove(other)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2m.data import captions
-from m2m.data.captions import CaptionRow, captions_digest, read_captions, read_origin, write_captions
+from m2m.data.captions import CaptionRow, captions_digest, count_captions, read_captions, read_origin, write_captions
 from m2m.errors import UserError
 from m2m.manifest import Origin, Split
 from m2m.params import Cc12mCaptions
@@ -33,6 +33,8 @@ def test_it_reads_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "data" / "captions.parquet"
     write_captions(path, iter(CAPTIONS), ORIGIN)
     assert list(read_captions(path)) == CAPTIONS
+    assert list(read_captions(path, "train")) == [CAPTIONS[0], CAPTIONS[2]]
+    assert count_captions(path) == 3
     assert read_origin(path) == ORIGIN
     assert pq.read_table(path).column_names == ["id", "caption", "split"]
     assert pq.ParquetFile(path).num_row_groups == 2

@@ -189,7 +189,7 @@ def test_a_damaged_shard_is_named(store: LocalStore, manifest: Manifest) -> None
 def test_a_shard_holds_what_the_manifest_says(
     change: dict[str, object], problem: str, store: LocalStore, manifest: Manifest
 ) -> None:
-    wrong = manifest.model_copy(update={"shards": (manifest.shards[0].model_copy(update=change),)})
+    wrong = manifest.model_copy(update={"shards": (replace(manifest.shards[0], **change),)})
     with pytest.raises(UserError, match=f"{manifest.shards[0].key}: {problem}"):
         ImageSets(store, wrong, "train")[0]
 

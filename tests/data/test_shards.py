@@ -66,7 +66,7 @@ def test_a_shard_that_is_made_elsewhere_gives_a_small_record_and_is_known_everyw
     assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
     in_validation = records.of(replace(first, split="validation"))
     assert in_validation is not None
-    assert in_validation.entry == made.entry.model_copy(update={"split": "validation"})
+    assert in_validation.entry == replace(made.entry, split="validation")
     store.remove(made.entry.key)
     assert Records(store, "views").of(first) is None
 
