@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,15 +136,19 @@ class Manifest(BaseModel):
         Raises:
             UserError: the disk refuses.
         """
-        with sealed_file(path) as draft:
-            draft.write_bytes(self.canonical)
+        with sealed_file(path) as draft, draft.open("wb") as file:
+            file.writelines(self._pieces())
 
     @property
     def canonical(self) -> bytes:
         """The manifest as bytes: JSON with sorted keys, indented so that a change shows as a small difference."""
-        shards = ",\n".join(shard.canonical for shard in self.shards)
-        shards = f"[\n{shards}\n ]" if shards else "[]"
-        return f'{self._header},\n "shards": {shards}\n}}\n'.encode()
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        yield f'{self._header},\n "shards": ['.encode()
+        for number, shard in enumerate(self.shards):
+            yield f"{',' if number else ''}\n{shard.canonical}".encode()
+        yield b"\n ]\n}\n" if self.shards else b"]\n}\n"
 
     @property
     def _header(self) -> str:
@@ -154,7 +159,10 @@ class Manifest(BaseModel):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical bytes, in hexadecimal."""
-        return hashlib.sha256(self.canonical).hexdigest()
+        digest = hashlib.sha256()
+        for piece in self._pieces():
+            digest.update(piece)
+        return digest.hexdigest()
 
     def split(self, name: Split) -> tuple[ShardEntry, ...]:
         """The shards of one split, in order."""

@@ -211,12 +211,17 @@ def plan(
     gigabyte_month: Annotated[float, typer.Option(min=0, help="Price of 1e9 bytes kept for a month.")] = 0.0,
     thousand_writes: Annotated[float, typer.Option(min=0, help="Price of 1000 requests that write.")] = 0.0,
     thousand_reads: Annotated[float, typer.Option(min=0, help="Price of 1000 requests that read.")] = 0.0,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Run it through with failing nodes, too.")] = False,
+    node_hours: Annotated[float, typer.Option(min=0.1, help="Between two failures of a node.")] = 6300.0,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="That fail together.")] = 8,
+    back_minutes: Annotated[float, typer.Option(min=0, help="Until a node that failed works again.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
 ) -> None:
     """Tells what a profile takes: GPU-hours, bytes, requests and money. m2m plan paper --gpus 64 --gpu-hour 2"""
     path = _profile_file(profile)
     Machine("plan")
     from m2m.commands import plan
+    from m2m.commands.simulate import Failures
 
     made = plan.run(
         load_params(path),
@@ -232,6 +237,9 @@ def plan(
             thousand_reads=thousand_reads,
         ),
         bytes_per_image=bytes_per_image,
+        failures=Failures(node_hours=node_hours, gpus_per_node=gpus_per_node, back_minutes=back_minutes)
+        if simulate
+        else None,
     )
     typer.echo(plan.to_json(made) if as_json else plan.to_text(made))
 

@@ -9,11 +9,12 @@ from math import ceil
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from m2m.commands import simulate
+from m2m.commands.simulate import HOUR, Failures, Outcome, Simulated
 from m2m.errors import UserError
 from m2m.params import Params, Variant, WorldFoundation
 from m2m.world.pictures import SIDE
 
-HOUR = 3600
 PART = 8 << 20
 """Bytes that boto3 sends at once; a larger file goes in parts, between two more requests."""
 PUBLISHED_SIDE = 512
@@ -85,6 +86,9 @@ class Plan:
     """Requests that ask or fetch: each shard is looked for twice and read back once; training fetches it each epoch."""
     cost: Mapping[str, float]
     """By what is paid for: GPUs, a month of the store, requests."""
+    failures: Failures | None
+    simulated: tuple[Simulated, ...]
+    """Each stage with those failures, if they were asked for."""
 
     @property
     def gpu_hours(self) -> float:
@@ -101,6 +105,7 @@ def run(
     prices: Prices,
     card: str | None = None,
     bytes_per_image: float | None = None,
+    failures: Failures | None = None,
 ) -> Plan:
     """Plans the MIS dataset of a parameter file and the training of both variants.
 
@@ -108,6 +113,7 @@ def run(
         results: folder with what ``make bench`` wrote.
         pixels: of a picture's side; None: what the profile's foundation draws.
         given: rates that were not measured there: images a second by ``generate``, ``train@self``, ``train@dino``.
+        failures: each stage is run through with them, too.
 
     Raises:
         UserError: a rate is neither given nor measured.
@@ -142,7 +148,7 @@ def run(
     size = Number(a_pixel * pixels**2, f"assumed, {PNG:g} a pixel of PNG, and latents in {generate.latents}")
     if bytes_per_image is not None:
         size = Number(bytes_per_image, "given")
-    sets_of_shards = [sets for split in counts for sets in _shards(split, generate.sets_per_shard)]
+    sets_of_shards = shards_of(params)
     writes = sum(_puts(sets * generate.images_per_set * size.value) for sets in sets_of_shards)
     fetched = sum(_fetched(params, variant) for variant in get_args(Variant))
     reads = 3 * len(sets_of_shards) + fetched
@@ -161,6 +167,8 @@ def run(
         writes=writes,
         reads=reads,
         cost=cost,
+        failures=failures,
+        simulated=tuple(_simulated(params, one, gpus, failures) for one in work) if failures else (),
     )
 
 
@@ -191,6 +199,39 @@ def _lines(plan: Plan) -> Iterator[str]:
     if any(plan.cost.values()):
         parts = ", ".join(f"{what} {amount:,.2f}" for what, amount in plan.cost.items())
         yield f"cost: {sum(plan.cost.values()):,.2f} at the given prices: {parts}"
+    if plan.failures:
+        how = plan.failures
+        each = f"each node of {how.gpus_per_node} GPUs fails every {how.node_hours:g} hours"
+        yield f"if {each}, on average, and works again after {how.back_minutes:g} minutes:"
+        for run in plan.simulated:
+            more, again = run.hours / run.planned_hours - 1, f", {run.again:,.0f} shards made again" * (run.again > 0)
+            times = f"{_time(run.hours)} for {_time(run.planned_hours)} (+{more:.1%})"
+            yield f"    {run.stage}: {times}, the longest of {run.runs} runs {_time(run.longest)}"
+            yield f"        {run.failures:,.1f} failures, {run.lost_gpu_hours:,.1f} GPU-hours of work lost{again}"
+        hours = sum(run.hours for run in plan.simulated) * plan.gpus
+        requests = sum(run.again for run in plan.simulated) * (plan.writes / plan.shards + 3)
+        paid = f", {plan.cost['gpus'] * hours / plan.gpu_hours:,.2f} for GPUs" if plan.cost["gpus"] else ""
+        yield f"    in all: {hours:,.1f} GPU-hours{paid}, {requests:,.0f} more requests at most"
+
+
+def _simulated(params: Params, work: Work, gpus: int, failures: Failures) -> Simulated:
+    return simulate.simulated(work.stage, work.hours, _outcomes(params, work, gpus, failures))
+
+
+def _outcomes(params: Params, work: Work, gpus: int, failures: Failures) -> Iterator[Outcome]:
+    """A stage run through several times."""
+    rate, variant = work.images_per_second.value, work.stage.partition("@")[2]
+    if not variant:
+        seconds = [sets * params.generate.images_per_set / rate for sets in shards_of(params)]
+        for run in range(max(1, min(simulate.RUNS, simulate.SHARDS // len(seconds)))):
+            yield simulate.make_shards(seconds, gpus, failures, simulate.draws(failures, work.stage, run))
+        return
+    wanted, common = params.train.variant.of(cast(Variant, variant)), params.train.common
+    a_step = wanted.sets_per_step * common.set_size
+    steps, every = ceil(wanted.images / a_step), max(1, common.checkpoint_every // a_step)
+    for run in range(simulate.RUNS):
+        draws = simulate.draws(failures, work.stage, run)
+        yield simulate.train(steps, work.hours * HOUR / steps, every, gpus, failures, draws)
 
 
 def _time(hours: float) -> str:
@@ -228,9 +269,11 @@ def _memory(params: Params, variant: str, pixels: int, gpus: int, results: Path)
     return None
 
 
-def _shards(sets: int, most: int) -> list[int]:
-    """Sets in each shard of a split."""
-    return [most] * (sets // most) + [sets % most] * (sets % most > 0)
+def shards_of(params: Params) -> list[int]:
+    """Sets in each shard of the MIS dataset: no shard mixes splits."""
+    captions, most = params.captions, params.generate.sets_per_shard
+    splits = (captions.train, captions.validation, captions.test)
+    return [sets for of in splits for sets in [most] * (of // most) + [of % most] * (of % most > 0)]
 
 
 def _fetched(params: Params, variant: Variant) -> int:

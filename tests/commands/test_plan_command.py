@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from m2m.cli import app
-from m2m.commands.plan import PART, STATE, Plan, Prices, run, to_text
+from m2m.commands.plan import PART, STATE, Plan, Prices, run, to_json, to_text
+from m2m.commands.simulate import Failures
 from m2m.params import Params
 from m2m.params_file import load_params
 
@@ -202,3 +203,20 @@ def test_damaged_results_are_named(m2m: Any, tmp_path: Path) -> None:
         result = m2m("paper", "--results", "results")
         assert result.exit_code == 2
         assert "m2m: results/a.json: not what make bench writes" in result.stderr
+
+
+def test_a_plan_is_run_through_with_failures(params: Params) -> None:
+    plan = planned(params, prices=Prices(gpu_hour=2.0), failures=Failures(node_hours=1e9))
+    assert [one.stage for one in plan.simulated] == ["generate", "train@self", "train@dino"]
+    for one, work in zip(plan.simulated, plan.work, strict=True):
+        assert (one.planned_hours, one.failures, one.again) == (work.hours, 0, 0)
+    # Shards of 4, 4, 2, 2 and 3 sets, two images a second: two GPUs take 8, then 4 seconds, and one of them 6 more.
+    assert plan.simulated[0].hours * 3600 == pytest.approx(18)
+    text = to_text(plan)
+    assert "if each node of 8 GPUs fails every 1e+09 hours, on average, and works again after 10 minutes:" in text
+    assert "for GPUs, 0 more requests at most" in text
+    often = planned(params, failures=Failures(node_hours=0.01, gpus_per_node=1, back_minutes=0))
+    assert often.simulated[0].again > 0
+    assert "shards made again" in to_text(often)
+    assert json.loads(to_json(often))["simulated"][0]["again"] == often.simulated[0].again
+    assert planned(params).simulated == ()
