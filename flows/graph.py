@@ -145,6 +145,7 @@ def in_turn(
     room: Callable[[str], int],
     begin: Callable[[Stage], Future],
     stops: Callable[[Future], bool] = lambda _: False,
+    show_soon: bool = False,
 ) -> Iterator[tuple[Stage, Future]]:
     """Begins the stale ones of the stages, each when those that it depends on have ended; gives each as it ends.
 
@@ -156,6 +157,8 @@ def in_turn(
         room: how many stages that need a slot of this limit may run at a time (`meta: {slot: gpu}`); one always may.
         begin: called in this thread, one stage after the other.
         stops: whether no other stage is to begin after one that ended so.
+        show_soon: what the first stage that has something to show does not need waits for it: where all share a few
+            cores, it costs little to have something to look at early.
     """
     by_name = {stage.name: stage for stage in stages}
     order = TopologicalSorter({stage.name: stage.parents for stage in stages})
@@ -167,7 +170,8 @@ def in_turn(
     ended: SimpleQueue[tuple[Stage, Future]] = SimpleQueue()
     could_begin: list[Stage] = []
     running: list[Stage] = []
-    stopped = False
+    stopped, first = False, _shown_first(stages, stale) if show_soon else None
+    needed = {stage.name for stage in select(stages, [first])} if first else {*by_name}
     while order.is_active():
         for name in order.get_ready():
             if name in stale:
@@ -176,7 +180,7 @@ def in_turn(
                 order.done(name)
         could_begin.sort(key=lambda stage: (stage.alone, not stage.shown, -steps_left[stage.name], stage.name))
         for stage in () if stopped else tuple(could_begin):
-            if _has_room(stage, running, room):
+            if stage.name in needed and _has_room(stage, running, room):
                 could_begin.remove(stage)
                 running.append(stage)
                 begin(stage).add_done_callback(partial(_put, ended, stage))
@@ -191,7 +195,16 @@ def in_turn(
         running.remove(stage)
         order.done(stage.name)
         stopped = stopped or stops(future)
+        if stage.name == first:
+            needed = {*by_name}
         yield stage, future
+
+
+def _shown_first(stages: Sequence[Stage], stale: Collection[str]) -> str | None:
+    """Of the stages that have something to show the one before which the fewest are to be run."""
+    shown = [stage.name for stage in stages if stage.shown and stage.name in stale]
+    before = {name: sum(one.name in stale for one in select(stages, [name])) for name in shown}
+    return min(before, key=before.__getitem__, default=None)
 
 
 def _put(ended: SimpleQueue[tuple[Stage, Future]], stage: Stage, future: Future) -> None:

@@ -213,9 +213,9 @@ def _run_all(
         for stage in stages:
             if stage.name not in stale:
                 begin(stage)
-        stages_at_once()  # here, since a stage that could begin would wait for it below
+        on_cpu = stages_at_once() > 1  # asked here, since a stage that could begin would wait for it below
         # After a failure, too: what depends on it, Prefect refuses at once.
-        list(in_turn(stages, stale, room=room, begin=begin))
+        list(in_turn(stages, stale, room=room, begin=begin, show_soon=on_cpu))
         for future in futures.values():
             future.wait()
         states = {name: future.state for name, future in futures.items()}

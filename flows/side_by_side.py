@@ -89,7 +89,12 @@ def side_by_side(
     failures: list[BaseException | None] = []
     with ThreadPoolExecutor(len(stages)) as pool:
         ended = in_turn(
-            stages, stale, room=lambda _: at_once, begin=lambda stage: pool.submit(run, stage), stops=failed
+            stages,
+            stale,
+            room=lambda _: at_once,
+            begin=lambda stage: pool.submit(run, stage),
+            stops=failed,
+            show_soon=at_once > 1,  # on a CPU
         )
         for stage, future in ended:
             if failed(future):

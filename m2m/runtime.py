@@ -45,7 +45,9 @@ class Runtime:
     processes: int = 1
     """How many draw or read pictures at the same time."""
     cluster: Cluster | None = None
-    """What has shards made and models trained; None: this machine."""
+    """What has shards made, models trained and pictures drawn; None: this machine."""
+    own_device: str = ""
+    """What this process itself computes on, where the work is done by a cluster; empty: `device`."""
 
     when_handed_over: Callable[[Callable[[], None]], None] = lambda clear: clear()
     """Is told what to do when what was made is where it was wanted: at once, if that is here."""
@@ -90,8 +92,10 @@ class Machine:
         if cluster:
             self.prepare_torch()
             device, threads = cluster.device, 1  # each of its workers has one core
+            own_device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
         else:
             device, threads = self.device(), self.threads()
+            own_device = device
         if device == "cpu":
             torch.set_num_threads(1)
             workers = Workers(threads)
@@ -103,6 +107,7 @@ class Machine:
             workers=workers,
             processes=threads,
             cluster=cluster,
+            own_device=own_device,
         )
 
     def train(

@@ -206,7 +206,7 @@ def evaluate(
         manifest=manifest or Path(f"data/{task}.json"),
         metrics=metrics,
         plots=plots or Path(f"reports/evaluate-{item}"),
-        runtime=machine.runtime(),
+        runtime=machine.runtime(on_cluster=True),
         register=register,
     )
     registered = f"registered as m2m-{item} version {made.version}" if made.version else "not registered, or later"

@@ -221,7 +221,7 @@ def plan(
     path = _profile_file(profile)
     Machine("plan")
     from m2m.commands import plan
-    from m2m.commands.simulate import Failures
+    from m2m.engines.simulation import Failures
 
     made = plan.run(
         load_params(path),

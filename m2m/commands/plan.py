@@ -9,8 +9,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from m2m.commands import simulate
-from m2m.commands.simulate import HOUR, Failures, Outcome, Simulated
+from m2m.engines import simulation
+from m2m.engines.simulation import HOUR, Failures, Outcome, Simulated
 from m2m.errors import UserError
 from m2m.params import Params, Variant, WorldFoundation
 from m2m.world.pictures import SIDE
@@ -215,7 +215,7 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 
 def _simulated(params: Params, work: Work, gpus: int, failures: Failures) -> Simulated:
-    return simulate.simulated(work.stage, work.hours, _outcomes(params, work, gpus, failures))
+    return simulation.simulated(work.stage, work.hours, _outcomes(params, work, gpus, failures))
 
 
 def _outcomes(params: Params, work: Work, gpus: int, failures: Failures) -> Iterator[Outcome]:
@@ -223,15 +223,15 @@ def _outcomes(params: Params, work: Work, gpus: int, failures: Failures) -> Iter
     rate, variant = work.images_per_second.value, work.stage.partition("@")[2]
     if not variant:
         seconds = [sets * params.generate.images_per_set / rate for sets in shards_of(params)]
-        for run in range(max(1, min(simulate.RUNS, simulate.SHARDS // len(seconds)))):
-            yield simulate.make_shards(seconds, gpus, failures, simulate.draws(failures, work.stage, run))
+        for run in range(max(1, min(simulation.RUNS, simulation.SHARDS // len(seconds)))):
+            yield simulation.make_shards(seconds, gpus, failures, simulation.draws(failures, work.stage, run))
         return
     wanted, common = params.train.variant.of(cast(Variant, variant)), params.train.common
     a_step = wanted.sets_per_step * common.set_size
     steps, every = ceil(wanted.images / a_step), max(1, common.checkpoint_every // a_step)
-    for run in range(simulate.RUNS):
-        draws = simulate.draws(failures, work.stage, run)
-        yield simulate.train(steps, work.hours * HOUR / steps, every, gpus, failures, draws)
+    for run in range(simulation.RUNS):
+        draws = simulation.draws(failures, work.stage, run)
+        yield simulation.train(steps, work.hours * HOUR / steps, every, gpus, failures, draws)
 
 
 def _time(hours: float) -> str:

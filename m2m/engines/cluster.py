@@ -37,6 +37,8 @@ HERE: Final = "ray"
 """The address of a cluster that is started on this machine, and ends with the command."""
 JOBS_EACH = 2
 """Of an actor: one is begun while the other is finished."""
+LEAD = 4
+"""Jobs for each that an actor may have: so far ahead of the first that is not done. What is made waits for it here."""
 PROBE_SECONDS = 300.0
 """For each node to say what it is: many import for minutes."""
 LOOK_SECONDS = 10.0
@@ -246,7 +248,7 @@ class _Pool:
         while ahead or self._given:
             self._hire()
             for worker in [one for one in self._hired if one.node for _ in range(JOBS_EACH - one.at)]:
-                if ahead:
+                if ahead and ahead[0] - turn < LEAD * JOBS_EACH * len(self._hired):
                     self._give(worker, *ahead)
                     ahead = next_job()
             while turn in made:

@@ -17,10 +17,13 @@ Diffusion draws of nothing, or of what they agree on, and given pictures painted
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +37,11 @@ from m2m.code import code_digest
 from m2m.data.dataset import ImageSets
 from m2m.data.sets import ImageSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
-from m2m.evaluation.continuations import Starts, Subject, folder_of, read_or_draw
+from m2m.evaluation.continuations import Starts, Subject, folder_of, keep_drawn
 from m2m.evaluation.networks import PICTURES_AT_ONCE, Batch, Clip, Observations
 from m2m.files import folder_digest
 from m2m.params import EvaluateMis
+from m2m.progress import Advance, progress
 from m2m.workers import Once
 from m2m.world.grammar import ATTRIBUTES, PICTURE_WORDS, Caption
 from m2m.world.pictures import Variation, paint
@@ -242,27 +246,63 @@ class Painter:
             "device": runtime.device_type,
             "code": code_digest(__name__),
         }
-        load = partial(StableDiffusion, folder, device=runtime.device, precision=params.precision, **options)
-        self._load = Once(load)
+        options |= {"device": runtime.device, "precision": params.precision}
+        self._load = Once(partial(_load, runtime.engine.share(folder), **options))
 
     def draw(self, captions: Sequence[str], positions: int) -> Iterator[NDArray[np.uint8]]:
         """Pictures (sets, positions, H, W, 3) of a caption a set, batch by batch, each from its own noise."""
         runtime, step = self._subject.runtime, self._subject.params.sets_per_batch
         made_from = {**self._made_from, "captions": list(captions), "positions": positions}
         folder = folder_of(runtime.work / self._name, made_from)
-        seed = seeds.derive(self._subject.params.seed, self._name)
+        painting = _Painting(self._load, seeds.derive(self._subject.params.seed, self._name))
+        jobs = (
+            _Painted(folder / f"from-{start:06}.npy", start, captions[start : start + step], positions)
+            for start in range(0, len(captions), step)
+        )
+        about = f"{self._subject.name}, {self._name}"
+        with (
+            progress(len(captions) * positions, about, unit="images") as advance,
+            closing(keep_drawn(runtime.engine, painting, jobs, advance)) as batches,
+        ):
+            for job, _ in batches:
+                pictures = np.load(job.path, allow_pickle=False)
+                yield pictures.reshape(len(job.captions), positions, *pictures.shape[1:])
 
-        def batch(start: int) -> NDArray[np.uint8]:
-            words = captions[start : start + step]
 
-            def draw() -> NDArray[np.uint8]:
-                base, numbers = self._load(), range(start * positions, (start + len(words)) * positions)
-                noise = seeds.normal(base.latent_shape, *(seeds.generator(seed, number) for number in numbers))
-                latents = base.denoise(noise, base.embed(words).repeat_interleave(positions, dim=0))
-                pictures: NDArray[np.uint8] = base.decode(latents).cpu().numpy()
-                return pictures
+def _load(found: Callable[[], Path], **options: Any) -> StableDiffusion:
+    return StableDiffusion(found(), **options)
 
-            pictures, _ = read_or_draw(folder / f"from-{start:06}.npy", draw)
-            return pictures.reshape(len(words), positions, *pictures.shape[1:])
 
-        yield from runtime.workers.map(batch, range(0, len(captions), step))
+@dataclass(frozen=True)
+class _Painted:
+    """Pictures of some captions."""
+
+    path: Path
+    start: int
+    """Captions before these."""
+    captions: Sequence[str]
+    positions: int
+
+    @property
+    def images(self) -> int:
+        return len(self.captions) * self.positions
+
+
+@dataclass(frozen=True)
+class _Painting:
+    """Draws what captions say, on this machine or, pickled, on another."""
+
+    load: Callable[[], StableDiffusion]
+    seed: int
+
+    def begin(self, job: _Painted, advance: Advance) -> tuple[NDArray[np.uint8], float]:
+        base, started = self.load(), time.perf_counter()
+        numbers = range(job.start * job.positions, job.start * job.positions + job.images)
+        noise = seeds.normal(base.latent_shape, *(seeds.generator(self.seed, number) for number in numbers))
+        latents = base.denoise(noise, base.embed(job.captions).repeat_interleave(job.positions, dim=0))
+        pictures: NDArray[np.uint8] = base.decode(latents).cpu().numpy()  # (captions * positions, H, W, 3)
+        advance(job.images)
+        return pictures, time.perf_counter() - started
+
+    def finish(self, job: _Painted, begun: tuple[NDArray[np.uint8], float]) -> tuple[NDArray[np.uint8], float]:
+        return begun

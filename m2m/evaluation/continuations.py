@@ -9,12 +9,14 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import groupby
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from m2m import seeds
 from m2m.data.dataset import ImageSets
 from m2m.data.sets import ImageSet
 from m2m.diffusion.sampler import make_scheduler
+from m2m.engines import Engine, Job, Maker
 from m2m.evaluation.figures import Number
 from m2m.evaluation.networks import Batch, Networks
 from m2m.files import is_intact, sealed_file, write_atomically
@@ -33,10 +36,12 @@ from m2m.params import DrawingParams
 from m2m.pipeline import M2MPipeline
 from m2m.progress import Advance, progress
 from m2m.runtime import Runtime
-from m2m.workers import ALONE, Workers
 
 RUN = "run"
 Asked = TypeVar("Asked", bound=DrawingParams)
+Pictures: TypeAlias = NDArray[np.uint8]
+Load: TypeAlias = Callable[[], M2MPipeline]
+"""Loads a model where it is called, once."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,17 +52,98 @@ class Starts(Protocol):
     def __getitem__(self, index: int, /) -> ImageSet: ...
 
 
+class Kept:
+    """Stands for pictures that are kept."""
+
+
+class KeptJob(Job, Protocol):
+    """A batch of pictures that is kept."""
+
+    @property
+    def path(self) -> Path:
+        """Where."""
+
+
+AJob = TypeVar("AJob", bound=KeptJob)
+
+
+def keep_drawn(
+    engine: Engine, maker: Maker[AJob, Any, tuple[Pictures, float] | Kept], jobs: Iterable[AJob], advance: Advance
+) -> Generator[tuple[AJob, float | None]]:
+    """Each job whose pictures are kept now, in order, and the seconds that drawing took; None: they were there.
+
+    Raises:
+        UserError: what a job raises, or the disk refuses.
+    """
+    asked = deque[AJob]()
+
+    def known() -> Iterator[tuple[AJob, tuple[Pictures, float] | Kept | None]]:
+        for job in jobs:
+            asked.append(job)
+            kept = is_intact(job.path)
+            if kept:
+                advance(job.images, skipped=True)
+            yield job, Kept() if kept else None
+
+    with closing(engine.make(maker, known(), advance)) as made:
+        for one in made:
+            job = asked.popleft()
+            if isinstance(one, Kept):
+                yield job, None
+                continue
+            pictures, seconds = one
+            with sealed_file(job.path) as draft, draft.open("wb") as file:
+                np.save(file, pictures, allow_pickle=False)
+            yield job, seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """Some sets that are continued together."""
+
+    path: Path
+    members: Sequence[ImageSet]
+    given: int
+    length: int
+    """How many pictures are drawn of each."""
+    params: DrawingParams
+    untuned: bool
+
+    @property
+    def images(self) -> int:
+        return len(self.members) * self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """Continues sets, on this machine or, pickled, on another."""
+
+    load: Load
+    load_untuned: Load
+    """Of a fine-tuned model the one that it comes from; else itself."""
+
+    def begin(self, job: Continued, advance: Advance) -> tuple[Pictures, float]:
+        pipeline = self.load_untuned() if job.untuned else self.load()
+        started = time.perf_counter()
+        pictures = continue_sets(pipeline, job.members, given=job.given, images=job.length, params=job.params)
+        seconds = time.perf_counter() - started
+        advance(job.images)
+        return pictures, seconds
+
+    def finish(self, job: Continued, begun: tuple[Pictures, float]) -> tuple[Pictures, float]:
+        return begun
+
+
 @dataclass(frozen=True, kw_only=True)
 class Continuations:
     """The first `count` of some sets, continued from their first `given` pictures by `generated` ones or to their ends.
 
     Views are drawn at the sets' own cameras. A set's seed depends on its id alone, so neither the batch nor the number
-    of given pictures changes it.
+    of given pictures changes it. What is read here is what a `Drawer` made of the jobs, and was kept.
     """
 
     name: str
     """In the names of kept files."""
-    pipeline: M2MPipeline
     starts: Starts
     count: int
     given: int
@@ -66,9 +152,8 @@ class Continuations:
     params: DrawingParams
     folder: Path
     """Where drawn batches are kept; it belongs to these parameters, these models and these sets alone."""
-    timed: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds that drawing a batch took a worker, and its pictures; those kept from an earlier run do not count."""
-    workers: Workers = ALONE
+    untuned: bool = False
+    """By the model that a fine-tuned one comes from."""
 
     @property
     def pictures(self) -> int:
@@ -90,18 +175,28 @@ class Continuations:
         step = self.params.sets_per_batch
         return [group[start : start + step] for group in groups for start in range(0, len(group), step)]
 
-    def batches(self, advance: Advance) -> Iterator[Batch]:
-        """Given and drawn pictures of all sets, the shorter ones first, else in order."""
-        blocks = ((places, [self.starts[place] for place in places]) for places in self._blocks)
-        yield from self.workers.map(partial(self._batch, advance), blocks)
+    def jobs(self) -> Iterator[Continued]:
+        """The batches that are to be drawn, the shorter sets first, else in order."""
+        for places in self._blocks:
+            yield Continued(
+                path=self._path(places),
+                members=[replace(self.starts[place], latents=None) for place in places],
+                given=self.given,
+                length=self._lengths[places[0]],
+                params=self.params,
+                untuned=self.untuned,
+            )
 
-    def draw(self, advance: Advance) -> None:
-        """Draws what is not kept yet."""
-        for _ in self.batches(advance):
-            pass
+    def batches(self) -> Iterator[Batch]:
+        """Given and drawn pictures of all sets, in the order of the jobs."""
+        for places in self._blocks:
+            members = [self.starts[place] for place in places]
+            given = np.stack([member.images[: self.given] for member in members])
+            drawn = np.load(self._path(places), allow_pickle=False)
+            yield Batch([member.caption for member in members], given, drawn)
 
     def by_set(self) -> Iterator[NDArray[np.uint8]]:
-        """Of each set, in order, the pictures (n, H, W, 3) that were drawn, from where they are kept."""
+        """Of each set, in order, the pictures (n, H, W, 3) that were drawn."""
         where = {place: (block, row) for block in self._blocks for row, place in enumerate(block)}
         for block, row in map(where.__getitem__, range(self.count)):
             yield np.array(np.load(self._path(block), mmap_mode="r", allow_pickle=False)[row])
@@ -113,19 +208,6 @@ class Continuations:
 
     def _path(self, places: Sequence[int]) -> Path:
         return self.folder / f"{self.name}-from-{places[0]:06}.npy"
-
-    def _batch(self, advance: Advance, block: tuple[Sequence[int], Sequence[ImageSet]]) -> Batch:
-        places, members = block
-        pictures, kept = read_or_draw(self._path(places), partial(self._draw, members, self._lengths[places[0]]))
-        advance(pictures.shape[0] * pictures.shape[1], skipped=kept)
-        given = np.stack([member.images[: self.given] for member in members])
-        return Batch([member.caption for member in members], given, pictures)
-
-    def _draw(self, members: Sequence[ImageSet], images: int) -> NDArray[np.uint8]:
-        started = time.perf_counter()
-        pictures = continue_sets(self.pipeline, members, given=self.given, images=images, params=self.params)
-        self.timed.append((time.perf_counter() - started, pictures.shape[0] * pictures.shape[1]))
-        return pictures
 
 
 def continue_sets(
@@ -155,27 +237,27 @@ class Subject(Generic[Asked]):
     """Of the evaluation."""
     sets: Mapping[Split, ImageSets]
     data: Manifest
-    pipeline: M2MPipeline
-    untuned: M2MPipeline
-    """Of a fine-tuned model the one that it comes from; else itself."""
+    drawer: Drawer
     networks: Networks
     stable_diffusion: Path
     folder: Path
     """Where drawn batches are kept."""
     runtime: Runtime
     timed: list[tuple[float, int]] = field(default_factory=list)
-    """Of all continuations."""
+    """Seconds that drawing a batch took, and its pictures; those kept from an earlier run do not count."""
 
     def after(self, name: str, starts: Starts, **options: Any) -> Continuations:
-        """Sets that are to be continued, by the model unless another is named; options as of `Continuations`."""
-        shared = {"params": self.params, "folder": self.folder, "timed": self.timed, "pipeline": self.pipeline}
-        return Continuations(name=name, starts=starts, **{"workers": self.runtime.workers, **shared, **options})
+        """Sets that are to be continued; options as of `Continuations`."""
+        return Continuations(name=name, starts=starts, **{"params": self.params, "folder": self.folder, **options})
 
     def draw(self, lots: Sequence[Continuations], about: str = "") -> None:
-        """Draws all of them, and tells how far it is."""
-        with progress(sum(lot.pictures for lot in lots), f"{self.name}{about}", unit="images") as advance:
-            for lot in lots:
-                lot.draw(advance)
+        """Draws what is not kept yet of all of them, and tells how far it is."""
+        jobs = chain.from_iterable(lot.jobs() for lot in lots)
+        with (
+            progress(sum(lot.pictures for lot in lots), f"{self.name}{about}", unit="images") as advance,
+            closing(keep_drawn(self.runtime.engine, self.drawer, jobs, advance)) as made,
+        ):
+            self.timed.extend((seconds, job.images) for job, seconds in made if seconds is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,17 +295,3 @@ def run_before(folder: Path) -> str | None:
 def note_run(folder: Path, run_id: str) -> None:
     """Leaves the id of the tracked run, should this evaluation be killed."""
     write_atomically(folder / RUN, run_id.encode())
-
-
-def read_or_draw(path: Path, draw: Callable[[], NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], bool]:
-    """The pictures kept at `path`, and whether they were there: if not, or not as they were kept, they are drawn.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    if is_intact(path):
-        return np.load(path, allow_pickle=False), True
-    pictures = draw()
-    with sealed_file(path) as draft, draft.open("wb") as file:
-        np.save(file, pictures, allow_pickle=False)
-    return pictures, False

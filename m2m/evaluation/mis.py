@@ -17,7 +17,6 @@ from m2m.evaluation.metrics import Benchmark, compare
 from m2m.evaluation.networks import Batch, Networks, Observations, nearest_other, observe, read_values
 from m2m.evaluation.pattern import ASPECTS, PAINTED, Ground, drift, pattern_numbers, rival_numbers, scores
 from m2m.params import EvaluateMis
-from m2m.progress import progress
 
 UNCONDITIONAL_POSITIONS = 2
 """Without given pictures all positions are alike: two are enough for a spread, and for the distance within a set."""
@@ -66,16 +65,16 @@ def measure(subject: Subject[EvaluateMis]) -> Measured:
     }
     in_other_ways = [draw for of_given in rivals.values() for draw in of_given.values()]
     to_draw = [*draws.values(), long, validation, *in_other_ways, *probing.values()]
-    with progress(sum(draw.pictures for draw in to_draw), subject.name, unit="images") as advance:
+    subject.draw(to_draw)
 
-        def read(draw: Continuations) -> Observations:
-            return observe(draw.batches(advance), networks, by_clip=False)
+    def read(draw: Continuations) -> Observations:
+        return observe(draw.batches(), networks, by_clip=False)
 
-        ours = {given: observe(draw.batches(advance), networks) for given, draw in draws.items()}
-        of_validation = observe(validation.batches(advance), networks)
-        of_long = read(long) if params.long.sets else None
-        compared = {name: {given: read(draw) for given, draw in of_given.items()} for name, of_given in rivals.items()}
-        probed = {name: read(draw) for name, draw in probing.items()}
+    ours = {given: observe(draw.batches(), networks) for given, draw in draws.items()}
+    of_validation = observe(validation.batches(), networks)
+    of_long = read(long) if params.long.sets else None
+    compared = {name: {given: read(draw) for given, draw in of_given.items()} for name, of_given in rivals.items()}
+    probed = {name: read(draw) for name, draw in probing.items()}
     decisive = gate_numbers(of_validation, subject.sets["validation"], networks, params)
     require_gate(params.gate, decisive, task="mis")
 

@@ -15,7 +15,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from m2m.contact_sheet import animation
 from m2m.errors import UserError
-from m2m.evaluation.continuations import Measured, Starts, Subject, continue_sets
+from m2m.evaluation.continuations import Measured, Starts, Subject
 from m2m.evaluation.figures import estimated, paired_interval, require_gate
 from m2m.evaluation.networks import Networks, some_at_once
 from m2m.params import EvaluateNvs
@@ -53,7 +53,7 @@ def measure(subject: Subject[EvaluateNvs]) -> Measured:
     tuned = {
         given: subject.after(f"tuned-given-{given}", test, count=params.sets, given=given) for given in params.given
     }
-    untuned = subject.after(f"untuned-given-{few}", test, count=params.sets, given=few, pipeline=subject.untuned)
+    untuned = subject.after(f"untuned-given-{few}", test, count=params.sets, given=few, untuned=True)
     subject.draw([*tuned.values(), untuned])
     drawn = {given: draw.by_set() for given, draw in tuned.items()}
     numbers = beside_baselines(params, test, drawn, untuned.by_set(), networks)
@@ -123,7 +123,9 @@ def turntable(subject: Subject[EvaluateNvs]) -> bytes:
         replace(one, images=np.repeat(one.images[:1], FRAMES, axis=0), extras={"poses": orbit(one.cameras()[0])})
         for one in members
     ]
-    drawn = continue_sets(subject.pipeline, turned, given=1, images=FRAMES - 1, params=params)  # (sets, FRAMES - 1, …)
+    around = subject.after("turntable", turned, count=len(turned), given=1)
+    subject.draw([around], ", around objects")
+    drawn = np.stack([*around.by_set()])  # (sets, FRAMES - 1, H, W, 3)
     whole = np.concatenate([np.stack([one.images[:1] for one in members]), drawn], axis=1)
     return animation([Image.fromarray(np.concatenate(list(whole[:, frame]), axis=1)) for frame in range(FRAMES)])
 

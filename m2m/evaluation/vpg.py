@@ -34,7 +34,7 @@ def measure(subject: Subject[EvaluateVpg]) -> Measured:
     """Draws after the first picture of each set to its end, by the model that it comes from too, and compares."""
     params, networks, test = subject.params, subject.networks, subject.sets["test"]
     tuned = subject.after("tuned-given-1", test, count=params.sets, given=1)
-    untuned = subject.after("untuned-given-1", test, count=params.sets, given=1, pipeline=subject.untuned)
+    untuned = subject.after("untuned-given-1", test, count=params.sets, given=1, untuned=True)
     subject.draw([tuned, untuned])
     numbers = beside_baselines(params, test, tuned.by_set(), untuned.by_set(), networks)
 

@@ -16,14 +16,15 @@ from m2m.contact_sheet import draw_gallery, to_png
 from m2m.data.dataset import ImageSets
 from m2m.errors import UserError
 from m2m.evaluation import mis, nvs, vpg
-from m2m.evaluation.continuations import Measured, Subject, folder_of, note_run, run_before
+from m2m.evaluation.continuations import Drawer, Measured, Subject, folder_of, note_run, run_before
 from m2m.evaluation.figures import DETAILS, Number, curves, to_json
 from m2m.evaluation.networks import Networks
 from m2m.files import folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest, Split
-from m2m.params import EvaluatedTask, EvaluateMis, EvaluateNvs, EvaluateVpg, Variant
-from m2m.pipeline import load_pipeline
+from m2m.params import EvaluatedTask, EvaluateMis, EvaluateNvs, EvaluateVpg, Precision, Variant
+from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.runtime import Runtime
+from m2m.workers import Once
 
 Require = Callable[[Subject[Any]], None]
 Measure = Callable[[Subject[Any]], Measured]
@@ -82,7 +83,7 @@ def run(
             raise UserError(
                 f"evaluate.{task}.{key} is {wanted}, but the dataset has {there} {split} sets; lower it, or {more}"
             )
-    networks = Networks.load(foundation, device=runtime.device)
+    networks = Networks.load(foundation, device=runtime.own_device or runtime.device)
     digest = folder_digest(model)
     made_from: dict[str, JsonValue] = {
         "model": digest,
@@ -94,15 +95,18 @@ def run(
         "code": code_digest(__name__),
     }
     item = variant if task == "mis" else f"{variant}-{task}"
-    load = partial(load_pipeline, device=runtime.device, precision=params.precision)
-    pipeline = load(model)
+
+    def load(folder: Path) -> Once[M2MPipeline]:
+        found = runtime.engine.share(folder)
+        return Once(partial(_load, found, device=runtime.device, precision=params.precision))
+
+    of_model = load(model)
     subject: Subject[Any] = Subject(
         params=params,
         name=f"evaluate-{item}",
         sets=sets,
         data=data,
-        pipeline=pipeline,
-        untuned=load(untuned) if untuned else pipeline,
+        drawer=Drawer(load=of_model, load_untuned=load(untuned) if untuned else of_model),
         networks=networks,
         stable_diffusion=foundation / "stable-diffusion",
         folder=folder_of(runtime.work / f"evaluate-{item}", made_from),
@@ -146,3 +150,7 @@ def run(
             version = record.register(model, f"m2m-{item}", metrics=scored, tags=tags, gate=params.gate)
     shutil.rmtree(subject.folder.parent)
     return Evaluation(numbers, version)
+
+
+def _load(found: Callable[[], Path], *, device: str, precision: Precision) -> M2MPipeline:
+    return load_pipeline(found(), device=device, precision=precision)

@@ -74,8 +74,8 @@ def test_the_command_line() -> None:
         "try": "--examples --models --out",
         "render": "--out --seed --size --views",
         "lineage": "--json",
-        "plan": "--bytes-per-image --card --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "
-        "--thousand-reads --thousand-writes",
+        "plan": "--back-minutes --bytes-per-image --card --gigabyte-month --gpu-hour --gpus --gpus-per-node --json "
+        "--node-hours --pixels --rate --results --simulate --thousand-reads --thousand-writes",
         "check": "--foundation",
     }
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from m2m.cli import app
 from m2m.commands.plan import PART, STATE, Plan, Prices, run, to_json, to_text
-from m2m.commands.simulate import Failures
+from m2m.engines.simulation import Failures
 from m2m.params import Params
 from m2m.params_file import load_params
 

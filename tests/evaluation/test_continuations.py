@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,22 +11,32 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from m2m.data.sets import ImageSet
+from m2m.engines import Engine, LocalEngine
 from m2m.evaluation import continuations, networks, nvs, vpg
-from m2m.evaluation.continuations import Continuations, continue_sets, folder_of, note_run, read_or_draw, run_before
+from m2m.evaluation.continuations import (
+    Continuations,
+    Drawer,
+    continue_sets,
+    folder_of,
+    keep_drawn,
+    note_run,
+    run_before,
+)
 from m2m.evaluation.networks import Networks, observe
 from m2m.models.classifier import Readings as ClassifierReadings
 from m2m.params import EvaluateVpg, GateParams, TrainCommon
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline
+from m2m.progress import Advance
 from m2m.training.start import from_stable_diffusion
-from m2m.workers import Workers
+from m2m.workers import ALONE, Workers
 from m2m.world.cameras import Camera
 from tests.memory import peak_bytes
 
 LENGTHS = (4, 3, 5, 3, 4)
+HERE = LocalEngine(ALONE, "cpu")
 PARAMS = EvaluateVpg(
     seed=0,
     sets=5,
@@ -57,13 +69,15 @@ def pipeline(tiny_stable_diffusion: Path, tmp_path_factory: pytest.TempPathFacto
     return from_stable_diffusion(folder, "self", common)
 
 
-def draws(pipeline: M2MPipeline, members: list[ImageSet], folder: Path, **changes: Any) -> Continuations:
-    options: dict[str, Any] = {"name": "lot", "given": 1, **changes}
-    return Continuations(pipeline=pipeline, starts=members, count=len(members), params=PARAMS, folder=folder, **options)
+def draws(members: list[ImageSet], folder: Path, **changes: Any) -> Continuations:
+    options: dict[str, Any] = {"name": "lot", "given": 1, "params": PARAMS, **changes}
+    return Continuations(starts=members, count=len(members), folder=folder, **options)
 
 
-def _drawn(lot: Continuations) -> int:
-    return sum(pictures for _, pictures in lot.timed)
+def draw(pipeline: Any, lot: Continuations, advance: Advance, engine: Engine = HERE) -> int:
+    """How many pictures were drawn: the others were kept."""
+    drawer = Drawer(load=lambda: pipeline, load_untuned=lambda: pipeline)
+    return sum(job.images for job, seconds in keep_drawn(engine, drawer, lot.jobs(), advance) if seconds is not None)
 
 
 def nothing(count: int = 1, *, skipped: bool = False) -> None:
@@ -73,18 +87,18 @@ def nothing(count: int = 1, *, skipped: bool = False) -> None:
 def test_each_set_is_continued_to_its_own_end_and_in_its_place(
     pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path
 ) -> None:
-    draw = draws(pipeline, members, tmp_path)
-    draw.draw(nothing)
-    drawn = list(draw.by_set())
+    lot = draws(members, tmp_path)
+    draw(pipeline, lot, nothing)
+    drawn = list(lot.by_set())
     assert [len(one) for one in drawn] == [length - 1 for length in LENGTHS]
     for one, pictures in zip(members, drawn, strict=True):
         (alone,) = continue_sets(pipeline, [one], given=1, images=len(one.images) - 1, params=PARAMS)
         assert np.abs(pictures.astype(int) - alone).max() <= 2  # another batch may round otherwise
-    for (caption, given, pictures), one, other in zip(draw.rows(3), members, drawn, strict=False):
+    for (caption, given, pictures), one, other in zip(lot.rows(3), members, drawn, strict=False):
         assert caption == one.caption
         assert np.array_equal(given, one.images[:1])
         assert np.array_equal(pictures, other)
-    assert [len(draw.rows(count)) for count in (3, 9)] == [3, 5]
+    assert [len(lot.rows(count)) for count in (3, 9)] == [3, 5]
 
 
 def test_what_was_drawn_is_kept(pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path) -> None:
@@ -93,20 +107,15 @@ def test_what_was_drawn_is_kept(pipeline: M2MPipeline, members: list[ImageSet], 
     def advance(count: int = 1, *, skipped: bool = False) -> None:
         heard.append((count, skipped))
 
-    first, again, shared = (
-        draws(pipeline, members, tmp_path, given=2),
-        draws(pipeline, members, tmp_path, given=2),
-        draws(pipeline, members, tmp_path / "shared", given=2, workers=Workers(2)),
-    )
-    first.draw(advance)
-    assert _drawn(first) == first.pictures == sum(LENGTHS) - 2 * len(LENGTHS)
+    lot, shared = draws(members, tmp_path, given=2), draws(members, tmp_path / "shared", given=2)
+    assert draw(pipeline, lot, advance) == lot.pictures == sum(LENGTHS) - 2 * len(LENGTHS)
     assert heard == [(2, False), (4, False), (3, False)], "two sets of each length but the longest, one of that"
     (tmp_path / "from-nowhere.npy").write_bytes(b"")
-    again.draw(advance)
-    assert _drawn(again) == 0
+    first = [*lot.by_set()]
+    assert draw(pipeline, lot, advance) == 0
     assert heard[3:] == [(2, True), (4, True), (3, True)]
-    shared.draw(nothing)
-    for one, other, another in zip(first.by_set(), again.by_set(), shared.by_set(), strict=True):
+    draw(pipeline, shared, nothing, LocalEngine(Workers(2), "cpu"))
+    for one, other, another in zip(first, lot.by_set(), shared.by_set(), strict=True):
         assert np.array_equal(one, other)
         assert np.array_equal(one, another)
 
@@ -115,12 +124,11 @@ def test_models_and_numbers_of_given_pictures_are_kept_apart(
     pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path
 ) -> None:
     made = [
-        draws(pipeline, members[:2], tmp_path, name=f"{model}-given-{given}", given=given)
+        draws(members[:2], tmp_path, name=f"{model}-given-{given}", given=given)
         for model, given in (("tuned", 1), ("untuned", 1), ("tuned", 2))
     ]
     for one in made:
-        one.draw(nothing)
-        assert _drawn(one) == one.pictures
+        assert draw(pipeline, one, nothing) == one.pictures
 
 
 class Reading:
@@ -159,16 +167,16 @@ def test_neither_sets_nor_drawn_pictures_are_ever_in_memory_as_a_whole(
 
     def evaluate(count: int, folder: Path) -> None:
         def lot(name: str, given: int, generated: int | None = None) -> Continuations:
-            options: dict[str, Any] = {"name": name, "given": given, "generated": generated, "pipeline": None}
-            return Continuations(starts=sets, count=count, params=PARAMS, folder=folder, **options)
+            options: dict[str, Any] = {"name": name, "given": given, "generated": generated, "params": PARAMS}
+            made = Continuations(starts=sets, count=count, folder=folder, **options)
+            draw(None, made, nothing)
+            return made
 
         if task == "mis":
-            seen = observe(lot("given-1", 1, 3).batches(nothing), judges)
+            seen = observe(lot("given-1", 1, 3).batches(), judges)
             assert torch.equal(seen.features[:, 2, 0], torch.arange(count).float())
             return
         ours, theirs, two = lot("tuned", 1), lot("untuned", 1), lot("more", 2)
-        for draw in (ours, theirs, two):
-            draw.draw(nothing)
         assert [int(pictures[0, 0, 0, 0]) for pictures in ours.by_set()] == list(range(count))
         params: Any = SimpleNamespace(given=(1, 2), sets=count, bootstrap=5, seed=0)
         if task == "nvs":
@@ -197,29 +205,71 @@ def _texts(captions: list[str]) -> torch.Tensor:
     return torch.zeros(len(captions), 3)
 
 
+@dataclass(frozen=True)
+class Some:
+    """A batch of two pictures."""
+
+    path: Path
+    images: int = 2
+
+
+class Drawing:
+    """Draws the same each time, and counts."""
+
+    pictures = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def begin(self, job: Some, advance: Advance) -> int:
+        self.drawn += 1
+        advance(job.images)
+        return self.drawn
+
+    def finish(self, job: Some, begun: int) -> tuple[np.ndarray, float]:
+        return self.pictures, float(begun)
+
+
 def test_pictures_are_drawn_once_and_again_when_they_are_damaged(tmp_path: Path) -> None:
-    pictures, drawn = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3), 0
+    drawing, path = Drawing(), tmp_path / "new" / "from-000000.npy"
 
-    def draw() -> NDArray[np.uint8]:
-        nonlocal drawn
-        drawn += 1
-        return pictures
+    def seconds() -> float | None:
+        ((job, seconds),) = keep_drawn(HERE, drawing, [Some(path)], nothing)
+        assert job.path == path
+        assert np.array_equal(np.load(path), Drawing.pictures)
+        return seconds
 
-    path = tmp_path / "new" / "from-000000.npy"
-    for kept in (False, True, True):
-        found, was_kept = read_or_draw(path, draw)
-        assert np.array_equal(found, pictures)
-        assert was_kept == kept
+    assert [seconds() for _ in range(3)] == [1.0, None, None]
     good = path.read_bytes()
-    for place in range(0, len(good), 37):
+    for time, place in enumerate(range(0, len(good), 37), start=2):
         content = bytearray(good)
         content[place] ^= 4
         path.write_bytes(content)
-        found, was_kept = read_or_draw(path, draw)
-        assert np.array_equal(found, pictures)
-        assert not was_kept
+        assert seconds() == time
     path.with_name("from-000000.npy.sha256").unlink()
-    assert not read_or_draw(path, draw)[1]
+    assert seconds() == drawing.drawn > 2
+
+
+def test_kept_and_drawn_batches_come_in_order_and_only_whole_ones_are_kept(tmp_path: Path) -> None:
+    class Failing(Drawing):
+        def finish(self, job: Some, begun: int) -> tuple[np.ndarray, float]:
+            if begun == 3:
+                raise KeyError(job.path)
+            return super().finish(job, begun)
+
+    jobs = [Some(tmp_path / f"{number}.npy") for number in range(6)]
+    assert len([*keep_drawn(HERE, Drawing(), jobs[2:3], nothing)]) == 1
+    made = keep_drawn(HERE, Failing(), jobs, nothing)
+    assert [(job, seconds is None) for job, seconds in islice(made, 3)] == [
+        (jobs[0], False),
+        (jobs[1], False),
+        (jobs[2], True),
+    ]
+    with pytest.raises(KeyError):
+        next(made)
+    assert {path.name for path in tmp_path.glob("*.npy")} == {"0.npy", "1.npy", "2.npy"}
+    told = [(job, seconds is None) for job, seconds in keep_drawn(HERE, Drawing(), jobs, nothing)]
+    assert told == [*((job, True) for job in jobs[:3]), *((job, False) for job in jobs[3:])]
 
 
 def test_pictures_of_other_things_are_not_taken_and_it_says_so(

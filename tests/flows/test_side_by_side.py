@@ -165,6 +165,14 @@ def test_what_has_something_to_show_goes_before_what_has_a_long_way_to_go() -> N
     graph = [replace(one, shown=one.name == "evaluate") for one in GRAPH]
     one_by_one, _ = ran(graph, {one.name for one in graph}, at_once=1)
     assert one_by_one == ["captions", "train", "evaluate", "views", "finetune", "sampling", "report"]
+
+    # Where several may run, what it does not need waits for it, but for what is up to date or fails.
+    ended, together = ran(graph, {one.name for one in graph}, at_once=2)
+    assert ended[:3] == ["captions", "train", "evaluate"]
+    assert all(len(group) == 1 for group in together if group & {"captions", "train", "evaluate"})
+    assert {"views", "sampling"} - {name for group in together for name in group} == set()
+    ended, together = ran(graph, {"views", "finetune", "sampling", "report"}, at_once=2)
+    assert ended == ["views", "finetune", "sampling", "report"]
     shown = {one.name for one in read_graph(ROOT) if one.shown}
     assert shown == {f"evaluate@{variant}{task}" for variant in ("self", "dino") for task in ("", "-nvs", "-vpg")}
 

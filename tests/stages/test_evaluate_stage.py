@@ -21,9 +21,10 @@ from PIL import Image
 
 from m2m.data.dataset import ImageSets
 from m2m.data.sets import ImageSet, write_shard
+from m2m.engines import LocalEngine, open_engine
 from m2m.errors import UserError
 from m2m.evaluation import continuations
-from m2m.evaluation.continuations import Continuations
+from m2m.evaluation.continuations import Continuations, Drawer, keep_drawn
 from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.foundation.text_to_image import learn_tokenizer
@@ -36,8 +37,10 @@ from m2m.runtime import Runtime
 from m2m.stages import evaluate
 from m2m.store import LocalStore
 from m2m.tracking import NullTracker, open_tracker
+from m2m.workers import ALONE
 from m2m.world.grammar import Caption, completions
 from m2m.world.pictures import Variation, paint
+from tests.cluster import two_nodes
 
 SETS, IMAGES = 6, 8
 CAPTIONS = [
@@ -92,8 +95,8 @@ class Workplace:
 
     def evaluate(self, params: EvaluateMis = PARAMS, **changed: Any) -> evaluate.Evaluation:
         inputs = {**self.inputs, "untuned": None, "metrics": self.metrics, "plots": self.plots, **changed}
-        tracker = inputs.pop("tracker", NullTracker())
-        runtime = Runtime(store=inputs.pop("store"), work=self.root / "work", tracker=tracker)
+        machine = {"tracker": inputs.pop("tracker", NullTracker()), "cluster": inputs.pop("cluster", None)}
+        runtime = Runtime(store=inputs.pop("store"), work=self.root / "work", **machine)
         return evaluate.run(params, "mis", "self", runtime=runtime, **inputs)
 
 
@@ -211,6 +214,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, Any]) -
     workplace, notes = Workplace(tmp_path_factory.mktemp("finished"), inputs), Notes()
     workplace.evaluate(tracker=notes)
     return workplace, notes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nodes_of_a_cluster_draw_the_same_pictures(finished: tuple[Workplace, Notes], workplace: Workplace) -> None:
+    pytest.importorskip("ray")
+    with two_nodes() as nodes:
+        stores = {"store": workplace.inputs["store"], "work": workplace.root / "work"}
+        workplace.evaluate(cluster=open_engine(nodes.address, device="cpu", ranks=None, **stores))
+    assert digests(workplace) == digests(finished[0])
 
 
 @pytest.mark.slow
@@ -454,7 +467,6 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
         folder = tmp_path / f"{sets_per_batch}-{drawn_context}"
         draws = Continuations(
             name="lot",
-            pipeline=pipeline,
             starts=sets,
             count=SETS,
             given=2,
@@ -462,8 +474,11 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
             params=params,
             folder=folder,
         )
+        drawer = Drawer(load=lambda: pipeline, load_untuned=lambda: pipeline)
         with progress(draws.pictures, "lot", unit="images") as advance:
-            draws.draw(advance)
+            assert len([*keep_drawn(LocalEngine(ALONE, "cpu"), drawer, draws.jobs(), advance)]) == -(
+                -SETS // sets_per_batch
+            )
         return np.stack(list(draws.by_set()))
 
     four, three = drawn(4), drawn(3)

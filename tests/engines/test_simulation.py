@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from m2m.commands.simulate import HOUR, SAVE_SECONDS, Failures, Outcome, draws, make_shards, simulated, train
+from m2m.engines.simulation import HOUR, SAVE_SECONDS, Failures, Outcome, draws, make_shards, simulated, train
 from m2m.errors import UserError
 
 NEVER = 1e12

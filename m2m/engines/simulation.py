@@ -1,7 +1,7 @@
 """What failing nodes cost a stage: it is run through, many times, with failures at random (``m2m plan --simulate``).
 
 Failures come to each node independently of its age (exponential times), and each takes all GPUs of a node at once. What
-follows is what the engine does (`m2m.engines.cluster`): shards that were being made are made again by whoever is free;
+follows is what the engine does (`cluster`): shards that were being made are made again by whoever is free;
 ranks that train together all go back to the newest checkpoint.
 """
 
