@@ -129,6 +129,8 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._members: dict[str, dict[str, tuple[int, int]]] = {}
+        self.offsets: dict[str, int] = {}
+        """By its id where each set begins in the file: who reads on from there reads it."""
         with self.explained():
             self._descriptor = os.open(path, os.O_RDONLY)
             finalize(self, os.close, self._descriptor)
@@ -182,6 +184,7 @@ class Shard:
         if match["part"] in parts or next(reversed(self._members)) != match["id"]:
             raise ShardError(f"member {member.name!r} does not belong in a shard")
         parts[match["part"]] = member.offset_data, member.size
+        self.offsets.setdefault(match["id"], member.offset)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

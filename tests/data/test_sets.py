@@ -83,6 +83,18 @@ def test_members_bear_no_trace_of_a_machine(tmp_path: Path) -> None:
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
 
 
+def test_a_set_is_read_alone_from_where_it_begins(tmp_path: Path) -> None:
+    sets = [image_set("a"), image_set("b-1", latents=False), image_set("c")]
+    write_shard(sets, tmp_path / "shard.tar", "train")
+    offsets = module.Shard(tmp_path / "shard.tar").offsets
+    assert list(offsets) == ["a", "b-1", "c"]
+    for id_, offset in offsets.items():
+        with (tmp_path / "shard.tar").open("rb") as file:
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode="r|") as tar:
+                assert next(iter(tar)).name == f"{id_}.json"
+
+
 def test_webdataset_reads_it(tmp_path: Path) -> None:
     """In a process of its own, since the library reads WDS_SECURE when it is imported."""
     written = image_set("a", count=2, seeds=[5, 6])
