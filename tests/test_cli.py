@@ -177,6 +177,14 @@ def test_verify(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call.given["manifest"] == Path("data/other.json")
 
 
+def test_export(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    call = Call("export", monkeypatch, "1 shards, 2 sets")
+    assert m2m("export", "data/other.json", "--to", "folder").stdout == "folder: 1 shards, 2 sets\n"
+    assert (call.given["manifest"], call.given["to"]) == (Path("data/other.json"), Path("folder"))
+    assert call.given["store"].uri == str(tmp_path / "data/store")
+    assert "Missing option '--to'" in m2m("export").stderr
+
+
 def test_sample_takes_pictures_as_a_shell_gives_them(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Call("sample", monkeypatch, [Path("001.png"), Path("out/contact-sheet.png")])
     m2m("sample", "--model", "models/m2m-self", "--images", "a.png", "b.jpg", "c.webp", "--num-images", 6)
@@ -240,6 +248,7 @@ def test_our_own_mistakes_keep_their_traceback(m2m: Any, monkeypatch: pytest.Mon
         (["evaluate", "--params", PARAMS, "--variant", "self", "--task", "vpg"], "m2m: cannot read manifest data/vpg"),
         (["sampling", "--params", PARAMS], "m2m: models/foundation/stable-diffusion: no Stable Diffusion folder"),
         (["verify"], "m2m: cannot read manifest data/mis.json"),
+        (["export", "--to", "mis"], "m2m: cannot read manifest data/mis.json"),
         (["sample", "--images", "nowhere.png"], "m2m: nowhere.png: no such file"),
         (["sample"], "m2m: no pictures given"),
     ],

@@ -35,6 +35,18 @@ def verify(manifest: Annotated[Path, typer.Argument(help="Manifest of the datase
 
 
 @app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="Folder to fill.")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest of the dataset.")] = MANIFEST,
+) -> None:
+    """Copies a dataset to where others can use it, with index, metadata and card: m2m export data/mis.json --to mis"""
+    machine = Machine("export")
+    from m2m.commands import export
+
+    typer.echo(f"{to}: {export.run(manifest, to=to, store=machine.store())}")
+
+
+@app.command()
 def sample(
     model: Annotated[
         list[Path] | None,

@@ -69,6 +69,7 @@ def test_the_command_line() -> None:
         "sampling": "--foundation --metrics --models --params --plots",
         "report": "--manifest --out --params --to-come",
         "verify": "",
+        "export": "--to",
         "sample": "--azimuth --context-timestep --drawn-context --elevation --given-azimuth --given-elevation "
         "--guidance-scale --images --model --num-images --out --seed --solver --steps --task",
         "try": "--examples --models --out",
