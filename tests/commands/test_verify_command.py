@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def test_every_bad_shard_is_named(
 def test_contents_are_held_against_their_entries(store: LocalStore, tmp_path: Path) -> None:
     """What a store holds faithfully may still be other than the manifest says."""
     right = add(store, [image_set(0), image_set(1)], tmp_path)
-    fewer = add(store, [image_set(2)], tmp_path).model_copy(update={"count": 2})
-    other = add(store, [image_set(3)], tmp_path).model_copy(update={"first_set": "set-9"})
+    fewer = replace(add(store, [image_set(2)], tmp_path), count=2)
+    other = replace(add(store, [image_set(3)], tmp_path), first_set="set-9")
     larger = add(store, [image_set(4, images=3)], tmp_path)
     again = add(store, [image_set(1), image_set(5)], tmp_path)
     (tmp_path / "shard.tar").write_bytes(b"no tar")
@@ -95,7 +96,7 @@ def test_what_is_no_shard_is_named(store: LocalStore, shards: list[ShardEntry], 
     path = tmp_path / "text"
     path.write_bytes(b"no tar")
     store.put(shard_key(file_digest(path)), path, file_digest(path))
-    entry = shards[0].model_copy(update={"key": shard_key(file_digest(path)), "sha256": file_digest(path), "size": 6})
+    entry = replace(shards[0], key=shard_key(file_digest(path)), sha256=file_digest(path), size=6)
     with pytest.raises(UserError, match=f"{entry.key}: cannot be read"):
         verify.run(write_manifest(tmp_path / "mis.json", entry), store=store)
 
