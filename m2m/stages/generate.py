@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from m2m.code import code_digest
-from m2m.data.captions import captions_digest, count_captions, read_captions, read_origin
+from m2m.data.captions import read_captions, read_origin, survey_captions
 from m2m.data.making import make_dataset
 from m2m.data.sets import ImageSet
 from m2m.data.shards import MadeSets, PlannedSet, blocks, shard_jobs
@@ -46,14 +46,14 @@ def run(
         UserError: captions, model folder or store cannot be used, the disk refuses, or an image stays bad.
     """
     runtime.store.check()
-    origin, sets = read_origin(captions), count_captions(captions)
+    origin, (sets, told) = read_origin(captions), survey_captions(captions)
     if not sets:
         raise UserError(f"{captions} holds no captions; make it again: {made_again('captions')}")
     check_digests(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
         "parameters": params.model_dump(mode="json"),
-        "captions": {**vars(origin), "sha256": captions_digest(read_captions(captions))},
+        "captions": {**vars(origin), "sha256": told},
         "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
     }
     if _judge(inception) is not None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m2m.data import captions
-from m2m.data.captions import CaptionRow, captions_digest, count_captions, read_captions, read_origin, write_captions
+from m2m.data.captions import CaptionRow, read_captions, read_origin, survey_captions, write_captions
 from m2m.errors import UserError
 from m2m.manifest import Origin, Split
 from m2m.params import Cc12mCaptions
@@ -34,7 +34,7 @@ def test_it_reads_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write_captions(path, iter(CAPTIONS), ORIGIN)
     assert list(read_captions(path)) == CAPTIONS
     assert list(read_captions(path, "train")) == [CAPTIONS[0], CAPTIONS[2]]
-    assert count_captions(path) == 3
+    assert survey_captions(path)[0] == 3
     assert read_origin(path) == ORIGIN
     assert pq.read_table(path).column_names == ["id", "caption", "split"]
     assert pq.ParquetFile(path).num_row_groups == 2
@@ -61,10 +61,32 @@ def test_an_error_midway_leaves_what_was_there(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"captions.parquet", "captions.parquet.sha256"}
 
 
-def test_the_digest_is_of_the_content() -> None:
-    assert captions_digest(CAPTIONS) == "37248ae7d7cb99ad79547310130f6d5074c9b134932654d2b48b413e38c466d4"
-    assert captions_digest(reversed(CAPTIONS)) != captions_digest(CAPTIONS)
-    assert captions_digest([CaptionRow("a", "b", "train")]) != captions_digest([CaptionRow("a", "b", "test")])
+def test_the_digest_is_of_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "captions.parquet"
+
+    def digest(*captions: CaptionRow) -> str:
+        write_captions(path, captions, ORIGIN)
+        return survey_captions(path)[1]
+
+    whole = digest(*CAPTIONS)
+    assert whole == "c0185cafe9191a1abca56bba676f0266d216302d8d51d3193330a4c5fcdf4042"
+    monkeypatch.setattr(captions, "ROWS", 2)
+    assert digest(*CAPTIONS) == whole, "however the file is cut"
+    pq.write_table(
+        pq.read_table(path).cast(pa.schema([(name, pa.large_string()) for name in ("id", "caption", "split")])), path
+    )
+    path.with_name(f"{path.name}.sha256").unlink()
+    assert survey_captions(path) == (3, whole), "however texts are stored"
+    different = [
+        (CaptionRow("a", "b", "train"),),
+        (CaptionRow("a", "b", "test"),),
+        (CaptionRow("ab", "c", "train"),),
+        (CaptionRow("a", "bc", "train"),),
+        (CaptionRow("a", "bc", "train"), CaptionRow("d", "e", "train")),
+        (CaptionRow("a", "b", "train"), CaptionRow("d", "ce", "train")),
+        (*CAPTIONS[1:], CAPTIONS[0]),
+    ]
+    assert len({whole, *(digest(*rows) for rows in different)}) == len(different) + 1
 
 
 @pytest.mark.parametrize("id_", ["", "a.b", "../a", "a/b", "ä", "a" * 65, "a\n"])
@@ -131,8 +153,15 @@ def test_columns_that_are_not_as_written_are_named(
     columns: tuple[list[object], ...], names: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     pq.write_table(pa.table([*map(pa.array, columns)], names=[*names]), tmp_path / "a")
-    with pytest.raises(UserError, match=said):
-        list(read_captions(tmp_path / "a"))
+    for read in (lambda path: list(read_captions(path)), survey_captions):
+        with pytest.raises(UserError, match=said):
+            read(tmp_path / "a")
+
+
+def test_a_split_that_is_none_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["valid"]}), tmp_path / "a")
+    with pytest.raises(UserError, match="split 'valid'; expected one of train, validation, test; make it again"):
+        survey_captions(tmp_path / "a")
 
 
 # Damaged files
@@ -141,6 +170,7 @@ def test_columns_that_are_not_as_written_are_named(
 def reader() -> Reader:
     def read(path: Path) -> None:
         read_origin(path)
+        survey_captions(path)
         for _ in read_captions(path):
             pass
 
