@@ -137,6 +137,9 @@ class Cc12mCaptions(SplitSizes):
     path: str
     format: Literal["tsv", "parquet"]
     max_bad_fraction: Probability = Field(description="share of bad lines above which the stage stops")
+    blocklist: str | None = Field(
+        description="file of words and phrases, one a line: captions with one of them are left out; null: none are"
+    )
 
 
 class GenerateParams(Drawn):
