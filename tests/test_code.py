@@ -115,7 +115,7 @@ def test_it_stays_small() -> None:
     """Raise a bound only for what is worth its lines."""
     modules = list((ROOT / "m2m").rglob("*.py"))
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
-    assert len(modules) <= 119
-    assert sum(map(lines_of_code, modules)) <= 14_000
+    assert len(modules) <= 120  # what a caption may not hold is no matter of the formats that captions come in
+    assert sum(map(lines_of_code, modules)) <= 14_220  # 180 of them: what may be published, and on what terms
     assert sum(map(lines_of_code, around)) <= 2_700
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []
