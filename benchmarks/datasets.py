@@ -58,6 +58,8 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
         precision=setting.precision,
         latents="float32",
         max_redraws=0,
+        safety_checker=False,
+        max_bad_fraction=0.0,
     )
     workers = setting.workers()
     shards = [

@@ -16,7 +16,7 @@ import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from m2m.errors import UserError
-from m2m.files import check_seal, sealed_file
+from m2m.files import check_seal, folder_digest, sealed_file
 
 Kind = Literal["mis", "nvs", "vpg"]
 Split = Literal["train", "validation", "test"]
@@ -24,7 +24,11 @@ Split = Literal["train", "validation", "test"]
 FIELD_OF_VIEW: Final = 49.1
 """Of the cameras of all views (``nvs``), in degrees, across the whole picture, both ways: a 35 mm lens before a 32 mm
 sensor, as in Zero123's renderings."""
-_LICENCES = {"openrail++": "CreativeML Open RAIL++-M", "apache-2.0": "Apache-2.0"}
+_LICENCES = {
+    "openrail++": "CreativeML Open RAIL++-M",
+    "creativeml-openrail-m": "CreativeML Open RAIL-M",
+    "apache-2.0": "Apache-2.0",
+}
 Count = Annotated[int, Field(ge=1, lt=1 << 40)]
 SET_ID: Final = r"[A-Za-z0-9_-]{1,64}"
 SetId = Annotated[str, Field(pattern=rf"^{SET_ID}$")]
@@ -46,6 +50,15 @@ def stated_licence(folder: Path) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.match(r"---\n(?:(?!---).*\n)*?license: *(\S+) *\n", text)
     return _LICENCES.get(match[1], match[1]) if match else "not stated"
+
+
+def weights_of(folder: Path, part: str = "") -> dict[str, JsonValue]:
+    """What a manifest says of weights: the licence that their folder's card states, and the SHA-256 of a part or all.
+
+    Raises:
+        UserError: there is no such folder, or it holds no file.
+    """
+    return {"licence": stated_licence(folder), "sha256": folder_digest(folder / part)}
 
 
 def shard_key(sha256: str) -> str:
@@ -97,12 +110,12 @@ class Manifest(BaseModel):
     schema_version: Literal[1]
     kind: Kind
     made_by: dict[str, JsonValue]
-    """The stage's name and parameters, and the digests of what it read."""
+    """The stage's name and parameters, the digests of what it read, and what was left out or rejected, if anything."""
     images_per_set: Count
     """Procedures (``vpg``) differ in length: there it is the most in a set."""
     redrawn: Annotated[int, Field(ge=0)]
-    """Images that came out bad (not finite, of one colour, in a held-out combination) and were drawn again, each
-    attempt counted."""
+    """Images that came out bad (not finite, of one colour, in a held-out combination, rejected by the safety checker)
+    and were drawn again, each attempt counted."""
     shards: tuple[ShardEntry, ...]
 
     @classmethod

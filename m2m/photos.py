@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from m2m.errors import UserError
@@ -35,6 +37,13 @@ _TURNS: Final = {
 }
 """What sets a picture upright, by its EXIF orientation."""
 
+
+_SOURCE: Final = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{}"/>'
+    "</rdf:RDF></x:xmpmeta>"
+)
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read. Pillow knows some forty formats more, and starts another program (Ghostscript) for one of them."""
@@ -263,3 +272,17 @@ def as_signal(images: Tensor) -> Tensor:
 def as_levels(signal: Tensor) -> Tensor:
     """Pictures as they are saved: from -1 to 1, of any shape -> uint8."""
     return ((signal / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def drawn_by_a_model(note: Mapping[str, object], *, wholly: bool = True) -> PngInfo:
+    """What a PNG says of itself wherever it goes: that a model drew it, in the words of the IPTC, and a note of how.
+
+    Args:
+        wholly: nothing else is in the picture.
+    """
+    kind = "trainedAlgorithmicMedia" if wholly else "compositeWithTrainedAlgorithmicMedia"
+    mark = PngInfo()
+    # A file name may hold bytes that are no text: Python's stand-ins for them are written as JSON's escapes.
+    mark.add_itxt("m2m", json.dumps(note, ensure_ascii=False).encode(errors="backslashreplace").decode())
+    mark.add_itxt("XML:com.adobe.xmp", _SOURCE.format(kind))
+    return mark

@@ -115,7 +115,8 @@ def test_it_stays_small() -> None:
     """Raise a bound only for what is worth its lines."""
     modules = list((ROOT / "m2m").rglob("*.py"))
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
-    assert len(modules) <= 120
-    assert sum(map(lines_of_code, modules)) <= 14_250  # some 180 are `m2m export`
-    assert sum(map(lines_of_code, around)) <= 2_700
+    assert len(modules) <= 124
+    # Of these some 180 are `m2m export`, 180 what may be published and on what terms, 120 failing nodes in plans.
+    assert sum(map(lines_of_code, modules)) <= 14_700
+    assert sum(map(lines_of_code, around)) <= 2_720
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

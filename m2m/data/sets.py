@@ -2,7 +2,8 @@
 
 A shard is a WebDataset tar, which the `webdataset` library and every tool that knows the format read. A set is the
 members ``{id}.json``, ``{id}.000.png`` …, and ``{id}.latents.npy`` where latents are kept, in this order. The same sets
-give the same bytes. Reading trusts nothing: members are iterated, never extracted, and have to be just these.
+give the same bytes. Pictures that a model drew say so themselves, wherever they go. Reading trusts nothing: members are
+iterated, never extracted, and have to be just these.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from m2m.errors import UserError
 from m2m.files import file_digest, new_file
 from m2m.manifest import SET_ID, ShardEntry, Split, shard_key
+from m2m.photos import drawn_by_a_model
 
 MAX_MEMBER = 64 << 20
 """Bytes of the largest member that is read."""
@@ -55,6 +57,8 @@ class ImageSet:
     """(N, 4, h, w), scaled: as the U-Net takes them. Of float16 they are stored so, and read as float32."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
+    generator: str | None = None
+    """SHA-256 of the model's folder that drew the images; their files then say so of themselves."""
 
     @property
     def count(self) -> int:
@@ -208,6 +212,7 @@ class StoredSet:
         self._shard, self._about, self._keep = shard, about, keep
         self.id, self.caption, self.count = id_, about.caption, about.images
         self.extras: Mapping[str, Any] = about.model_extra or {}
+        self.generator = about.generator
 
     def pictures(self, places: Iterable[int]) -> npt.NDArray[np.uint8]:
         """Some of its images: (n, H, W, 3).
@@ -251,8 +256,8 @@ class StoredSet:
 
     def whole(self) -> ImageSet:
         """All of it."""
-        images = self.pictures(range(self.count))
-        return ImageSet(id=self.id, caption=self.caption, images=images, latents=self.latents, extras=self.extras)
+        known = {name: getattr(self, name) for name in ("id", "caption", "latents", "extras", "generator")}
+        return ImageSet(images=self.pictures(range(self.count)), **known)
 
 
 def read_shard(path: Path) -> Iterator[ImageSet]:
@@ -278,6 +283,7 @@ class _About(BaseModel):
     caption: str
     images: Annotated[int, Field(ge=1, le=999)]
     latents: bool
+    generator: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
 def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
@@ -286,12 +292,18 @@ def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
         caption=image_set.caption,
         images=len(image_set.images),
         latents=image_set.latents is not None,
+        generator=image_set.generator,
         **image_set.extras,
     )
-    yield f"{image_set.id}.json", json.dumps(about.model_dump(), sort_keys=True, ensure_ascii=False).encode()
+    content = about.model_dump(exclude=None if about.generator else {"generator"})
+    yield f"{image_set.id}.json", json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
     for index, image in enumerate(image_set.images):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG", compress_level=_COMPRESSION)
+        file, mark = io.BytesIO(), None
+        if image_set.generator:
+            of_this = {name.removesuffix("s"): values[index] for name, values in image_set.extras.items()}
+            note = {"set": image_set.id, "image": index, "model": image_set.generator, **of_this}
+            mark = drawn_by_a_model(note)
+        Image.fromarray(image).save(file, "PNG", compress_level=_COMPRESSION, pnginfo=mark)
         yield f"{image_set.id}.{index:03}.png", file.getvalue()
     if image_set.latents is not None:
         file = io.BytesIO()

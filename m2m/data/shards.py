@@ -32,6 +32,7 @@ DrawnSet: TypeAlias = tuple[NDArray[np.uint8], Mapping[str, Sequence[Any]]]
 
 _RECORD = re.compile(
     r"records/\w+/(?P<name>[0-9a-f]{64})\.(?P<sha256>[0-9a-f]{64})\.(?P<size>\d+)\.(?P<redrawn>\d+|bad)"
+    r"(\.(?P<rejected>\d+))?"
 )
 
 
@@ -61,8 +62,10 @@ class MadeSets:
     sets: list[ImageSet]
     redrawn: int = 0
     """Images that came out bad and were drawn again."""
+    rejected: int = 0
+    """Images that the safety checker rejected."""
     bad: tuple[str, ...] = ()
-    """What was left out because its source is bad: one line each."""
+    """What was left out because its source is bad, or its images are: one line each."""
 
 
 MakeSets: TypeAlias = Callable[[Sequence[PlannedSet], Advance], MadeSets]
@@ -77,6 +80,7 @@ class FinishedShard(BaseModel):
     entry: ShardEntry | None
     """None if all of its sets were left out."""
     redrawn: int
+    rejected: int = 0
     bad: tuple[str, ...] = ()
 
 
@@ -116,7 +120,7 @@ class ShardMaker:
             if made.sets:
                 entry = write_shard(made.sets, shard, job.split)
                 self.store.put(entry.key, shard, entry.sha256)
-            done = FinishedShard(entry=entry, redrawn=made.redrawn, bad=made.bad)
+            done = FinishedShard(entry=entry, redrawn=made.redrawn, rejected=made.rejected, bad=made.bad)
             record.write_text(done.model_dump_json())
             sha256 = file_digest(record)
             key = Records.key(self.stage, job, done, sha256=sha256, size=record.stat().st_size)
@@ -127,8 +131,9 @@ class ShardMaker:
 class Records:
     """Which shards of a stage the store holds: two listings tell it, however many there are.
 
-    A record lies at ``records/STAGE/NAME.SHA256.SIZE.REDRAWN``, which tells all of a shard that has all of its sets; of
-    another one at ``records/STAGE/NAME.SHA256.SIZE.bad``, with hash and length of the record itself, which is read.
+    A record lies at ``records/STAGE/NAME.SHA256.SIZE.REDRAWN``, which tells all of a shard that has all of its sets,
+    with ``.REJECTED`` after it where images were rejected; of another one at ``records/STAGE/NAME.SHA256.SIZE.bad``,
+    with hash and length of the record itself, which is read.
 
     Raises:
         UserError: the store refuses.
@@ -150,7 +155,7 @@ class Records:
         """
         told = [sha256, size, "bad"]
         if done.entry and not done.bad:
-            told = [done.entry.sha256, done.entry.size, done.redrawn]
+            told = [done.entry.sha256, done.entry.size, done.redrawn, *([done.rejected] if done.rejected else [])]
         return f"records/{stage}/{job.name}.{'.'.join(map(str, told))}"
 
     def of(self, job: ShardJob) -> FinishedShard | None:
@@ -176,7 +181,7 @@ class Records:
                 count=len(job.planned),
                 split=job.split,
             )
-            done = FinishedShard(entry=entry, redrawn=int(found["redrawn"]))
+            done = FinishedShard(entry=entry, redrawn=int(found["redrawn"]), rejected=int(found["rejected"] or 0))
         if entry and self._shards.get(entry.key) != entry.size:
             return None
         return done.model_copy(update={"entry": entry})

@@ -1,8 +1,9 @@
-"""Stable Diffusion from its folder: captions and noise in, pictures out; and its autoencoder, between both."""
+"""Stable Diffusion from its folder: captions and noise in, pictures out; its autoencoder, and its safety checker."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil
 
 from m2m import seeds
 from m2m.devices import align
@@ -24,6 +27,9 @@ from m2m.errors import FOUNDATION_RESTORED, UserError
 from m2m.files import check_digests, reading_foundation
 from m2m.params import Precision, SolverName
 from m2m.photos import as_signal
+
+SAFETY_CHECKER = "safety_checker"
+"""Where it lies in the folder of a Stable Diffusion that has one."""
 
 
 class StableDiffusion:
@@ -145,6 +151,37 @@ def _load(folder: Path) -> StableDiffusionPipeline:
         raise UserError(f"{text}; {FOUNDATION_RESTORED}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+class SafetyChecker:
+    """Stable Diffusion's own judge of pictures: none may be too close, in CLIP's eyes, to a concept of some.
+
+    Args:
+        folder: a `StableDiffusionSafetyChecker` with its image processor's ``preprocessor_config.json``.
+        device: where torch computes: ``cpu``, ``cuda`` …
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged.
+    """
+
+    def __init__(self, folder: Path, *, device: str) -> None:
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        with reading_foundation(folder):
+            network, told = StableDiffusionSafetyChecker.from_pretrained(folder, output_loading_info=True, **options)
+            if lacking := sorted(told["missing_keys"]):  # the library would go on with noise in their place
+                raise ValueError(f"no {lacking[0]} among its weights")
+            self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        # It warns of pictures that it blackened, whereas here they are drawn again.
+        logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
+        self._network, self._device = network.to(device).eval(), device
+        align(self._network)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> NDArray[np.bool_]:
+        """Which pictures it rejects: uint8 (B, H, W, 3) -> (B,)."""
+        pixels = self._processor(list(pictures.cpu().numpy()), return_tensors="pt", input_data_format="channels_last")
+        nothing = torch.empty(len(pictures), 0)  # to blacken
+        return np.array(self._network(pixels["pixel_values"].to(self._device), nothing)[1])
 
 
 def posterior(vae: Any, images: Tensor) -> Any:

@@ -41,6 +41,8 @@ STABLE_DIFFUSION: Layout = {
 }
 """A ``StableDiffusionPipeline`` without its safety checker."""
 TRANSFORMER: Layout = {"": "model"}
+CHECKER: Layout = {"safety_checker": "model", "feature_extractor": None}
+"""The safety checker of a ``StableDiffusionPipeline``, which sees pictures by the image processor of the pipeline."""
 OPTIONAL = {"feature_extractor"}
 TERMS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 """What says on which terms the weights may be used."""
@@ -65,6 +67,7 @@ class Judge:
 def fetch(params: HubFoundation, *, out: Path, work: Path, inception: Judge, perceptual: Judge) -> None:
     """Fill ``out`` with the folders ``stable-diffusion``, ``dino``, ``clip``, ``inception`` and ``perceptual``.
 
+    Stable Diffusion's folder gets a ``safety_checker``, whose own repository need not be that of the other networks.
     Downloads are kept in ``work`` by what pins them, and only linked into ``out``: a run that was killed goes on, a
     second one fetches nothing.
 
@@ -78,13 +81,15 @@ def fetch(params: HubFoundation, *, out: Path, work: Path, inception: Judge, per
         ("stable-diffusion", params.stable_diffusion, STABLE_DIFFUSION),
         ("dino", params.dino, TRANSFORMER),
         ("clip", params.clip, TRANSFORMER),
+        ("stable-diffusion/safety_checker", params.safety_checker, CHECKER),
     )
     files = (("inception", params.inception, inception), ("perceptual", params.perceptual, perceptual))
     with writing(work):
         for name, snapshot, layout in snapshots:
             kept = work / snapshot.repo.replace("/", "--") / snapshot.revision
             for part in download(snapshot, layout, kept):
-                _link(kept / part, out / name / part)
+                # What a checker needs of a pipeline's folders lies in one.
+                _link(kept / part, out / name / (PurePosixPath(part).name if layout is CHECKER else part))
         received = [resume(name, file, work) for name, file, _ in files]
     for weights, (name, file, judge) in zip(received, files, strict=True):
         convert(weights, file, judge, out / name)

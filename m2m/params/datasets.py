@@ -107,6 +107,9 @@ class HubFoundation(Section):
     clip: HubSnapshot
     inception: HubFile
     perceptual: HubFile = Field(description="AlexNet as torchvision publishes it: what LPIPS compares pictures by")
+    safety_checker: HubSnapshot = Field(
+        description="a repository of Stable Diffusion 1.x, of which its safety checker alone is taken"
+    )
 
 
 class WorldCaptions(SplitSizes):
@@ -137,6 +140,9 @@ class Cc12mCaptions(SplitSizes):
     path: str
     format: Literal["tsv", "parquet"]
     max_bad_fraction: Probability = Field(description="share of bad lines above which the stage stops")
+    blocklist: str | None = Field(
+        description="file of words and phrases, one a line: captions with one of them are left out; null: none are"
+    )
 
 
 class GenerateParams(Drawn):
@@ -148,6 +154,12 @@ class GenerateParams(Drawn):
     precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")
     latents: LatentPrecision
     max_redraws: Count = Field(description="attempts after a bad image, each with its own noise")
+    safety_checker: bool = Field(
+        description="Stable Diffusion's own looks at each image, if its folder has one; what it rejects is bad"
+    )
+    max_bad_fraction: Probability = Field(
+        description="share of sets of which the safety checker may reject an image at all attempts: they are left out"
+    )
 
 
 class TaskSets(Section):

@@ -22,7 +22,7 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> int:
     """Writes `out` (Parquet: id, caption, split), whole or not at all; the same input gives the same bytes.
 
     Returns:
-        How many lines of the source it could not use.
+        How many lines of the source it left out: bad ones, and captions that the blocklist blocks.
 
     Raises:
         UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
@@ -33,8 +33,10 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> int:
     selection = select_lines(params)
     if selection.bad:
         _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
-    write_captions(out, selected_captions(params, selection), CC12M)
-    return selection.bad
+    if params.blocklist is not None:
+        _log.warning("%s: left out %d captions for %s", params.path, selection.blocked, params.blocklist)
+    write_captions(out, selected_captions(params, selection), replace(CC12M, mix=selection.mix))
+    return selection.bad + selection.blocked
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:

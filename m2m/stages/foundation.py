@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from m2m.code import code_digest
+from m2m.diffusion.stable_diffusion import SAFETY_CHECKER, SafetyChecker
 from m2m.errors import UserError
 from m2m.evaluation.published import INCEPTION_V3, LPIPS, InceptionV3, Lpips, Published, with_heads
 from m2m.files import new_folder, write_digests
@@ -20,7 +21,7 @@ def run(
     """Makes ``out``: the folders ``stable-diffusion``, ``dino``, ``clip`` and ``inception``, all of them or none.
 
     Of trained networks ``quality.json`` tells how good they are on pictures that they never saw. With published ones
-    comes ``perceptual``, which compares pictures.
+    comes ``perceptual``, which compares pictures, and Stable Diffusion's safety checker in the folder of that.
     Networks and downloads that an earlier run finished are kept below ``work``, so a run that was killed goes on.
 
     Raises:
@@ -52,6 +53,12 @@ def run(
                     raise UserError(
                         f"{file.url}: these are not the weights of {network.architecture}; check foundation.{name}"
                     ) from error
+            try:
+                SafetyChecker(draft / "stable-diffusion" / SAFETY_CHECKER, device="cpu")
+            except UserError as error:
+                pinned = f"{params.safety_checker.repo} at {params.safety_checker.revision}"
+                text = "no safety checker of Stable Diffusion, or not all of it; check foundation.safety_checker"
+                raise UserError(f"{pinned}: {text}") from error
         seal(draft)
 
 

@@ -17,10 +17,10 @@ from m2m.data.captions import read_captions, read_origin, survey_captions
 from m2m.data.making import make_dataset
 from m2m.data.sets import ImageSet
 from m2m.data.shards import MadeSets, PlannedSet, blocks, shard_jobs
-from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.diffusion.stable_diffusion import SAFETY_CHECKER, SafetyChecker, StableDiffusion
 from m2m.errors import UserError, made_again
 from m2m.files import check_digests, folder_digest
-from m2m.manifest import Manifest, Split, stated_licence
+from m2m.manifest import Manifest, Split, weights_of
 from m2m.models.classifier import ARCHITECTURE, WorldClassifier, load_class_network
 from m2m.params import GenerateParams
 from m2m.progress import Advance
@@ -50,14 +50,23 @@ def run(
     if not sets:
         raise UserError(f"{captions} holds no captions; make it again: {made_again('captions')}")
     check_digests(stable_diffusion)
+    weights = weights_of(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
         "parameters": params.model_dump(mode="json"),
         "captions": {**vars(origin), "sha256": told},
-        "stable_diffusion": {"licence": stated_licence(stable_diffusion), "sha256": folder_digest(stable_diffusion)},
+        "stable_diffusion": weights,
     }
     if _judge(inception) is not None:
         made_by["inception"] = {"sha256": folder_digest(inception)}
+    if params.safety_checker:
+        checker = stable_diffusion / SAFETY_CHECKER
+        if not checker.is_dir():
+            raise UserError(
+                f"{checker}: no such folder, but generate.safety_checker is true; have the foundation stage fetch one "
+                "(foundation.safety_checker of profiles/paper.yaml), or set it to false"
+            )
+        made_by["safety_checker"] = weights_of(checker)
     share = runtime.engine.share
 
     def planned(split: Split) -> Iterator[PlannedSet]:
@@ -66,11 +75,17 @@ def run(
 
     jobs = shard_jobs(
         {split: planned(split) for split in get_args(Split)},
-        depends=[*map(made_by.get, ("parameters", "stable_diffusion", "inception")), code_digest(__name__)],
+        depends=[
+            params.model_dump(mode="json", exclude={"max_bad_fraction"}),  # how many sets may lack changes none
+            *map(made_by.get, ("stable_diffusion", "inception")),
+            code_digest(__name__),
+        ],
         sets_per_shard=params.sets_per_shard,
         runtime=runtime,
     )
-    draw = DrawSets(share(stable_diffusion), share(inception), params, device=runtime.device)
+    draw = DrawSets(
+        share(stable_diffusion), share(inception), params, generator=str(weights["sha256"]), device=runtime.device
+    )
     plan = Manifest(
         schema_version=1, kind="mis", made_by=made_by, images_per_set=params.images_per_set, redrawn=0, shards=()
     )
@@ -87,15 +102,20 @@ class DrawSets:
         inception: Callable[[], Path],
         params: GenerateParams,
         *,
+        generator: str,
         device: str,
     ) -> None:
-        self._params = params
+        self._params, self._generator = params, generator
         how = params.model_dump(include={"solver", "num_inference_steps", "guidance_scale", "precision"})
         self._model = Once(lambda: StableDiffusion(stable_diffusion(), device=device, **how))
         self._judge = Once(lambda: _judge(inception(), device=device))
+        self._checker = Once(lambda: SafetyChecker(stable_diffusion() / SAFETY_CHECKER, device=device))
 
     def __call__(self, planned: Sequence[PlannedSet], advance: Advance) -> MadeSets:
-        return draw_sets(self._model(), self._params, planned, advance, self._judge())
+        checker = self._checker() if self._params.safety_checker else None
+        return draw_sets(
+            self._model(), self._params, planned, advance, self._judge(), checker, generator=self._generator
+        )
 
 
 def _judge(inception: Path, *, device: str = "cpu") -> WorldClassifier | None:
@@ -109,17 +129,24 @@ def draw_sets(
     planned: Sequence[PlannedSet],
     advance: Advance,
     judge: WorldClassifier | None = None,
+    checker: SafetyChecker | None = None,
+    *,
+    generator: str | None = None,
 ) -> MadeSets:
     """The sets of a shard's captions.
 
     Drawn again are images that are not finite, of one colour, or read by the judge as a combination that is held out of
-    training, unless their caption names it: free values complete to what training shows, in every split.
+    training, unless their caption names it: free values complete to what training shows, in every split. So are those
+    that the safety checker rejects, counted apart; a set of which it rejects an image at every attempt is left out.
 
     Each image starts from its own noise, each caption is embedded once, and every batch has `params.batch_size` rows:
     what is missing in the last one is filled with its first row. Bad images come in batches of their own at the end.
 
+    Args:
+        generator: SHA-256 of the model's folder, which is kept with each set and image.
+
     Raises:
-        UserError: an image is bad at every attempt; names its set.
+        UserError: an image is bad at every attempt, at the last one not by the safety checker; names its set.
     """
     shape = (len(planned), params.images_per_set)
     latents = np.empty((*shape, *model.latent_shape), params.latents)
@@ -130,10 +157,10 @@ def draw_sets(
     embeddings = model.embed(filled)  # (sets_per_shard, L, D): the short last shard's shape is that of all others
     guarded = [judge is not None and _keeps_to_training(one.caption) for one in planned]
     missing = [(row, index) for row in range(shape[0]) for index in range(shape[1])]
-    redrawn = 0
+    redrawn = rejected = 0
     for attempt in range(params.max_redraws + 1):
         redrawn += len(missing) if attempt else 0
-        bad: list[tuple[int, int]] = []
+        bad, refused = list[tuple[int, int]](), list[tuple[int, int]]()
         for batch in blocks(missing, params.batch_size):
             full = batch + batch[:1] * (params.batch_size - len(batch))
             numbers = [image_seed(params.seed, planned[row].id, index, attempt) for row, index in full]
@@ -141,6 +168,7 @@ def draw_sets(
             drawn = model.denoise(noise, embeddings[[row for row, _ in full]])  # (batch_size, 4, h, w)
             decoded = model.decode(drawn)  # (batch_size, H, W, 3)
             held_out = np.zeros(len(full), np.bool_) if judge is None else read_as_held_out(judge, decoded)
+            safe = np.ones(len(full), np.bool_) if checker is None else ~checker(decoded)
             pictures = decoded[: len(batch)].cpu().numpy()  # (rows, H, W, 3)
             z = drawn[: len(batch)].cpu().numpy()  # (rows, 4, h, w)
             place = tuple(np.transpose(batch))
@@ -148,19 +176,30 @@ def draw_sets(
             good = np.isfinite(z).all(axis=(1, 2, 3)) & (np.ptp(pictures, axis=(1, 2, 3)) > 0)
             good &= ~(held_out[: len(batch)] & np.array([guarded[row] for row, _ in batch]))
             bad += [batch[row] for row in np.flatnonzero(~good)]
-            advance(int(good.sum()))
-        missing = bad
-        if not missing:
-            sets = [
-                ImageSet(id=one.id, caption=one.caption, images=x, latents=z, extras={"seeds": numbers})
-                for one, x, z, numbers in zip(planned, images, latents, seeds.tolist(), strict=True)
-            ]
-            return MadeSets(sets=sets, redrawn=redrawn)
-    row, index = missing[0]
-    raise UserError(
-        f"set {planned[row].id}: image {index} is not finite, of one colour or in a held-out combination in all "
-        f"{params.max_redraws + 1} attempts; check the Stable Diffusion folder and generate.guidance_scale"
-    )
+            refused += [batch[row] for row in np.flatnonzero(good & ~safe[: len(batch)])]
+            advance(int((good & safe[: len(batch)]).sum()))
+        rejected += len(refused)
+        missing = sorted(bad + refused)
+    tried = f"in all {params.max_redraws + 1} attempts"
+    for row, index in bad:
+        raise UserError(
+            f"set {planned[row].id}: image {index} is not finite, of one colour or in a held-out combination {tried}; "
+            "check the Stable Diffusion folder and generate.guidance_scale"
+        )
+    left_out = dict(reversed(refused))  # of each set its first image
+    advance(len(refused))
+    sets = [
+        ImageSet(
+            id=one.id, caption=one.caption, images=x, latents=z, extras={"seeds": numbers.tolist()}, generator=generator
+        )
+        for row, (one, x, z, numbers) in enumerate(zip(planned, images, latents, seeds, strict=True))
+        if row not in left_out
+    ]
+    named = [
+        f"set {planned[row].id}: image {index} is rejected by the safety checker {tried}"
+        for row, index in sorted(left_out.items())
+    ]
+    return MadeSets(sets=sets, redrawn=redrawn, rejected=rejected, bad=tuple(named))
 
 
 @torch.inference_mode()

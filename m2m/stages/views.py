@@ -11,8 +11,7 @@ from m2m.data.making import TaskPlan, make_task_sets, world_sets
 from m2m.data.shards import PlannedSet
 from m2m.diffusion.stable_diffusion import image_size, load_encoder
 from m2m.errors import UserError
-from m2m.files import folder_digest
-from m2m.manifest import Manifest
+from m2m.manifest import Manifest, weights_of
 from m2m.params import FolderViews, WorldViews
 from m2m.runtime import Runtime
 from m2m.seeds import derive
@@ -39,7 +38,7 @@ def run(params: WorldViews | FolderViews, *, stable_diffusion: Path, manifest: P
         "nvs",
         params,
         _world(params, size) if isinstance(params, WorldViews) else plan_views(params, size=size),
-        vae=folder_digest(stable_diffusion / "vae"),
+        vae=weights_of(stable_diffusion, "vae"),
         code=code_digest(__name__),
         load_encoder=partial(load_encoder, runtime.engine.share(stable_diffusion), device=runtime.device),
         manifest=manifest,

@@ -22,6 +22,7 @@ from typing import Literal
 
 import mlflow.pyfunc
 import pandas as pd
+from huggingface_hub import metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
@@ -85,7 +86,7 @@ def register(
     if found:
         version = str(found[0].version)
         if not found[0].description:  # the attempt that made it came no further
-            client.update_model_version(name, version, _card(client, run_id, name, version, metrics))
+            client.update_model_version(name, version, _card(client, run_id, name, version, folder, metrics))
         return version
     outputs = client.get_run(run_id).outputs
     if outputs and outputs.model_outputs:  # an earlier attempt came that far
@@ -101,12 +102,14 @@ def register(
     here = json.dumps([{"name": name, "version": made.version}])
     client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: here})
     version = str(made.version)
-    client.update_model_version(name, version, _card(client, run_id, name, version, metrics))
+    client.update_model_version(name, version, _card(client, run_id, name, version, folder, metrics))
     return version
 
 
-def _card(client: MlflowClient, run_id: str, name: str, version: str, metrics: Mapping[str, float]) -> str:
-    """Markdown: scores beside those of the champion of now, pictures, and how to draw with it."""
+def _card(
+    client: MlflowClient, run_id: str, name: str, version: str, folder: Path, metrics: Mapping[str, float]
+) -> str:
+    """Markdown: scores beside those of the champion of now, pictures, how to draw with it, and on what terms."""
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
     theirs = _figures(client, client.get_model_version(name, str(champion))) if champion else None
     folders = [file.path for file in client.list_artifacts(run_id, "evaluate") if file.is_dir]
@@ -114,8 +117,10 @@ def _card(client: MlflowClient, run_id: str, name: str, version: str, metrics: M
     of_sets = sorted((path for path in pictures if re.search(r"/given-\d+\.png$", path)), key=_given)
     cards = Environment(loader=PackageLoader("m2m.tracking", ""), undefined=StrictUndefined, trim_blocks=True)
     numbers = {"scores": metrics, "theirs": theirs or {}, "champion": champion}
+    card = folder / "README.md"
+    stated = (metadata_load(card) if card.is_file() else None) or {}
     return cards.get_template("card.md.jinja").render(
-        name=name, version=version, run=run_id, pictures=of_sets[-1:], **numbers
+        name=name, version=version, run=run_id, pictures=of_sets[-1:], terms=stated.get("terms", ()), **numbers
     )
 
 

@@ -6,7 +6,7 @@ registered version. The text is a template, which no result depends on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from m2m.manifest import Manifest
 from m2m.params import Task, Variant
 
+UNSTATED = "not stated"
 TASK_TAGS: Mapping[Task, str] = {"nvs": "novel-view-synthesis", "vpg": "visual-procedure-generation"}
 
 
@@ -34,14 +35,20 @@ def model_card(
     Args:
         task: what it is fine-tuned to.
         parents: the folders of weights that went in, with their digests: Stable Diffusion's, or the model's that it
-            comes from, first. The model is under its licence, as the front matter of that folder's own card states it.
+            comes from, first. The model is under its licence, as the front matter of that folder's own card states it;
+            further terms that their cards name hold, too.
     """
-    rows = [(folder.name, _stated_licence(folder), digest) for folder, digest in parents.items()]
+    cards = {folder: _front_matter(folder) for folder in parents}
+    rows = [(folder.name, cards[folder].get("license"), digest) for folder, digest in parents.items()]
+    terms = [*_terms(manifest), *(f"Weights: {name}; licence: {licence or UNSTATED}" for name, licence, _ in rows)]
+    # What a parent was made of, this model is made of, too.
+    terms += [term for card in cards.values() for term in card.get("terms", ()) if term not in terms]
     front_matter = {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-image",
         "license": rows[0][1] or "unknown",
         "tags": ["many-to-many-image-generation", f"m2m-{variant}", *([TASK_TAGS[task]] if task else [])],
+        "terms": terms,
     }
     loader = PackageLoader("m2m.training", "")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
@@ -54,11 +61,25 @@ def model_card(
         parameters=yaml.safe_dump(dict(parameters), sort_keys=False),
         manifest=manifest,
         parents=rows,
-        unstated="not stated",
+        terms=terms,
+        unstated=UNSTATED,
     )
 
 
-def _stated_licence(folder: Path) -> str | None:
-    """By the hub's name, not by the one that the card of a dataset shows (`m2m.manifest.stated_licence`)."""
+def _terms(manifest: Manifest) -> Iterator[str]:
+    """Of what a dataset's manifest names."""
+    words = {
+        "captions": "Captions: {name}",
+        "stable_diffusion": "Images for these captions: drawn by Stable Diffusion",
+        "source": "Pictures: {name}",
+    }
+    for key, text in words.items():
+        if isinstance(known := manifest.made_by.get(key), Mapping):
+            name = text.format(name=known.get("name", UNSTATED))
+            yield f"{name}; licence: {known.get('licence', UNSTATED)}"
+
+
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """Of a folder's own card: its licence stands there by the hub's name, not by that which a dataset's card shows."""
     card = folder / "README.md"
-    return ((metadata_load(card) if card.is_file() else None) or {}).get("license")
+    return (metadata_load(card) if card.is_file() else None) or {}

@@ -168,14 +168,14 @@ def rates() -> list[str]:
 
 def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
     text = m2m("paper", "--gpus", "64", "--gpu-hour", "2", *rates()).stdout
-    assert "generate: 300,300,000 images at 2/s a GPU (given)" in text
+    assert "generate: 300,302,500 images at 2/s a GPU (given)" in text
     assert "train@self: 153,000,000 images at 10/s a GPU (given)" in text
     assert "train@dino: 54,000,000 images at 5/s a GPU (given)" in text
-    assert "187,689 shards" in text
+    assert "187,690 shards" in text
     assert "(assumed, 1.5 a pixel of PNG, and latents in float16)" in text
     assert "at the given prices: gpus" in text
     plan = json.loads(m2m("paper", "--json", *rates()).stdout)
-    assert plan["work"][0]["images"] == 300_300_000
+    assert plan["work"][0]["images"] == 300_302_500
     assert plan["work"][0]["images_per_second"] == {"value": 2.0, "source": "given"}
 
 

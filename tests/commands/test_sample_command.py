@@ -124,6 +124,9 @@ def test_any_picture_leads_to_the_command_that_draws_it_again(model: Path, pictu
         assert second.size == third.size == (64, 64)
         note = json.loads(second.text["m2m"])
         assert second.tobytes() != third.tobytes()
+        assert 'digitalsourcetype/trainedAlgorithmicMedia"' in second.text["XML:com.adobe.xmp"]
+    with Image.open("out/contact-sheet.png") as sheet:  # which shows what was given, too
+        assert 'digitalsourcetype/compositeWithTrainedAlgorithmicMedia"' in sheet.text["XML:com.adobe.xmp"]
     assert note["seed"] == 5
     assert note["number"] == 2
     assert note["num_inference_steps"] == 2

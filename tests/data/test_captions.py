@@ -1,5 +1,6 @@
 """Captions come back as they were written, from our own files and from others; what is bad is named by its line."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -193,7 +194,9 @@ TEXTS = ["a very <PERSON> day", "the cat's “mat”", "naïve  café", "a, b; c
 
 def params(path: Path, **changes: Any) -> Cc12mCaptions:
     fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 60}
-    return Cc12mCaptions.model_validate({**fields, "validation": 10, "test": 20, "max_bad_fraction": 0.0, **changes})
+    return Cc12mCaptions.model_validate(
+        {**fields, "validation": 10, "test": 20, "max_bad_fraction": 0.0, "blocklist": None, **changes}
+    )
 
 
 def tsv(path: Path, texts: list[str], end: str = "\n") -> Path:
@@ -289,6 +292,35 @@ def test_too_many_bad_lines_are_an_error(tmp_path: Path) -> None:
         UserError, match=r"1 of 100 lines are bad, .*max_bad_fraction 0.009 .*UTF-8 \(line 100: no caption\)"
     ):
         captions.select_lines(params(path, max_bad_fraction=0.009))
+
+
+def test_captions_with_a_listed_word_are_left_out_and_are_no_bad_lines(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("number 9\nnumber 11\n")
+    path = tsv(tmp_path / "cc12m.tsv", [*TEXTS[:50], "", *TEXTS[50:]])
+    listed = params(path, blocklist=str(tmp_path / "list.txt"), train=68, max_bad_fraction=0.01)
+    selection = captions.select_lines(listed)
+    assert (selection.bad, selection.blocked, selection.examples) == (1, 2, ("line 51: no caption",))
+    sha256 = hashlib.sha256((tmp_path / "list.txt").read_bytes()).hexdigest()
+    assert selection.mix == f"without 2 of 101 that hold an entry of a list of words (SHA-256 `{sha256}`)"
+    chosen = list(captions.selected_captions(listed, selection))
+    assert [one.text for one in chosen] == [text for text in TEXTS if not text.endswith((" 9", " 11"))]
+    with pytest.raises(
+        UserError, match=r"98 usable captions, without 2 for captions\.blocklist; captions\.train .* ask for 99"
+    ):
+        captions.select_lines(listed.model_copy(update={"train": 69}))
+
+
+def test_a_list_that_nothing_is_on_changes_nothing(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    (tmp_path / "list.txt").write_text("nothing\n")
+    listed = params(path, blocklist=str(tmp_path / "list.txt"))
+    assert select(listed) == select(params(path))
+    assert "without 0 of 100" in captions.select_lines(listed).mix
+
+
+def test_a_list_that_is_missing_is_named_before_the_captions_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"captions\.blocklist: cannot read .*list\.txt: No such file"):
+        captions.select_lines(params(tmp_path / "missing.tsv", blocklist=str(tmp_path / "list.txt")))
 
 
 def test_bad_rows_of_parquet(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -73,6 +74,33 @@ def test_the_same_sets_give_the_same_bytes_at_any_time(tmp_path: Path, monkeypat
     assert write_shard([image_set("a"), image_set("b")], tmp_path / "two.tar", "train") == first
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
     assert write_shard([image_set("a"), image_set("b", seed=1)], tmp_path / "three.tar", "train").sha256 != first.sha256
+
+
+def test_a_picture_that_a_model_drew_says_so_wherever_it_goes(tmp_path: Path) -> None:
+    one = replace(image_set("a-1", seeds=[5, 6, 2**63 - 1]), generator="0f" * 32)
+    write_shard([one, image_set("b", count=2)], tmp_path / "shard.tar", "train")
+    drawn, other = read_shard(tmp_path / "shard.tar")
+    assert_equal(one, drawn)
+    assert (drawn.generator, other.generator) == ("0f" * 32, None)
+    with tarfile.open(tmp_path / "shard.tar") as tar:
+        contents = {member.name: tar.extractfile(member).read() for member in tar}
+    assert json.loads(contents["a-1.json"])["generator"] == "0f" * 32
+    assert "generator" not in json.loads(contents["b.json"])
+    (tmp_path / "copied.png").write_bytes(contents["a-1.002.png"])
+    with Image.open(tmp_path / "copied.png") as picture:
+        np.testing.assert_array_equal(np.array(picture), one.images[2])
+        note = {"set": "a-1", "image": 2, "model": "0f" * 32, "seed": 2**63 - 1}
+        assert json.loads(picture.text["m2m"]) == note
+        told = ElementTree.fromstring(picture.text["XML:com.adobe.xmp"])
+    (described,) = told.iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    assert described.attrib == {
+        "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}about": "",
+        "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType": (
+            "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+        ),
+    }
+    with Image.open(io.BytesIO(contents["b.000.png"])) as picture:
+        assert picture.text == {}
 
 
 def test_members_bear_no_trace_of_a_machine(tmp_path: Path) -> None:
@@ -185,6 +213,7 @@ def without(name: str) -> Callable[[Members], Members]:
 
 
 PICTURE = np.zeros((16, 24, 3), np.uint8)
+ABOUT = {"id": "a", "caption": "", "images": 2, "latents": True}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +236,10 @@ PICTURE = np.zeros((16, 24, 3), np.uint8)
         (without("a.001.png"), "a.json describes 2 images of a with latents, but there are 000.png, latents.npy"),
         (without("a.latents.npy"), "with latents, but there are 000.png, 001.png"),
         (without("a.json"), "a.json is not what describes a set"),
+        (
+            replaced("a.json", json.dumps({**ABOUT, "generator": "0F" * 32}).encode()),
+            "a.json is not what describes a set: String should match pattern",
+        ),
         (replaced("a.json", b"{"), "a.json is not what describes a set: Invalid JSON"),
         (
             replaced("a.json", b'{"id": "a", "caption": 3, "images": 2, "latents": true}'),

@@ -4,14 +4,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPImageProcessorPil
 
-from m2m.diffusion.stable_diffusion import StableDiffusion
+from m2m.diffusion.stable_diffusion import SafetyChecker, StableDiffusion
 from m2m.errors import UserError
 from m2m.params import Precision
+from tests.safety import write_safety_checker
 
 CAPTIONS = ["a red star, neon", "", "a blue moon " * 30]
 
@@ -175,3 +181,84 @@ def test_an_incomplete_or_damaged_folder_is_named(
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing: no Stable Diffusion folder \(no model_index\.json\)"):
         load(tmp_path / "nothing")
+
+
+# The safety checker
+
+
+@pytest.fixture(scope="module")
+def pictures() -> NDArray[np.uint8]:
+    """(12, 64, 64, 3), the first three of which are rejected."""
+    coarse = np.random.default_rng(0).integers(256, size=(12, 8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.fixture(scope="module")
+def checker(pictures: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "safety_checker"
+    write_safety_checker(folder, rejected=pictures[:3], accepted=pictures[3:])
+    return folder
+
+
+def test_it_rejects_what_the_diffusers_pipeline_blackens(
+    checker: Path, pictures: NDArray[np.uint8], tiny_stable_diffusion: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = np.random.default_rng(1).permutation(len(pictures))
+    given = torch.from_numpy(pictures[order])
+    judge = SafetyChecker(checker, device="cpu")
+    found = judge(given)
+    assert (found.dtype, found.tolist()) == (np.bool_, (order < 3).tolist())
+    assert caplog.text == ""
+    assert torch.equal(given, torch.from_numpy(pictures[order])), "nothing is blackened"
+    assert not judge(given[order >= 3]).any()
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_stable_diffusion,
+        safety_checker=StableDiffusionSafetyChecker.from_pretrained(checker),
+        feature_extractor=CLIPImageProcessorPil.from_pretrained(checker),
+    )
+    shown, rejected = pipeline.run_safety_checker(given.numpy() / 255, "cpu", torch.float32)
+    assert rejected == found.tolist()
+    assert [not picture.any() for picture in shown] == rejected
+
+
+def test_it_reads_what_was_published(checker: Path, pictures: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Older libraries named the weights and the image processor's sizes in another way, and saved one thing more."""
+    folder = shutil.copytree(checker, tmp_path / "published")
+    weights = load_file(folder / "model.safetensors")
+    assert any(name.startswith("vision_model.encoder.") for name in weights)
+    old = {name.replace("vision_model.", "vision_model.vision_model."): value for name, value in weights.items()}
+    old["vision_model.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor.pop("image_processor_type") == "CLIPImageProcessor"
+    processor |= {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert SafetyChecker(folder, device="cpu")(torch.from_numpy(pictures)).tolist() == [True] * 3 + [False] * 9
+
+
+def lacking_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["concept_embeds_weights"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lacking_weights, "no concept_embeds_weights among its weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), ""),
+        (lambda folder: (folder / "model.safetensors").unlink(), ""),
+        (lambda folder: (folder / "config.json").unlink(), ""),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), ""),
+        (shutil.rmtree, ""),
+    ],
+)
+def test_an_incomplete_or_damaged_safety_checker_is_named(
+    damage: Callable[[Path], object], said: str, checker: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checker, tmp_path / "safety_checker")
+    damage(folder)
+    with pytest.raises(UserError, match=rf"safety_checker: incomplete or damaged \(.*{said}") as caught:
+        SafetyChecker(folder, device="cpu")
+    assert "\n" not in str(caught.value)

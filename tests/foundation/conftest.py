@@ -57,7 +57,7 @@ class Hub:
         self.repositories[repo] = content | {name.replace("__", "/"): value for name, value in extra.items()}
 
     def params(self, inception: bytes, perceptual: bytes) -> HubFoundation:
-        """Publishes two files of weights; the parameters that fetch these and three repositories."""
+        """Publishes two files of weights; the parameters that fetch these and four repositories."""
         self.files |= {"/inception.pth": inception, "/alexnet.pth": perceptual}
         return HubFoundation(
             source="hub",
@@ -67,6 +67,7 @@ class Hub:
             clip=HubSnapshot(repo="meta/clip", revision=REVISION),
             inception=HubFile(url=f"{self.url}/inception.pth", sha256=hashlib.sha256(inception).hexdigest()),
             perceptual=HubFile(url=f"{self.url}/alexnet.pth", sha256=hashlib.sha256(perceptual).hexdigest()),
+            safety_checker=HubSnapshot(repo="sd/checker", revision=REVISION),
         )
 
     def resolve(self, repo: str, name: str) -> str:

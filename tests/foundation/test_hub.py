@@ -25,6 +25,14 @@ from m2m.params import HubFile, HubFoundation, HubSnapshot
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+CHECKER = {
+    "safety_checker__config.json": b'{"a": "checker"}',
+    "safety_checker__model.safetensors": b"its weights",
+    "safety_checker__model.fp16.safetensors": b"half",
+    "safety_checker__pytorch_model.bin": b"pickle",
+    "feature_extractor__preprocessor_config.json": b'{"its": "eyes"}',
+}
+CHECKER_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 
 
 def saved(state: object) -> bytes:
@@ -50,6 +58,7 @@ def params(hub: Any, tiny_stable_diffusion: Path, tiny_dino: Path) -> HubFoundat
     checker = {"safety_checker__config.json": b"{}", "safety_checker__model.safetensors": b"checker"}
     card = {"README.md": b"---\nlicense: openrail++\n---\n", ".gitattributes": b"*.safetensors filter=lfs\n"}
     hub.add("sd/tiny", tiny_stable_diffusion, **other, **single, **checker, **card)
+    hub.add("sd/checker", tiny_stable_diffusion, **CHECKER, **single, **card)
     hub.add("meta/dino", tiny_dino, **{"pytorch_model.bin": b"pickle", "assets__picture.png": b"png"})
     hub.add("meta/clip", tiny_dino, **{"flax_model.msgpack": b"flax", "merges.txt": b"#version: 0.2\n"})
     made: HubFoundation = hub.params(WEIGHTS, OTHER)
@@ -87,7 +96,11 @@ def test_what_is_needed_comes_and_nothing_else(hub: Any, get: Callable[..., Path
     from transformers import BitImageProcessorPil, Dinov2Model
 
     out = get()
-    assert names(out / "stable-diffusion") == names(tiny_stable_diffusion) | {"README.md"}
+    checker = {f"safety_checker/{name}" for name in CHECKER_FILES}
+    assert names(out / "stable-diffusion") == names(tiny_stable_diffusion) | {"README.md"} | checker
+    folder = out / "stable-diffusion" / "safety_checker"
+    assert (folder / "model.safetensors").read_bytes() == b"its weights", "and not those of Stable Diffusion's own"
+    assert (folder / "preprocessor_config.json").read_bytes() == b'{"its": "eyes"}'
     assert names(out / "dino") == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert names(out / "clip") == {"config.json", "merges.txt", "model.safetensors", "preprocessor_config.json"}
     assert names(out / "inception") == names(out / "perceptual") == {"config.json", "model.safetensors"}
@@ -194,7 +207,7 @@ def test_a_killed_run_goes_on_with_what_is_whole(
     again = {path for path in hub.fetched() if path.startswith("/sd/")}
     assert hub.resolve("sd/tiny", UNET) in again
     assert hub.resolve("sd/tiny", "vae/diffusion_pytorch_model.safetensors") not in again
-    assert names(out / "stable-diffusion") == wanted | {UNET}
+    assert names(out / "stable-diffusion") == wanted | {UNET} | {f"safety_checker/{name}" for name in CHECKER_FILES}
     assert not list(kept.rglob("*.incomplete"))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from m2m.diffusion.stable_diffusion import SafetyChecker
 from m2m.errors import UserError
 from m2m.evaluation.networks import Networks
 from m2m.evaluation.published import InceptionV3, Lpips
@@ -18,6 +20,9 @@ from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.params import HubFile, HubFoundation, TransformerFit
 from m2m.stages import foundation
+from tests.safety import write_safety_checker
+
+PICTURES = torch.randint(256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def zeros(shapes: Mapping[str, torch.Size]) -> bytes:
@@ -48,7 +53,11 @@ def params(
 ) -> HubFoundation:
     tiny = TransformerFit(images=1, batch_size=1, learning_rate=1e-3, hidden_size=16, layers=1)
     encoders.save_clip(tmp_path / "clip", encoders.build_clip(tiny, tokenizer), tokenizer)
+    write_safety_checker(
+        tmp_path / "checker", rejected=PICTURES[:1].numpy(), accepted=PICTURES[1:].numpy(), subfolders=True
+    )
     for repo, folder in (
+        ("sd/checker", tmp_path / "checker"),
         ("sd/tiny", tiny_stable_diffusion),
         ("meta/dino", tiny_dino),
         ("meta/clip", tmp_path / "clip"),
@@ -70,6 +79,7 @@ def test_the_evaluation_loads_what_the_stage_fetched(hub: Any, params: HubFounda
     assert all(tensors[f"heads.{layer}.weight"].sum() > 0 for layer in range(5))
     pictures = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     assert networks.perceptual(pictures, pictures.flip(3)).tolist() == [0, 0], "convolutions of zeros see nothing"
+    assert SafetyChecker(out / "stable-diffusion" / "safety_checker", device="cpu")(PICTURES).tolist() == [True, False]
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["foundation"]
     assert sorted(path.name for path in out.iterdir()) == [
         *("clip", "dino", "inception", "perceptual", "stable-diffusion"),
@@ -84,5 +94,10 @@ def test_the_evaluation_loads_what_the_stage_fetched(hub: Any, params: HubFounda
         words = rf"other\.pth: these are not the weights of {network}; check foundation\.{name}"
         with pytest.raises(UserError, match=words):
             foundation.run(params.model_copy(update={name: pinned}), out=out, work=work)
+    del hub.repositories["sd/checker"]["feature_extractor/preprocessor_config.json"]
+    shutil.rmtree(work / "hub" / "sd--checker")
+    words = "sd/checker at 0123.*: no safety checker of Stable Diffusion.* check foundation.safety_checker"
+    with pytest.raises(UserError, match=words):
+        foundation.run(params, out=out, work=work)
     assert folder_digest(out) == before
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["foundation"]

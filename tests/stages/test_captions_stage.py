@@ -22,7 +22,9 @@ def world(**changes: Any) -> WorldCaptions:
 
 def cc12m(path: Path, **changes: Any) -> Cc12mCaptions:
     fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 6}
-    return Cc12mCaptions.model_validate({**fields, "validation": 1, "test": 2, "max_bad_fraction": 0.2, **changes})
+    return Cc12mCaptions.model_validate(
+        {**fields, "validation": 1, "test": 2, "max_bad_fraction": 0.2, "blocklist": None, **changes}
+    )
 
 
 def written(params: WorldCaptions | Cc12mCaptions, folder: Path) -> list[CaptionRow]:
@@ -120,6 +122,23 @@ def test_cc12m_gives_its_captions_and_names_its_bad_lines(tmp_path: Path, caplog
     assert "left out 1 bad lines: line 5: 1 columns instead of 2" in caplog.text
     source = read_origin(tmp_path / "captions.parquet")
     assert (source.name, source.mix) == ("Conceptual 12M", "")
+
+
+def test_captions_that_a_list_blocks_are_told_apart_from_bad_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["weed", "stone", "Weed", "rose", "oak"]
+    lines = [f"https://example.org/{n}.jpg\ta {word}" for n, word in enumerate(words * 4)]
+    (tmp_path / "cc12m.tsv").write_text("\n".join([*lines, "no tab"]) + "\n")
+    (tmp_path / "list.txt").write_text("weed\n")
+    out = tmp_path / "captions.parquet"
+    listed = cc12m(tmp_path / "cc12m.tsv", blocklist=str(tmp_path / "list.txt"), train=1, validation=1, test=1)
+    with caplog.at_level(logging.WARNING):
+        assert captions.run(listed, out=out) == 9
+    assert "left out 1 bad lines: line 21: 1 columns instead of 2" in caplog.text
+    assert f"left out 8 captions for {tmp_path / 'list.txt'}" in caplog.text
+    assert {row.text for row in read_captions(out)} == {"a stone", "a rose", "a oak"}
+    assert read_origin(out).mix.startswith("without 8 of 21 that hold an entry of a list of words (SHA-256 `")
 
 
 @pytest.mark.parametrize("content", [b"", b"no tab\n", b"\xff\xfe\n", b"u\tone\n"])

@@ -161,7 +161,8 @@ def test_a_model_learns_to_heed_poses(
     card, parent, manifest = (tmp_path / "model" / "README.md").read_text(), make_model(variant), views.manifest
     said = (
         *("# M2M-", " for novel views", "novel-view-synthesis", "license: apache-2.0", "poses=cameras"),
-        *(f"`m2m-{variant}` | apache-2.0 | `{folder_digest(parent)}`", "(`nvs`), SHA-256", "noise; licence: CC0-1.0"),
+        *(f"`m2m-{variant}` | apache-2.0 | `{folder_digest(parent)}`", "(`nvs`), SHA-256"),
+        *("- Pictures: noise; licence: CC0-1.0", f"- Weights: m2m-{variant}; licence: apache-2.0"),
         Manifest.read(manifest).digest,
     )
     assert [text for text in said if text not in card] == []

@@ -10,6 +10,7 @@ from typing import Any, Self, get_args
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from m2m.commands import verify
@@ -28,6 +29,7 @@ from m2m.stages import generate
 from m2m.store import LocalStore, Store, open_store
 from m2m.workers import ALONE, Workers
 from m2m.world.grammar import ALL_STYLES, COLOUR_NAMES, NOUNS, SHAPES, STYLES, parse, split_of
+from tests.safety import with_safety_checker
 
 ROWS = [
     *(CaptionRow(f"test-{n}", f"b {n}", "test") for n in range(2)),
@@ -47,6 +49,8 @@ FIELDS = {
     "precision": "float32",
     "latents": "float32",
     "max_redraws": 2,
+    "safety_checker": False,
+    "max_bad_fraction": 0.0,
 }
 
 
@@ -133,6 +137,7 @@ def test_each_caption_has_its_set(made: Workplace) -> None:
         assert one.latents is not None
         assert one.latents.shape == (3, 4, 8, 8)
         assert one.extras == {"seeds": [image_seed(3, one.id, index) for index in range(3)]}
+        assert one.generator == folder_digest(made.stable_diffusion)
     pictures = np.concatenate([one.images for one in sets.values()])
     assert len(np.unique(pictures.reshape(len(pictures), -1), axis=0)) == 24
     assert ", 24 images, " in verify.run(made.manifest, store=made.store)
@@ -170,6 +175,8 @@ def test_the_card_names_numbers_and_terms(made: Workplace) -> None:
         assert text in card
     assert "- Captions: a test: as many of each kind; SHA-256" in card
     assert "Licence of the captions: none." in card
+    assert "Licence of the weights that drew the images: not stated." in card
+    assert "No safety checker looked at the images." in card
     assert "in two splits" not in card, "open captions may be"
     assert str(made.manifest.parent) not in card
 
@@ -446,6 +453,163 @@ def test_a_class_network_of_no_world_says_nothing(worded: Workplace, monkeypatch
     manifest = worded.run()
     assert manifest.redrawn == 0
     assert "inception" not in manifest.made_by
+
+
+# What Stable Diffusion's safety checker rejects
+
+
+def drawn(place: Workplace, set_id: str, index: int, attempt: int) -> NDArray[np.uint8]:
+    """A picture, drawn as the stage draws it at some attempt: (1, H, W, 3)."""
+    model = StableDiffusion(
+        place.stable_diffusion, solver="unipc", num_inference_steps=2, guidance_scale=3.0, device="cpu"
+    )
+    caption = next(row.text for row in ROWS if row.id == set_id)
+    noise = model.noise(image_seed(3, set_id, index, attempt))[None]
+    return model.decode(model.denoise(noise, model.embed([caption]))).numpy()
+
+
+class Guarded:
+    """What a safety checker is told to reject: some images at their first attempts, no others."""
+
+    def __init__(self, made: Workplace, attempts: dict[tuple[str, int], int], folder: Path) -> None:
+        """`attempts`: of an image, how many are rejected."""
+        later = [(*image, attempt) for image, count in attempts.items() for attempt in range(1, min(count, 2) + 1)]
+        pictures = {image: drawn(made, *image) for image in later}
+        pictures |= {
+            (one.id, index, 0): one.images[index : index + 1] for one in made.sets().values() for index in range(3)
+        }
+        rejected = {(*image, attempt) for image, count in attempts.items() for attempt in range(count)}
+        self.stable_diffusion = with_safety_checker(
+            made.stable_diffusion,
+            folder,
+            rejected=np.concatenate([pictures[image] for image in rejected]),
+            accepted=np.concatenate([picture for image, picture in pictures.items() if image not in rejected]),
+        )
+
+
+@pytest.fixture(scope="module")
+def guarded(made: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
+    folder = tmp_path_factory.mktemp("guarded") / "stable-diffusion"
+    return Guarded(made, {("train-1", 0): 2, ("test-0", 2): 1}, folder)
+
+
+@pytest.fixture(scope="module")
+def hopeless(made: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
+    """One image of one set is rejected whenever it is drawn, another one once."""
+    folder = tmp_path_factory.mktemp("hopeless") / "stable-diffusion"
+    return Guarded(made, {("train-1", 2): 3, ("train-2", 1): 1}, folder)
+
+
+def test_what_the_safety_checker_rejects_is_drawn_again_and_counted_apart(
+    guarded: Guarded, made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Workplace(tmp_path, guarded.stable_diffusion)
+
+    def spoil(noise: Tensor, latents: Tensor) -> None:
+        for row, start in enumerate(noise):
+            if torch.equal(start, noise_of("validation-0", 1)):
+                latents[row] = float("nan")
+
+    batches = drawings(monkeypatch, spoil)
+    manifest = place.run(safety_checker=True)
+    assert {batch.shape for batch in batches} == {(4, 4, 8, 8)}
+    assert (manifest.redrawn, manifest.made_by["rejected"]) == (4, 3)
+    checker = guarded.stable_diffusion / "safety_checker"
+    assert manifest.made_by["safety_checker"] == {"licence": "CreativeML Open RAIL-M", "sha256": folder_digest(checker)}
+    assert "left_out" not in manifest.made_by
+    card = place.manifest.with_suffix(".md").read_text()
+    for text in (
+        "drawn again with new noise: 4 times",
+        "Images that it rejected: 3. Sets left out because it rejected an image of theirs at every attempt: 0.",
+        "Licence of the safety checker's weights, which are not part of this: CreativeML Open RAIL-M.",
+    ):
+        assert text in card
+    attempts = {("train-1", 0): 2, ("test-0", 2): 1, ("validation-0", 1): 1}
+    expected = made.sets()
+    for one in place.sets().values():
+        for index in range(3):
+            attempt = attempts.get((one.id, index), 0)
+            assert one.extras["seeds"][index] == image_seed(3, one.id, index, attempt)
+            assert np.array_equal(one.images[index], expected[one.id].images[index]) == (attempt == 0)
+    assert "black" not in caplog.text, "of what diffusers does with such pictures nobody needs to know"
+
+
+def test_a_safety_checker_that_is_not_asked_changes_nothing(guarded: Guarded, made: Workplace, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, guarded.stable_diffusion)
+    manifest = place.run()
+    assert manifest.redrawn == 0
+    assert "safety_checker" not in manifest.made_by
+    expected = made.sets()
+    assert all(np.array_equal(one.images, expected[one.id].images) for one in place.sets().values())
+
+
+@pytest.mark.parametrize("at", [3, 5])  # the shard with the rejected images, after its upload and before its record
+def test_how_many_were_rejected_survives_an_interrupted_run(at: int, guarded: Guarded, tmp_path: Path) -> None:
+    whole = Workplace(tmp_path / "whole", guarded.stable_diffusion)
+    whole.run(safety_checker=True)
+    store = tmp_path / "store"
+    one = Workplace(tmp_path / "one", guarded.stable_diffusion, store=Interrupting(store, at=at, after=False))
+    with pytest.raises(KeyboardInterrupt):
+        one.run(safety_checker=True)
+    other_machine = Workplace(tmp_path / "another", guarded.stable_diffusion, store=LocalStore(store))
+    other_machine.run(safety_checker=True)
+    assert other_machine.manifest.read_bytes() == whole.manifest.read_bytes()
+    assert Manifest.read(whole.manifest).made_by["rejected"] == 3
+
+
+def test_a_set_with_an_image_that_is_always_rejected_ends_the_run_and_is_named(
+    hopeless: Guarded, tmp_path: Path
+) -> None:
+    place = Workplace(tmp_path, hopeless.stable_diffusion)
+    with pytest.raises(UserError, match=r"more than generate\.max_bad_fraction 0 allows of 8: set train-1: ") as caught:
+        place.run(safety_checker=True)
+    assert "image 2 is rejected by the safety checker in all 3 attempts" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not place.manifest.exists()
+
+
+def test_so_many_sets_may_be_rejected_and_the_same_ones_are_left_out_everywhere(
+    hopeless: Guarded,
+    made: Workplace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = Workplace(tmp_path / "one", hopeless.stable_diffusion)
+    with pytest.raises(UserError):
+        place.run(safety_checker=True)
+    batches = drawings(monkeypatch)
+    manifest = place.run(safety_checker=True, max_bad_fraction=0.125)
+    assert len(batches) < 10, "what was drawn for another share is drawn"
+    assert manifest.sets == {"train": 4, "validation": 1, "test": 2}
+    assert (manifest.redrawn, manifest.made_by["rejected"], manifest.made_by["left_out"]) == (3, 4, 1)
+    assert "left out 1 of 8 sets: set train-1: image 2 is rejected" in caplog.text
+    card = place.manifest.with_suffix(".md").read_text()
+    assert (
+        "Images that it rejected: 4. Sets left out because it rejected an image of theirs at every attempt: 1." in card
+    )
+    assert place.sets().keys() == made.sets().keys() - {"train-1"}
+    assert verify.run(place.manifest, store=place.store).startswith("5 shards, 7 sets, 21 images, ")
+    content, count = place.manifest.read_bytes(), len(batches)
+    place.run(safety_checker=True, max_bad_fraction=0.125)
+    assert len(batches) == count
+    assert place.manifest.read_bytes() == content
+
+
+def test_a_safety_checker_that_is_asked_for_must_be_there_and_whole(guarded: Guarded, tmp_path: Path) -> None:
+    folder = shutil.copytree(guarded.stable_diffusion, tmp_path / "stable-diffusion")
+    place, checker = Workplace(tmp_path, folder), folder / "safety_checker"
+
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words) as caught:
+            place.run(safety_checker=True)
+        assert "\n" not in str(caught.value)
+        assert not place.manifest.exists()
+
+    (checker / "preprocessor_config.json").unlink()
+    refused("safety_checker: incomplete or damaged")
+    shutil.rmtree(checker)
+    refused(r"safety_checker: no such folder, but generate\.safety_checker is true; .* or set it to false")
 
 
 def spoil_weights(folder: Path) -> None:

@@ -19,6 +19,7 @@ from m2m.data.dataset import ImageSets
 from m2m.data.sets import ImageSet
 from m2m.diffusion.stable_diffusion import LatentEncoder, image_size
 from m2m.errors import UserError
+from m2m.files import folder_digest
 from m2m.manifest import Manifest, Split
 from m2m.params import FolderViews, WorldViews
 from m2m.runtime import Runtime
@@ -96,6 +97,9 @@ def test_the_world_gives_objects_with_poses_and_latents(made: Workplace) -> None
     assert "| train | 3 | 2 |" in card
     assert "No set's subject is in two splits." in card
     assert "| validation | 1 | 1 |" in card
+    assert manifest.made_by["vae"] == {"licence": "not stated", "sha256": folder_digest(made.stable_diffusion / "vae")}
+    assert "Licence of the weights that encoded the latents: not stated." in card
+    assert {one.generator for one in made.sets().values()} == {None}, "no model drew them"
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import metadata_load
 from PIL import Image
 
 from m2m.contact_sheet import FRAME, GAP
@@ -159,6 +160,9 @@ def test_it_makes_a_pipeline_that_draws_and_tells_the_tracker(
     digests = [folder_digest(foundation / name) for name in folders]
     assert all(text in card for text in ("It has seen 96 images, in sets of 4", manifest.digest, *digests))
     assert ("dino" in card.split("Parameters:")[0].split("SHA-256 of the folder")[1]) == (variant == "dino")
+    terms = metadata_load(model / "README.md")["terms"]
+    assert terms[-len(folders) :] == [f"Weights: {name}; licence: not stated" for name in folders]
+    assert all(f"- {term}\n" in card for term in terms)
 
 
 def test_it_looks_at_validation_sets_and_never_at_the_test(
