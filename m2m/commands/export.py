@@ -197,6 +197,8 @@ def _front(dataset: Manifest, named: Named, licences: Sequence[str], *, syntheti
     sets, powers = sum(dataset.sets.values()), ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
     place = max(len(str(sets)) - 3, 0)
     about = [("id", "string"), ("caption", "string"), ("images", "int64"), ("latents", "bool")]
+    if dataset.kind == "mis":
+        about.append(("generator", "string"))
     latents = made_by["parameters"]["latents"]
     return {
         "license": sorted({HUB_LICENCES.get(licence, "other") for licence in licences}),

@@ -60,6 +60,7 @@ def image_set(kind: Kind, id_: str, number: int) -> ImageSet:
         images=random.integers(256, size=(count, 16, 24, 3), dtype=np.uint8),
         latents=random.normal(size=(count, 4, 2, 3)).astype(np.float16 if kind == "nvs" else np.float32),
         extras=extras[kind],
+        generator="f" * 64 if kind == "mis" and number else None,
     )
 
 
@@ -258,7 +259,8 @@ def test_datasets_loads_all_of_it(dataset: Dataset, tmp_path: Path) -> None:
         sets = ImageSets(dataset.store, manifest, split)
         for one in (sets[number] for number in range(len(sets))):
             assert one.latents is not None
-            expected.append([split, one.id, dict(one.extras), one.latents.astype(float).tolist()])
+            about = dict(one.extras) | ({"generator": one.generator} if manifest.kind == "mis" else {})
+            expected.append([split, one.id, about, one.latents.astype(float).tolist()])
     assert printed(LOADED, tmp_path / "out", tmp_path) == expected
 
 
