@@ -112,10 +112,13 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_it_stays_small() -> None:
-    """Raise a bound only for what is worth its lines."""
+    """Raise a bound only for what is worth its lines.
+
+    What published weights come to, and where they come from, had a module each (`foundation/sizes`, `sources`).
+    """
     modules = list((ROOT / "m2m").rglob("*.py"))
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
-    assert len(modules) <= 119
-    assert sum(map(lines_of_code, modules)) <= 14_000
+    assert len(modules) <= 121
+    assert sum(map(lines_of_code, modules)) <= 14_200
     assert sum(map(lines_of_code, around)) <= 2_700
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []
