@@ -59,6 +59,19 @@ def test_foundation(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert call.given["params"].source == "world"
     assert call.given["out"] == Path("models/foundation")
     assert call.given["work"] == tmp_path / "work"
+    assert (call.given["store"], call.given["mirror"]) == (None, False), "what is trained here needs none"
+
+
+def test_published_weights_may_come_from_the_store_or_a_folder(
+    m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    call = Call("foundation", monkeypatch, "30 files, 8.6 GB, are in the store")
+    monkeypatch.setenv("M2M_WEIGHTS", "weights")
+    result = m2m("foundation", "--params", ROOT / "profiles" / "paper.yaml", "--mirror")
+    assert result.stdout.splitlines()[0].endswith("inception, perceptual")
+    assert result.stdout.splitlines()[1] == "30 files, 8.6 GB, are in the store"
+    assert call.given["store"].uri == str(tmp_path / "data/store")
+    assert (call.given["weights"], call.given["mirror"]) == (tmp_path / "weights", True)
 
 
 def test_captions(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:

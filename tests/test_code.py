@@ -119,6 +119,6 @@ def test_it_stays_small() -> None:
     modules = list((ROOT / "m2m").rglob("*.py"))
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
     assert len(modules) <= 121
-    assert sum(map(lines_of_code, modules)) <= 14_200
+    assert sum(map(lines_of_code, modules)) <= 14_400
     assert sum(map(lines_of_code, around)) <= 2_700
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

@@ -58,7 +58,7 @@ def test_the_command_line() -> None:
         for name, command in commands.items()
     }
     assert surface == {
-        "foundation": "--out --params",
+        "foundation": "--mirror --out --params",
         "captions": "--out --params",
         "generate": "--captions --foundation --manifest --params",
         "views": "--foundation --manifest --params",
