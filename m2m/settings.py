@@ -68,6 +68,11 @@ class Settings:
     """``M2M_WEIGHTS``: a folder with published weights, as another machine's ``work/hub``; it is only read."""
     caller: Caller = Caller()
 
+    @property
+    def on_other_machines(self) -> bool:
+        """Whether the engine is a cluster whose nodes have neither files nor databases of this machine."""
+        return self.engine not in ("local", "ray")
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, *, checkout: Path | None = None) -> Self:
         """Reads the environment; only what a person starts calls this: the command line, the flows, the servers.

@@ -15,7 +15,7 @@ from m2m.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-FOLDERS = {"cli", "mesh_files", "page"}
+FOLDERS = {"check", "cli", "mesh_files", "page"}
 """Packages whose first module says something: no stage depends on them but as a folder."""
 
 SOURCES = {
@@ -115,10 +115,11 @@ def test_it_stays_small() -> None:
     """Raise a bound only for what is worth its lines.
 
     What published weights come to, and where they come from, had a module each (`foundation/sizes`, `sources`).
+    What is checked of a machine has two: for any profile, and for those that ask for more (`commands/check`).
     """
     modules = list((ROOT / "m2m").rglob("*.py"))
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
-    assert len(modules) <= 121
-    assert sum(map(lines_of_code, modules)) <= 14_400
+    assert len(modules) <= 123
+    assert sum(map(lines_of_code, modules)) <= 14_800
     assert sum(map(lines_of_code, around)) <= 2_700
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

@@ -116,7 +116,7 @@ def run(
         UserError: a rate is neither given nor measured.
     """
     if pixels is None:
-        pixels = SIDE if isinstance(params.foundation, WorldFoundation) else PUBLISHED_SIDE
+        pixels = side(params)
     generate, captions = params.generate, params.captions
     counts = (captions.train, captions.validation, captions.test)
     drawn = sum(counts) * generate.images_per_set
@@ -139,10 +139,7 @@ def run(
         )
         work.append(one)
 
-    a_pixel = PNG + LATENTS[generate.latents]
-    size = Number(a_pixel * pixels**2, f"assumed, {PNG:g} a pixel of PNG, and latents in {generate.latents}")
-    if bytes_per_image is not None:
-        size = Number(bytes_per_image, "given")
+    size = bytes_of_image(params, pixels) if bytes_per_image is None else Number(bytes_per_image, "given")
     sets_of_shards = [sets for split in counts for sets in _shards(split, generate.sets_per_shard)]
     writes = sum(_puts(sets * generate.images_per_set * size.value) for sets in sets_of_shards)
     fetched = sum(_fetched(params, variant) for variant in get_args(Variant))
@@ -163,6 +160,24 @@ def run(
         reads=reads,
         cost=cost,
     )
+
+
+def side(params: Params) -> int:
+    """Pixels of a side of what the profile's foundation draws."""
+    return SIDE if isinstance(params.foundation, WorldFoundation) else PUBLISHED_SIDE
+
+
+def bytes_of_image(params: Params, pixels: int) -> Number:
+    """In a shard of the dataset, latents included."""
+    latents = params.generate.latents
+    return Number((PNG + LATENTS[latents]) * pixels**2, f"assumed, {PNG:g} a pixel of PNG, and latents in {latents}")
+
+
+def dataset_bytes(params: Params, pixels: int) -> float:
+    """Of the MIS dataset."""
+    captions = params.captions
+    sets = captions.train + captions.validation + captions.test
+    return sets * params.generate.images_per_set * bytes_of_image(params, pixels).value
 
 
 def to_text(plan: Plan) -> str:

@@ -14,10 +14,10 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from m2m.errors import UserError
-from m2m.files import file_digest, new_file, scratch_folder, write_atomically
+from m2m.errors import UserError, made_again
+from m2m.files import DIGESTS, file_digest, new_file, scratch_folder, write_atomically
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.progress import progress
 from m2m.store import Store
@@ -220,6 +220,44 @@ def mirrored_note(pin: Pin, store: Store) -> Note | None:
     key, size = found[0]
     sha256 = key.rpartition("/")[2].removesuffix(".json")
     return Note.read(store.get(key, sha256, size), where=f"{key} in the store {store.uri}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where all files of a pin are, and the SHA-256 of those that lie on this machine."""
+
+    where: str
+    files: tuple[tuple[Path, str], ...] = ()
+
+
+def find(pin: Pin, name: str, *, foundation: Path, sources: Sources) -> Found | None:
+    """Where the weights of a pin are first found, without a look at their content; None if only the hub has them.
+
+    Args:
+        name: of their folder in the foundation's, which is looked at first.
+
+    Raises:
+        UserError: what tells of them is damaged.
+    """
+    if _read(foundation / SOURCES).get(name) == pin.model_dump():
+        files = tuple((foundation / name / file, sha256) for file, sha256 in _read(foundation / name / DIGESTS).items())
+        return Found(str(foundation), files) if files else None
+    for at in (sources.work, sources.folder):
+        if at and (note := kept_note(pin, at)):
+            there = tuple((folder_of(pin, at) / file, sha256) for file, sha256, _ in note.files)
+            if all(path.is_file() for path, _ in there):
+                return Found(str(at), there)
+    if (store := sources.store) is not None and (note := mirrored_note(pin, store)):
+        is_whole = all(store.exists(key_of(sha256), size) for _, sha256, size in note.files)
+        return Found(f"the store {store.uri}") if is_whole else None
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged; make it again: {made_again('foundation')}") from error
 
 
 def mirror(params: HubFoundation, *, work: Path, store: Store) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def test_the_command_line() -> None:
         "lineage": "--json",
         "plan": "--bytes-per-image --card --gigabyte-month --gpu-hour --gpus --json --pixels --rate --results "
         "--thousand-reads --thousand-writes",
-        "check": "--foundation",
+        "check": "--foundation --gpus --results",
     }
 
 
