@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import AutoTokenizer, BitImageProcessorPil, CLIPTextConfig, CLIPTextModel, Dinov2Config, Dinov2Model
 
+from m2m.foundation.sizes import SD_21_UNET
 from m2m.models.unet import ImageSetUNet
 
 PATCH_TOKENS = 256
 """Of a picture, DINOv2 at 224 pixels."""
-SD_21_UNET: dict[str, Any] = {  # what differs from the defaults of diffusers
-    "attention_head_dim": [5, 10, 20, 20],
-    "cross_attention_dim": 1024,
-    "sample_size": 64,
-    "use_linear_projection": True,
-}
 SD_21_VAE: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -49,7 +45,7 @@ def random_foundation(
     like: Path,
     *,
     device: str,
-    unet: dict[str, Any] = SD_21_UNET,
+    unet: Mapping[str, Any] = SD_21_UNET,
     vae: dict[str, Any] = SD_21_VAE,
     text: dict[str, Any] = SD_21_TEXT,
     dino: dict[str, Any] = DINO_LARGE,

@@ -13,9 +13,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, SD_21_UNET, read_in_full
+from benchmarks.architectures import DINO_LARGE, PATCH_TOKENS, read_in_full
 from benchmarks.rows import Row
 from m2m.evaluation.efficiency import META, Costs, image_set_costs, operations, text_pass
+from m2m.foundation.sizes import SD_21_UNET
 from m2m.models.unet import ContextImages, ImageSetUNet
 from m2m.params import Variant
 

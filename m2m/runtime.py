@@ -126,7 +126,7 @@ class Machine:
         runtime, settings = self.runtime(on_cluster=True), self.settings
         if runtime.cluster is None:
             return stage(*arguments, **named, **inputs, **outputs, runtime=runtime)
-        if settings.tracking_uri.startswith("sqlite") and settings.engine != "ray":
+        if settings.tracking_uri.startswith("sqlite") and settings.on_other_machines:
             raise UserError(
                 "MLFLOW_TRACKING_URI is a file of this machine, which the nodes of a cluster cannot reach; set it to a "
                 "server, or to none"

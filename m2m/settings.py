@@ -64,7 +64,14 @@ class Settings:
     """``M2M_CACHE_GB``: about how much of what is fetched from S3 stays on this disk, in 1e9 bytes; default 64."""
     work: Path
     """Downloads, drafts, what waits to be sent: never tracked; between runs all but the spool may be removed."""
+    weights: Path | None = None
+    """``M2M_WEIGHTS``: a folder with published weights, as another machine's ``work/hub``; it is only read."""
     caller: Caller = Caller()
+
+    @property
+    def on_other_machines(self) -> bool:
+        """Whether the engine is a cluster whose nodes have neither files nor databases of this machine."""
+        return self.engine not in ("local", "ray")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, *, checkout: Path | None = None) -> Self:
@@ -80,6 +87,7 @@ class Settings:
         home, store = main_checkout(checkout), environment.get("M2M_STORE") or "data/store"
         device, threads = environment.get("M2M_DEVICE") or "auto", environment.get("M2M_THREADS")
         cache, ranks = environment.get("M2M_CACHE_GB") or "64", environment.get("M2M_RANKS")
+        weights = environment.get("M2M_WEIGHTS")
         if threads:
             _checked("M2M_THREADS", threads, r"[1-9]\d{0,3}", "a number of CPU threads such as 2")
         if ranks:
@@ -98,6 +106,7 @@ class Settings:
             threads=int(threads) if threads else None,
             cache_bytes=int(_checked("M2M_CACHE_GB", cache, r"[1-9]\d{0,5}", "gigabytes such as 64")) * 10**9,
             work=home / "work",
+            weights=home / Path(weights).expanduser() if weights else None,
             caller=Caller(
                 parent_run=environment.get("M2M_PARENT_RUN", ""),
                 flow_run=environment.get("M2M_FLOW_RUN_ID", ""),

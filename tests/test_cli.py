@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import m2m.commands as m2m_commands
 from m2m.cli import app
-from m2m.commands.check import _extras
+from m2m.commands.check.machine import _extras
 from m2m.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +59,19 @@ def test_foundation(m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert call.given["params"].source == "world"
     assert call.given["out"] == Path("models/foundation")
     assert call.given["work"] == tmp_path / "work"
+    assert (call.given["store"], call.given["mirror"]) == (None, False), "what is trained here needs none"
+
+
+def test_published_weights_may_come_from_the_store_or_a_folder(
+    m2m: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    call = Call("foundation", monkeypatch, "30 files, 8.6 GB, are in the store")
+    monkeypatch.setenv("M2M_WEIGHTS", "weights")
+    result = m2m("foundation", "--params", ROOT / "profiles" / "paper.yaml", "--mirror")
+    assert result.stdout.splitlines()[0].endswith("inception, perceptual")
+    assert result.stdout.splitlines()[1] == "30 files, 8.6 GB, are in the store"
+    assert call.given["store"].uri == str(tmp_path / "data/store")
+    assert (call.given["weights"], call.given["mirror"]) == (tmp_path / "weights", True)
 
 
 def test_captions(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +322,7 @@ def test_a_cpu_has_a_worker_a_thread_and_a_gpu_has_one(
 
 
 def test_what_only_an_extra_needs_is_optional(m2m: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2m.commands.check._extras", lambda: {"of-an-extra": "postgres"})
+    monkeypatch.setattr("m2m.commands.check.machine._extras", lambda: {"of-an-extra": "postgres"})
     typer = importlib.metadata.version("typer")
     (tmp_path / "constraints.txt").write_text(f"typer=={typer}\nof-an-extra==2\n")
     (line,) = (line for line in m2m("check").stdout.splitlines() if line.startswith("packages"))
@@ -334,22 +347,25 @@ def test_check_says_what_to_do(m2m: Any, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "mount").write_text("")
     monkeypatch.setenv("M2M_STORE", str(tmp_path / "mount" / "store"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr("m2m.commands.check.FREE_SPACE", 2**60)
+    monkeypatch.setattr("m2m.commands.check.machine.FREE_SPACE", 2**60)
     result = m2m("check")
     assert result.exit_code == 1
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert lines["python"].startswith("ok")
-    assert lines["packages"].endswith("of-ours missing, not 2 and 1 more; run make setup")
-    assert "free 1073741824 GiB" in lines["disk"]
+    assert lines["packages"].endswith("of-ours missing, not 2 and 1 more  run make setup")
+    assert "of 1,073,741,824 wanted" in lines["disk"]
+    assert lines["disk"].endswith("free some, or set M2M_STORE")
     assert lines["foundation"].endswith("or make it: dvc repro foundation")
     assert lines["store"].startswith("TO DO")
-    assert lines["tracking"].endswith("connection refused")
+    assert ": connection refused  " in lines["tracking"]
+    assert lines["tracking"].endswith("start it, or set MLFLOW_TRACKING_URI to another, or to none")
+    assert lines["outputs"].startswith("optional  not looked at")
 
 
 def test_check_is_content_with_a_ready_machine(m2m: Any, tmp_path: Path) -> None:
     from importlib.metadata import version
 
-    from m2m.commands.check import FOUNDATION
+    from m2m.commands.check.machine import FOUNDATION
 
     (tmp_path / "constraints.txt").write_text(f"# pins\npydantic=={version('pydantic')}\n")
     for name in FOUNDATION:
@@ -379,12 +395,13 @@ def test_check_names_what_other_libraries_made(m2m: Any, tmp_path: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     (line,) = [line for line in m2m("check").stdout.splitlines() if line.startswith("outputs")]
     assert line.split()[1:3] == ["TO", "DO"]
-    assert "models/m2m-dino (by torch 2.0.0); keep" in line
+    assert "made by other libraries: models/m2m-dino (by torch 2.0.0)  " in line
+    assert line.endswith("keep them, or make them anew: dvc repro --force")
     assert "m2m-self" not in line, "the newest run that made it counts"
 
 
 def test_check_asks_for_the_right_python(m2m: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("m2m.commands.check.sys", SimpleNamespace(version_info=(3, 14, 0)))
+    monkeypatch.setattr("m2m.commands.check.machine.sys", SimpleNamespace(version_info=(3, 14, 0)))
     monkeypatch.setenv("M2M_DEVICE", "cuda")
     lines = m2m("check").stdout.splitlines()
     assert "make setup PYTHON=python3.11" in lines[0]

@@ -15,7 +15,7 @@ from m2m.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-FOLDERS = {"cli", "mesh_files", "page"}
+FOLDERS = {"check", "cli", "mesh_files", "page"}
 """Packages whose first module says something: no stage depends on them but as a folder."""
 
 SOURCES = {
@@ -112,11 +112,16 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_it_stays_small() -> None:
-    """Raise a bound only for what is worth its lines."""
+    """Raise a bound only for what is worth its lines.
+
+    What published weights come to, and where they come from, had a module each (`foundation/sizes`, `sources`).
+    What is checked of a machine has two: for any profile, and for those that ask for more (`commands/check`).
+    """
     modules = list((ROOT / "m2m").rglob("*.py"))
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
-    assert len(modules) <= 124
-    # Of these some 180 are `m2m export`, 180 what may be published and on what terms, 120 failing nodes in plans.
-    assert sum(map(lines_of_code, modules)) <= 14_700
+    assert len(modules) <= 127
+    # Of these some 180 are `m2m export`, 180 what may be published and on what terms, 120 failing nodes in plans, and
+    # 500 what a profile needs: its weights, where they come from, and whether a machine has it all.
+    assert sum(map(lines_of_code, modules)) <= 15_420
     assert sum(map(lines_of_code, around)) <= 2_720
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

@@ -104,8 +104,10 @@ def test_settings_are_those_of_a_checkout_wherever_one_stands(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = Settings.from_environment({}, checkout=checkout)
+    told = Settings.from_environment({"M2M_WEIGHTS": "weights"}, checkout=checkout)
     assert (told.work, told.tracking_uri) == (checkout / "work", f"sqlite:///{checkout}/mlflow.db")
+    assert told.weights == checkout / "weights"
+    assert Settings.from_environment({"M2M_WEIGHTS": "/mnt/weights"}, checkout=checkout).weights == Path("/mnt/weights")
 
 
 def test_outside_of_git_it_is_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,16 +26,31 @@ ABLATIONS = Path("ablations/results")
 
 @app.command()
 def foundation(
-    params: ParamsFile = PARAMS, out: Annotated[Path, typer.Option(help="Folder to make.")] = FOUNDATION
+    params: ParamsFile = PARAMS,
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = FOUNDATION,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Put published weights into the store: other machines then need no hub.")
+    ] = False,
 ) -> None:
     """Trains the small models on the embedded world, or fetches the published ones."""
     wanted = load_params(params).foundation
-    machine = Machine("foundation", offline=wanted.source == "world")
+    is_published = wanted.source == "hub"
+    machine = Machine("foundation", offline=not is_published)
     from m2m.stages import foundation
 
-    foundation.run(wanted, out=out, work=machine.settings.work, device=machine.device(), processes=machine.threads())
-    published = ", perceptual" if wanted.source == "hub" else ""
-    typer.echo(f"{out}: stable-diffusion, dino, clip, inception{published}")
+    mirrored = foundation.run(
+        wanted,
+        out=out,
+        work=machine.settings.work,
+        device=machine.device(),
+        processes=machine.threads(),
+        store=machine.store() if is_published else None,
+        weights=machine.settings.weights,
+        mirror=mirror,
+    )
+    typer.echo(f"{out}: stable-diffusion, dino, clip, inception{', perceptual' if is_published else ''}")
+    if mirrored:
+        typer.echo(mirrored)
 
 
 @app.command()

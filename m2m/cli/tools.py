@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from m2m.cli.program import FOUNDATION, MANIFEST, RELEASED, FoundationFolder, app, model_folder
+from m2m.cli.program import FOUNDATION, MANIFEST, PARAMS, RELEASED, FoundationFolder, app, model_folder
 from m2m.errors import UserError
 from m2m.params import SolverName, Task
 from m2m.params_file import load_params
@@ -257,15 +257,43 @@ def plan(
 
 
 @app.command()
-def check(foundation: FoundationFolder = FOUNDATION) -> None:
-    """Tells whether this machine is ready, and what to do if not."""
+def check(
+    profile: Annotated[
+        str | None, typer.Argument(help="One of profiles/, such as paper; by default what params.yaml holds.")
+    ] = None,
+    foundation: FoundationFolder = FOUNDATION,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many share the work; by default those here.")] = None,
+    results: Annotated[Path, typer.Option(help="What make bench wrote.")] = Path("benchmarks/results"),
+) -> None:
+    """Tells whether this machine is ready, and what to do if not. For another profile: m2m check paper --gpus 64"""
     machine = Machine("check")
-    from m2m.commands import check
+    from m2m.commands import check, plan
+    from m2m.commands.check.profile import Need
+    from m2m.params import LearningParams, Variant
 
+    path, need = PARAMS if profile is None else _profile_file(profile), None
+    if path.is_file():
+        params = load_params(path)
+        pixels = plan.side(params)
+
+        def memory(variant: Variant, learning: LearningParams, *, set_size: int, sets: int, gpus: int) -> float | None:
+            found = plan.memory(
+                variant, learning, set_size=set_size, sets=sets, pixels=pixels, gpus=gpus, results=results
+            )
+            return found.value if found else None
+
+        active = PARAMS.is_file() and PARAMS.read_bytes() == path.read_bytes()
+        need = Need(
+            params=params,
+            fetch=("" if active else f"make profile PROFILE={profile} && ") + "dvc repro foundation",
+            gpus=gpus,
+            memory=memory,
+            dataset=plan.dataset_bytes(params, pixels),
+        )
     to_do = 0
-    for ok, line in check.run(machine.settings, checkout=Path.cwd(), foundation=foundation):
-        typer.echo(line)
-        to_do += not ok
+    for row in check.run(machine.settings, checkout=Path.cwd(), foundation=foundation, need=need):
+        typer.echo(str(row))
+        to_do += row.state == "TO DO"
     raise typer.Exit(1 if to_do else 0)
 
 

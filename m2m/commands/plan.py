@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -12,7 +13,8 @@ from typing import Any, cast, get_args
 from m2m.engines import simulation
 from m2m.engines.simulation import HOUR, Failures, Outcome, Simulated
 from m2m.errors import UserError
-from m2m.params import Params, Variant, WorldFoundation
+from m2m.foundation import sizes
+from m2m.params import HubFoundation, LearningParams, Params, Variant, WorldFoundation
 from m2m.world.pictures import SIDE
 
 PART = 8 << 20
@@ -28,9 +30,6 @@ CARDS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}
 """TFLOP/s in bfloat16 without sparsity, by their makers; the first where none is named."""
 SHARES = {"generate": 0.15, "train": 0.25}
 """Of those, what networks of Stable Diffusion's size reach: an H200 trained at .23 to .26 (`benchmarks/results`)."""
-STATE = 20 * 866e6 / (1 << 30)
-"""GiB that training holds besides activations: of each of the published U-Net's parameters, in float32, the weight, its
-gradient, Adam's two moments and the average."""
 MEASURED_ROWS = 30
 """That passed through the U-Net at once where the most memory was measured (`benchmarks.training.checkpointing`)."""
 
@@ -67,6 +66,10 @@ class Work:
     """With all GPUs, as if they shared the work without loss."""
     memory: Number | None = None
     """GiB of one GPU, in training; None where nothing tells."""
+    memory_otherwise: Number | None = None
+    """The same with the other value of ``gradient_checkpointing``."""
+    network: sizes.Network | None = None
+    """What is trained, if it is a published network."""
     hindrance: str = ""
     """Why so many GPUs cannot share the work, if they cannot."""
 
@@ -119,7 +122,7 @@ def run(
         UserError: a rate is neither given nor measured.
     """
     if pixels is None:
-        pixels = SIDE if isinstance(params.foundation, WorldFoundation) else PUBLISHED_SIDE
+        pixels = side(params)
     generate, captions = params.generate, params.captions
     counts = (captions.train, captions.validation, captions.test)
     drawn = sum(counts) * generate.images_per_set
@@ -131,23 +134,18 @@ def run(
     for stage, (images, row) in asked.items():
         steps = generate.num_inference_steps if stage == "generate" else None
         rate = Number(given[stage], "given") if stage in given else _rate(row, steps, results, stage, card)
-        hours = images / rate.value / HOUR
-        memory = _memory(params, variant, pixels, gpus, results) if (variant := stage.partition("@")[2]) else None
+        hours, variant = images / rate.value / HOUR, cast(Variant, stage.partition("@")[2])
         one = Work(
             stage=stage,
             images=images,
             images_per_second=rate,
             gpu_hours=hours,
             hours=hours / gpus,
-            memory=memory,
-            hindrance=_hindrance(params, variant, gpus) if variant else "",
+            **(_training(params, variant, pixels, gpus, results) if variant else {}),
         )
         work.append(one)
 
-    a_pixel = PNG + LATENTS[generate.latents]
-    size = Number(a_pixel * pixels**2, f"assumed, {PNG:g} a pixel of PNG, and latents in {generate.latents}")
-    if bytes_per_image is not None:
-        size = Number(bytes_per_image, "given")
+    size = bytes_of_image(params, pixels) if bytes_per_image is None else Number(bytes_per_image, "given")
     sets_of_shards = shards_of(params)
     writes = sum(_puts(sets * generate.images_per_set * size.value) for sets in sets_of_shards)
     fetched = sum(_fetched(params, variant) for variant in get_args(Variant))
@@ -172,6 +170,24 @@ def run(
     )
 
 
+def side(params: Params) -> int:
+    """Pixels of a side of what the profile's foundation draws."""
+    return SIDE if isinstance(params.foundation, WorldFoundation) else PUBLISHED_SIDE
+
+
+def bytes_of_image(params: Params, pixels: int) -> Number:
+    """In a shard of the dataset, latents included."""
+    latents = params.generate.latents
+    return Number((PNG + LATENTS[latents]) * pixels**2, f"assumed, {PNG:g} a pixel of PNG, and latents in {latents}")
+
+
+def dataset_bytes(params: Params, pixels: int) -> float:
+    """Of the MIS dataset."""
+    captions = params.captions
+    sets = captions.train + captions.validation + captions.test
+    return sets * params.generate.images_per_set * bytes_of_image(params, pixels).value
+
+
 def to_text(plan: Plan) -> str:
     """A line a number, each with its source."""
     return "\n".join(_lines(plan))
@@ -189,6 +205,10 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"    {one.gpu_hours:,.1f} GPU-hours, {_time(one.hours)} with {plan.gpus} GPUs"
         if one.memory:
             yield f"    {one.memory.value:,.0f} GiB a GPU ({one.memory.source})"
+        if one.network:
+            if other := one.memory_otherwise:
+                yield f"    or {other.value:,.0f} GiB ({other.source.partition(';')[0]})"
+            yield from (f"    {line}" for line in one.network.lines())
         if one.hindrance:
             yield f"    {one.hindrance}"
     hours = plan.gpu_hours
@@ -255,15 +275,20 @@ def _hindrance(params: Params, variant: str, gpus: int) -> str:
     return text if sets % (gpus * parts) else ""
 
 
-def _memory(params: Params, variant: str, pixels: int, gpus: int, results: Path) -> Number | None:
-    """What a part of a step takes of a GPU, by what was measured: beside the state, in proportion to its rows."""
-    common, sets = params.train.common, params.train.variant.of(cast(Variant, variant)).sets_per_step
-    rows = _passes(cast(Variant, variant), common.set_size, common.set_size)
-    rows *= ceil(sets / gpus / common.gradient_accumulation)
+def memory(
+    variant: Variant, learning: LearningParams, *, set_size: int, sets: int, pixels: int, gpus: int, results: Path
+) -> Number | None:
+    """GiB that a part of a step takes of a GPU, by what was measured: beside the state, in proportion to its rows.
+
+    Args:
+        sets: of a step, over all GPUs.
+    """
+    rows = _passes(variant, set_size, set_size) * ceil(sets / gpus / learning.gradient_accumulation)
     for path, row in _rows(results):
         if row["name"] == f"checkpointing/{pixels}px/self/memory":
-            peak, how = (row["ours"], "computed again") if common.gradient_checkpointing else (row["other"], "kept")
-            total = STATE + rows * (peak - STATE) / MEASURED_ROWS
+            peak, how = (row["ours"], "computed again") if learning.gradient_checkpointing else (row["other"], "kept")
+            each = (peak - sizes.state(sizes.PARAMETERS["self"])) / MEASURED_ROWS
+            total = sizes.state(sizes.PARAMETERS[variant], gpus=gpus) + rows * each
             source = f"estimated, {rows} rows at once, activations {how}; {path}, {row['on']}"
             return Number(float(f"{total:.3g}"), source)
     return None
@@ -274,6 +299,21 @@ def shards_of(params: Params) -> list[int]:
     captions, most = params.captions, params.generate.sets_per_shard
     splits = (captions.train, captions.validation, captions.test)
     return [sets for of in splits for sets in [most] * (of // most) + [of % most] * (of % most > 0)]
+
+
+def _training(params: Params, variant: Variant, pixels: int, gpus: int, results: Path) -> dict[str, Any]:
+    """What `Work` says of a stage that trains."""
+    common, sets, network = params.train.common, params.train.variant.of(variant).sets_per_step, None
+    needed = partial(memory, variant, set_size=common.set_size, sets=sets, pixels=pixels, gpus=gpus, results=results)
+    if isinstance(params.foundation, HubFoundation):
+        network = sizes.network(params.foundation, params.train, variant, gpus=gpus)
+    otherwise = common.model_copy(update={"gradient_checkpointing": not common.gradient_checkpointing})
+    return {
+        "memory": needed(common),
+        "memory_otherwise": needed(otherwise),
+        "network": network,
+        "hindrance": _hindrance(params, variant, gpus),
+    }
 
 
 def _fetched(params: Params, variant: Variant) -> int:

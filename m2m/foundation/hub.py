@@ -24,6 +24,7 @@ from torch import Tensor
 
 from m2m.errors import UserError
 from m2m.files import file_digest, write_atomically, writing
+from m2m.foundation.sources import SOURCES, Note, Sources, file_of, folder_of, is_intact, pins
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.progress import progress
 
@@ -64,12 +65,12 @@ class Judge:
     """the tensors that are kept, of those in the file"""
 
 
-def fetch(params: HubFoundation, *, out: Path, work: Path, inception: Judge, perceptual: Judge) -> None:
+def fetch(params: HubFoundation, *, out: Path, sources: Sources, inception: Judge, perceptual: Judge) -> None:
     """Fill ``out`` with the folders ``stable-diffusion``, ``dino``, ``clip``, ``inception`` and ``perceptual``.
 
     Stable Diffusion's folder gets a ``safety_checker``, whose own repository need not be that of the other networks.
-    Downloads are kept in ``work`` by what pins them, and only linked into ``out``: a run that was killed goes on, a
-    second one fetches nothing.
+    Files are kept in the sources' work folder by what pins them, and only linked into ``out``: a run that was killed
+    goes on, a second one asks nobody. The hub is asked for what no other source has.
 
     Raises:
         UserError: no network; no such repository, revision or file; weights that are pickles only; a checksum that does
@@ -84,15 +85,17 @@ def fetch(params: HubFoundation, *, out: Path, work: Path, inception: Judge, per
         ("stable-diffusion/safety_checker", params.safety_checker, CHECKER),
     )
     files = (("inception", params.inception, inception), ("perceptual", params.perceptual, perceptual))
-    with writing(work):
+    with writing(sources.work):
         for name, snapshot, layout in snapshots:
-            kept = work / snapshot.repo.replace("/", "--") / snapshot.revision
-            for part in download(snapshot, layout, kept):
+            for part in bring(name, snapshot, layout, sources):
                 # What a checker needs of a pipeline's folders lies in one.
-                _link(kept / part, out / name / (PurePosixPath(part).name if layout is CHECKER else part))
-        received = [resume(name, file, work) for name, file, _ in files]
+                place = out / name / (PurePosixPath(part).name if layout is CHECKER else part)
+                _link(folder_of(snapshot, sources.work) / part, place)
+        received = [resume(name, file, sources) for name, file, _ in files]
     for weights, (name, file, judge) in zip(received, files, strict=True):
         convert(weights, file, judge, out / name)
+    fetched_by = {name: pin.model_dump() for name, pin in pins(params).items()}
+    write_atomically(out / SOURCES, (json.dumps(fetched_by, indent=1) + "\n").encode())
 
 
 def choose(names: Collection[str], layout: Layout) -> list[str]:
@@ -125,11 +128,42 @@ def _weights(names: Collection[str], stem: str) -> list[str]:
     return [index, *parts] if parts and index in names else []
 
 
-def download(snapshot: HubSnapshot, layout: Layout, folder: Path) -> list[str]:
+def bring(name: str, snapshot: HubSnapshot, layout: Layout, sources: Sources) -> list[str]:
+    """Bring the files of a snapshot that the layout needs into the sources' work folder, and give their names.
+
+    Raises:
+        UserError: as :func:`fetch`.
+    """
+    folder, note, there = folder_of(snapshot, sources.work), sources.note(snapshot), set[str]()
+    if note is not None:
+        try:
+            names = choose(note.names, layout)
+        except UserError as error:
+            raise UserError(f"{note.where}: {error}; remove it, and the hub is asked again") from error
+        note = note.only(names)
+        there = {*names} - {*sources.bring(snapshot, note, name=name)}
+        if there == {*names}:
+            sources.keep(snapshot, note)
+            return names
+    try:
+        names = download(snapshot, layout, folder, there)
+    except UserError as error:
+        raise sources.without(error) from error
+    found = Note.of(folder, names)
+    if note is not None and found.files != note.files:
+        whose = f"{snapshot.repo} at {snapshot.revision}"
+        raise UserError(
+            f"{whose}: the hub has other files than {note.where} tells of; remove that, if you trust the hub"
+        )
+    sources.keep(snapshot, found)
+    return names
+
+
+def download(snapshot: HubSnapshot, layout: Layout, folder: Path, there: Collection[str] = ()) -> list[str]:
     """Bring the files of a snapshot that the layout needs into a folder, and give their names.
 
-    What is there already stays. All are held against the checksums that the hub states for this commit; a bad one is
-    fetched once more.
+    What is there already stays, and is not asked for if it is among the names `there`. All are held against the
+    checksums that the hub states for this commit; a bad one is fetched once more.
 
     Raises:
         UserError: as :func:`fetch`.
@@ -142,23 +176,25 @@ def download(snapshot: HubSnapshot, layout: Layout, folder: Path) -> list[str]:
         names = choose([file.rfilename for file in found.siblings or []], layout)
     except UserError as error:
         raise UserError(f"{repo} at {revision}: {error}; pin a repository or a revision that has it") from error
+    wanted = [name for name in names if name not in there]
     for _ in range(2):
         # The library names these anew in every process: what a killed one left is of no use to the next.
         for orphan in folder.glob(".cache/huggingface/download/**/*.incomplete"):
             orphan.unlink()
         with _asking(repo, revision):
-            snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=names)
+            snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=wanted)
             checked = api.verify_repo_checksums(repo, revision=revision, local_dir=folder)
         if not checked.mismatches:
             return names
         for mismatch in checked.mismatches:
             (folder / mismatch["path"]).unlink()
+            wanted.append(mismatch["path"])
     bad = checked.mismatches[0]["path"]
     raise UserError(f"{repo} at {revision}: {bad} has not the checksum that the hub states, even when fetched again")
 
 
-def resume(name: str, file: HubFile, work: Path) -> Path:
-    """Bring a file to ``work``, under a name that it gets once its SHA-256 is right, and give its path.
+def resume(name: str, file: HubFile, sources: Sources) -> Path:
+    """Bring a file to the work folder, under a name that it gets once its SHA-256 is right, and give its path.
 
     It is ``foundation.<name>`` of the parameters.
     What an earlier run received stays and is not fetched again. A bad one is fetched once more, from its start.
@@ -166,12 +202,18 @@ def resume(name: str, file: HubFile, work: Path) -> Path:
     Raises:
         UserError: the server does not give the file, or gives another one.
     """
-    whole, part = (work / f"{file.sha256}{suffix}" for suffix in (".pth", ".part"))
-    if whole.is_file() and file_digest(whole) == file.sha256:
+    whole = sources.work / file_of(file)
+    if is_intact(whole, file.sha256):
         return whole
+    if (note := sources.note(file)) is not None and not sources.bring(file, note, name=name):
+        return whole
+    part = whole.with_suffix(".part")
     for _ in range(2):
-        with _asking(file.url):
-            _receive(name, file.url, part)
+        try:
+            with _asking(file.url):
+                _receive(name, file.url, part)
+        except UserError as error:
+            raise sources.without(error) from error
         digest = file_digest(part)
         if digest == file.sha256:
             part.rename(whole)

@@ -33,8 +33,8 @@ class Shared:
         files = []
         for name, file in _files(path):
             sha256, size = file_digest(file), file.stat().st_size
-            if not store.exists(_key(sha256), size):
-                store.put(_key(sha256), file, sha256)
+            if not store.exists(key_of(sha256), size):
+                store.put(key_of(sha256), file, sha256)
             files.append((name, sha256, size))
         return cls(store, path.name, tuple(files))
 
@@ -59,7 +59,7 @@ class Shared:
                 self._copy(sha256, size, folder / name)
 
     def _copy(self, sha256: str, size: int, path: Path) -> None:
-        shutil.copyfile(self.store.get(_key(sha256), sha256, size), path)
+        shutil.copyfile(self.store.get(key_of(sha256), sha256, size), path)
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
@@ -71,5 +71,6 @@ def _files(path: Path) -> list[tuple[str, Path]]:
     return [(name.as_posix(), file) for name, file in named if not any(part.startswith(".") for part in name.parts)]
 
 
-def _key(sha256: str) -> str:
+def key_of(sha256: str) -> str:
+    """Where a file lies in a store that is known by its content alone."""
     return f"files/{sha256}"

@@ -35,6 +35,8 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+CHECK_SECONDS = "4"
+"""That a check waits for a server's answer."""
 _REFUSALS = {
     "ALREADY_EXISTS",
     "BAD_REQUEST",
@@ -59,11 +61,26 @@ def check_tracking(uri: str) -> None:
     """Returns if runs can be recorded at `uri`.
 
     Raises:
-        UserError: it does not answer.
+        UserError: it does not answer, within seconds.
     """
     if uri != "none":
-        with explained(uri):
+        with _in_a_hurry(), explained(uri):
             connect(uri).search_experiments(max_results=1)
+
+
+@contextmanager
+def _in_a_hurry() -> Iterator[None]:
+    """MLflow asks the environment, at each request, how long to wait for its answer."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = CHECK_SECONDS
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def open_history(uri: str) -> History:

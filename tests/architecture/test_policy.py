@@ -58,7 +58,7 @@ def test_the_command_line() -> None:
         for name, command in commands.items()
     }
     assert surface == {
-        "foundation": "--out --params",
+        "foundation": "--mirror --out --params",
         "captions": "--out --params",
         "generate": "--captions --foundation --manifest --params",
         "views": "--foundation --manifest --params",
@@ -77,7 +77,7 @@ def test_the_command_line() -> None:
         "lineage": "--json",
         "plan": "--back-minutes --bytes-per-image --card --gigabyte-month --gpu-hour --gpus --gpus-per-node --json "
         "--node-hours --pixels --rate --results --simulate --thousand-reads --thousand-writes",
-        "check": "--foundation",
+        "check": "--foundation --gpus --results",
     }
 
 

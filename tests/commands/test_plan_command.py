@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from m2m.cli import app
-from m2m.commands.plan import PART, STATE, Plan, Prices, run, to_json, to_text
+from m2m.commands.plan import PART, Plan, Prices, run, to_json, to_text
 from m2m.engines.simulation import Failures
+from m2m.foundation.sizes import PARAMETERS, state
 from m2m.params import Params
 from m2m.params_file import load_params
 
@@ -97,19 +100,26 @@ def test_the_cost(params: Params) -> None:
 
 def test_memory_is_the_state_and_what_was_measured_by_row(params: Params, tmp_path: Path) -> None:
     assert [one.memory for one in planned(params).work] == [None] * 3, "nothing was measured"
-    peaks = {"ours": STATE + 30, "other": STATE + 60}  # of 30 rows: 1 GiB each computed again, 2 kept
+    alone = state(PARAMETERS["self"])
+    peaks = {"ours": alone + 30, "other": alone + 60}  # of 30 rows: 1 GiB each computed again, 2 kept
     row = {"name": "checkpointing/64px/self/memory", "on": "a card", **peaks}
     (tmp_path / "gpu.json").write_text(json.dumps([row]))
     sets = params.train.variant.self_.sets_per_step
     for gpus in (1, sets):
         # A set is 4 images, of which M2M-Self's U-Net reads three as well.
-        of_self, of_dino = (planned(params, tmp_path, gpus=gpus).work[place].memory for place in (1, 2))
+        of_self, of_dino = (planned(params, tmp_path, gpus=gpus).work[place] for place in (1, 2))
         parts = params.train.common.gradient_accumulation
-        assert of_self
-        assert of_dino
-        assert of_self.value == pytest.approx(STATE + 2 * 7 * max(sets // gpus // parts, 1), rel=0.01)
-        assert of_dino.value < of_self.value
-        assert "activations kept" in of_self.source
+        rows = 7 * max(sets // gpus // parts, 1)
+        of_state = state(PARAMETERS["self"], gpus=gpus)
+        assert of_self.memory
+        assert of_self.memory_otherwise
+        assert of_dino.memory
+        assert of_self.memory.value == pytest.approx(of_state + 2 * rows, rel=0.01)
+        assert of_self.memory_otherwise.value == pytest.approx(of_state + rows, rel=0.01)
+        assert of_dino.memory.value < of_self.memory.value
+        assert "activations kept" in of_self.memory.source
+        assert "activations computed again" in of_self.memory_otherwise.source
+        assert of_self.network is None, "the embedded world's networks are another size"
     assert "GiB a GPU (estimated" in to_text(planned(params, tmp_path))
 
 
@@ -174,8 +184,11 @@ def test_the_paper_s_scale_as_text_and_for_programs(m2m: Any) -> None:
     assert "187,690 shards" in text
     assert "(assumed, 1.5 a pixel of PNG, and latents in float16)" in text
     assert "at the given prices: gpus" in text
+    assert "    867.2M parameters: 840.4M kept of Stable Diffusion's, 26.8M new; 25.6M of its own dropped\n" in text
+    assert "    19.4 GiB of state on each GPU, 13.0 if 64 GPUs shared Adam's moments, which they do not\n" in text
     plan = json.loads(m2m("paper", "--json", *rates()).stdout)
     assert plan["work"][0]["images"] == 300_302_500
+    assert plan["work"][2]["network"]["counted"]["parameters"] == PARAMETERS["dino"]
     assert plan["work"][0]["images_per_second"] == {"value": 2.0, "source": "given"}
 
 
@@ -220,3 +233,22 @@ def test_a_plan_is_run_through_with_failures(params: Params) -> None:
     assert "shards made again" in to_text(often)
     assert json.loads(to_json(often))["simulated"][0]["again"] == often.simulated[0].again
     assert planned(params).simulated == ()
+
+
+@pytest.mark.parametrize("profile", ["embedded", "paper"])
+def test_a_plan_waits_for_no_library_that_computes(profile: str) -> None:
+    program = f"import json, sys; from m2m.cli import app; app(['plan', {profile!r}], standalone_mode=False)"
+    command = [sys.executable, "-c", f"{program}; print(json.dumps([*sys.modules]))"]
+    *told, modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[-1].endswith("that read")
+    assert not {"torch", "diffusers", "transformers"} & {*json.loads(modules)}
+
+
+def test_a_network_that_nobody_counted_is_built(tmp_path: Path) -> None:
+    paper = load_params(ROOT / "profiles" / "paper.yaml")
+    common = paper.train.common.model_copy(update={"max_context": 16})
+    longer = planned(paper.model_copy(update={"train": paper.train.model_copy(update={"common": common})}), tmp_path)
+    network = longer.work[1].network
+    assert network
+    slots = 8 * (5 * 320 + 5 * 640 + 6 * 1280)
+    assert network.counted.parameters == PARAMETERS["self"] + slots

@@ -21,6 +21,7 @@ from m2m.errors import UserError
 from m2m.files import folder_digest
 from m2m.foundation import hub as published
 from m2m.foundation.hub import STABLE_DIFFUSION, TRANSFORMER, Judge, choose, fetch
+from m2m.foundation.sources import Sources
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -72,7 +73,7 @@ def get(params: HubFoundation, tmp_path: Path) -> Callable[..., Path]:
 
     def call(**changed: Any) -> Path:
         out = tmp_path / f"out-{next(count)}"
-        fetch(params.model_copy(update=changed), out=out, work=tmp_path / "work", **JUDGES)
+        fetch(params.model_copy(update=changed), out=out, sources=Sources(tmp_path / "work"), **JUDGES)
         return out
 
     return call
@@ -113,7 +114,9 @@ def test_what_is_needed_comes_and_nothing_else(hub: Any, get: Callable[..., Path
     Dinov2Model.from_pretrained(out / "dino", local_files_only=True)
     BitImageProcessorPil.from_pretrained(out / "dino", local_files_only=True)
 
-    assert len(hub.fetched()) == len(set(hub.fetched())) == len(names(out)) - 2  # two config.json are ours
+    assert (
+        len(hub.fetched()) == len(set(hub.fetched())) == len(names(out)) - 3
+    )  # two config.json are ours, and sources.json
     # Nobody is told what else is installed or used here.
     assert not any("torch" in agent or "agent/" in agent for agent in hub.agents)
     assert {path.split("/")[1] for _, path, _ in hub.requests} == {"api", "sd", "meta", "inception.pth", "alexnet.pth"}
@@ -138,12 +141,12 @@ def test_of_a_file_what_its_network_needs_is_kept(get: Callable[..., Path], para
     }
 
 
-def test_a_second_run_fetches_nothing_and_makes_the_same(hub: Any, get: Callable[..., Path]) -> None:
+def test_a_second_run_asks_nobody_and_makes_the_same(hub: Any, get: Callable[..., Path]) -> None:
     first = get()
     hub.requests.clear()
     second = get()
     assert folder_digest(first) == folder_digest(second)
-    assert hub.fetched() == []
+    assert hub.requests == []
     assert (first / "dino" / "model.safetensors").samefile(second / "dino" / "model.safetensors")
 
 
@@ -177,10 +180,11 @@ def test_a_killed_run_goes_on_with_what_is_whole(
     hub.stalls[hub.resolve("sd/tiny", UNET)] = 10_000
     program = (
         "import sys; from pathlib import Path;"
-        "from m2m.foundation.hub import Judge, fetch; from m2m.params import HubFoundation;"
+        "from m2m.foundation.hub import Judge, fetch; from m2m.foundation.sources import Sources;"
+        "from m2m.params import HubFoundation;"
         "params, out, work = sys.argv[1:];"
-        "fetch(HubFoundation.model_validate_json(params), out=Path(out), work=Path(work), inception=Judge('one'), "
-        "perceptual=Judge('other'))"
+        "fetch(HubFoundation.model_validate_json(params), out=Path(out), sources=Sources(Path(work)), "
+        "inception=Judge('one'), perceptual=Judge('other'))"
     )
     arguments = [params.model_dump_json(), str(tmp_path / "killed"), str(tmp_path / "work")]
     process = subprocess.Popen(
@@ -287,10 +291,11 @@ def test_what_the_hub_refuses_is_said_in_one_line(hub: Any, get: Callable[..., P
     refused(get, "'a/b/c' is not the name of a repository", dino=HubSnapshot(repo="a/b/c", revision=REVISION))
     gone = HubFile(url=f"{hub.url}/gone.pth", sha256="0" * 64)
     refused(get, r"gone\.pth: the server answers 404 Not Found", inception=gone)
-    hub.gated.add("meta/clip")
-    refused(get, rf"meta/clip: accept its terms at {hub.url}/meta/clip, then set HF_TOKEN")
+    hub.gated.add("meta/gated")
+    gated = HubSnapshot(repo="meta/gated", revision=REVISION)
+    refused(get, rf"meta/gated: accept its terms at {hub.url}/meta/gated, then set HF_TOKEN", clip=gated)
     hub.status = 500
-    refused(get, "sd/tiny: the server answers 500 Internal Server Error")
+    refused(get, "sd/other: the server answers 500", stable_diffusion=HubSnapshot(repo="sd/other", revision=REVISION))
 
 
 def test_a_network_that_is_not_there_is_said_in_one_line(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,10 @@ from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.params import HubFile, HubFoundation, TransformerFit
 from m2m.stages import foundation
+from m2m.store import LocalStore
 from tests.safety import write_safety_checker
 
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 PICTURES = torch.randint(256, (2, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
@@ -82,7 +85,7 @@ def test_the_evaluation_loads_what_the_stage_fetched(hub: Any, params: HubFounda
     assert SafetyChecker(out / "stable-diffusion" / "safety_checker", device="cpu")(PICTURES).tolist() == [True, False]
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["foundation"]
     assert sorted(path.name for path in out.iterdir()) == [
-        *("clip", "dino", "inception", "perceptual", "stable-diffusion"),
+        *("clip", "dino", "inception", "perceptual", "sources.json", "stable-diffusion"),
     ]
 
     # Another network's weights, rightly pinned, are refused, and what was there stays.
@@ -101,3 +104,18 @@ def test_the_evaluation_loads_what_the_stage_fetched(hub: Any, params: HubFounda
         foundation.run(params, out=out, work=work)
     assert folder_digest(out) == before
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["foundation"]
+
+
+def test_what_was_mirrored_needs_no_hub(hub: Any, params: HubFoundation, tmp_path: Path) -> None:
+    store, out = LocalStore(tmp_path / "store"), tmp_path / "here" / "foundation"
+    assert foundation.run(params, out=out, work=tmp_path / "work", store=store) == ""
+    told = foundation.run(params, out=out, work=tmp_path / "work", store=store, mirror=True)
+    files = [path for path in (tmp_path / "work" / "hub").rglob("*") if path.is_file()]
+    fetched = [path for path in files if ".cache" not in path.parts and not re.fullmatch(f"{REVISION}.json", path.name)]
+    assert told.startswith(f"{len(fetched)} files, ")
+    assert told.endswith(f"are in the store {tmp_path / 'store'}")
+    hub.status, hub.requests = 503, []
+    there = tmp_path / "there" / "foundation"
+    foundation.run(params, out=there, work=tmp_path / "work of another machine", store=store)
+    assert hub.requests == []
+    assert folder_digest(there) == folder_digest(out)

@@ -13,6 +13,7 @@ from m2m.foundation import encoders, world
 from m2m.models.classifier import WorldClassifier
 from m2m.params import Fit, TransformerFit, UnetFit, VaeFit, WorldFoundation
 from m2m.stages import foundation
+from m2m.store import LocalStore
 from m2m.world.grammar import NOUNS
 
 FIT = {"images": 8, "batch_size": 4, "learning_rate": 1e-3}
@@ -214,3 +215,11 @@ def test_a_place_that_cannot_be_written_is_said_in_one_line(trained: list[Path],
     with pytest.raises(UserError, match=r"cannot write .*file/foundation: its folder is a file"):
         foundation.run(TINY, out=tmp_path / "file" / "foundation", work=tmp_path / "work")
     assert trained == []
+
+
+def test_only_what_a_hub_gave_is_mirrored(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--mirror: foundation\.source is world, whose networks are trained; only"):
+        foundation.run(
+            TINY, out=tmp_path / "out", work=tmp_path / "work", store=LocalStore(tmp_path / "store"), mirror=True
+        )
+    assert not [*tmp_path.iterdir()]
