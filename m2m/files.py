@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -97,28 +98,29 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """Gives a new folder of this call alone, in `parent`, for drafts; it is gone when the block ends.
 
     Other processes may have theirs of the same name there. What a killed one left of that name is removed: nobody holds
-    its lock any more.
+    its lock any more. On a disk that machines share, each looks after its own: of another's locks it may not know.
 
     Raises:
         UserError: the disk is full, read-only or out of reach.
     """
-    make_parent(parent / name)
-    for other in parent.glob(f"{name}.scratch.*"):
+    named = f"{name}.scratch.{socket.gethostname()}"
+    make_parent(parent / named)
+    for other in parent.glob(f"{named}.*"):
         with _locked(other) as ours:
             if ours:
                 shutil.rmtree(other, ignore_errors=True)
-    with writing(parent / name):
-        while True:  # another process may remove the folder before it is locked
-            folder = parent / f"{name}.scratch.{token_hex(6)}"
+    while True:  # another process may remove the folder before it is locked
+        folder = parent / f"{named}.{token_hex(6)}"
+        with writing(folder):
             folder.mkdir()
-            with _locked(folder) as ours:
-                if not ours or not folder.exists():
-                    continue
-                try:
-                    yield folder
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
-                return
+        with _locked(folder) as ours:
+            if not ours or not folder.exists():
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
 
 
 @contextmanager

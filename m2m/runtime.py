@@ -92,7 +92,9 @@ class Machine:
         if cluster:
             self.prepare_torch()
             device, threads = cluster.device, 1  # each of its workers has one core
-            own_device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+            own_device = "cpu"
+            if torch.cuda.is_available() and settings.device != "cpu":
+                own_device = "cuda" if settings.device == "auto" else settings.device
         else:
             device, threads = self.device(), self.threads()
             own_device = device

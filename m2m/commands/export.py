@@ -49,6 +49,7 @@ HUB_LICENCES: Final = {
     "Apache-2.0": "apache-2.0",
     "Apache-2.0, as the project": "apache-2.0",
     "CreativeML Open RAIL++-M": "openrail++",
+    "CreativeML Open RAIL-M": "creativeml-openrail-m",
     "not stated": "unknown",
 }
 DRAWN = (

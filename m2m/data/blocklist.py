@@ -14,6 +14,7 @@ from m2m.errors import UserError
 from m2m.files import open_regular
 
 _WORD = re.compile(r"\w+")
+_COMMENT = re.compile(r"(^|\s)#.*")
 _EXPECTED = "expected UTF-8 text, a word or phrase a line, and comments after #"
 
 
@@ -28,7 +29,8 @@ class Blocklist:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads a UTF-8 file of a word or phrase a line; lines that begin with # say nothing.
+        """Reads a UTF-8 file of a word or phrase a line; what stands after # is a comment, at the beginning
+        of a line or behind a blank.
 
         Raises:
             UserError: it cannot be read, is no UTF-8, or holds no word.
@@ -43,7 +45,7 @@ class Blocklist:
             line = content.count(b"\n", 0, error.start) + 1
             raise UserError(f"captions.blocklist: {path} is not UTF-8 in line {line}; {_EXPECTED}") from error
         entries: dict[str, tuple[re.Pattern[str], ...]] = {}
-        for words in (_folded(line).split() for line in lines if not line.lstrip().startswith("#")):
+        for words in (_folded(_COMMENT.sub("", line)).split() for line in lines):
             if words:
                 pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)")
                 first = _WORD.search(" ".join(words))

@@ -144,7 +144,7 @@ def survey_captions(path: Path) -> tuple[int, str]:
     are hashed (int64, little-endian), and the texts one after the other, and then all of these digests.
 
     Raises:
-        UserError: there is no such file, it is not what its maker wrote, a row is not filled, or a split is unknown.
+        UserError: there is no such file, it is not what its maker wrote, a row is not filled, an id or split is none.
     """
     count, hashed = 0, [(hashlib.sha256(), hashlib.sha256()) for _ in _COLUMNS]
     with _open(path) as file:
@@ -156,6 +156,9 @@ def survey_captions(path: Path) -> tuple[int, str]:
                     raise UserError(f"{path}: a row is not filled; {AGAIN}")
                 if name == "split" and (other := {*pc.unique(column).to_pylist()} - {*_SPLITS}):
                     raise UserError(f"{path}: split {min(other)!r}; expected one of {', '.join(_SPLITS)}; {AGAIN}")
+                if name == "id" and not pc.all(good := pc.match_substring_regex(column, rf"\A{SET_ID}\z")).as_py():
+                    bad = column[pc.index(good, False).as_py()].as_py()
+                    raise UserError(f"{path}: id {bad!r}; expected 1 to 64 letters, digits, - or _; {AGAIN}")
                 lengths.update(pc.binary_length(column).cast(pa.int64()).to_numpy().astype("<i8").tobytes())
                 texts.update("".join(column.to_pylist()).encode())
     whole = hashlib.sha256(b"".join(one.digest() for pair in hashed for one in pair))

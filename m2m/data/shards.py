@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from m2m.data.sets import ImageSet, write_shard
-from m2m.files import file_digest, scratch_folder
+from m2m.files import file_digest, scratch_folder, write_atomically
 from m2m.manifest import ShardEntry, Split, shard_key
 from m2m.progress import Advance
 from m2m.runtime import Runtime
@@ -121,7 +121,7 @@ class ShardMaker:
                 entry = write_shard(made.sets, shard, job.split)
                 self.store.put(entry.key, shard, entry.sha256)
             done = FinishedShard(entry=entry, redrawn=made.redrawn, rejected=made.rejected, bad=made.bad)
-            record.write_text(done.model_dump_json())
+            write_atomically(record, done.model_dump_json().encode())
             sha256 = file_digest(record)
             key = Records.key(self.stage, job, done, sha256=sha256, size=record.stat().st_size)
             self.store.put(key, record, sha256)

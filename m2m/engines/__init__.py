@@ -43,7 +43,7 @@ class Maker(Protocol[AJob_contra, Begun, Made_co]):
 
 
 class Engine(Protocol):
-    """Where shards are made."""
+    """Where shards are made, and pictures drawn."""
 
     @property
     def device(self) -> str:

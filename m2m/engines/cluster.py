@@ -1,7 +1,8 @@
 """A cluster of Ray: the one module that knows it. Nothing imports this one unless an address asks for it.
 
 Shards are made by actors, one for each GPU, or each CPU core where there is none. The driver plans, hands out jobs and
-reads records of some hundred bytes; pictures go from an actor to the store. Ranks that train together are Ray Train's;
+reads records of some hundred bytes; pictures go from an actor to the store. What an evaluation draws comes to the
+driver, whose networks look at it. Ranks that train together are Ray Train's;
 their checkpoints, and what they make, go through the store as well.
 """
 
@@ -189,7 +190,7 @@ class _Found:
 
 
 class _Worker:
-    """Makes shards in a process of its own, one while the one before is stored."""
+    """Makes shards, or pictures, in a process of its own, one while the one before is stored."""
 
     def __init__(self, maker: Maker[Any, Any, Any]) -> None:
         self._maker, self._computing = maker, Lock()
@@ -236,8 +237,6 @@ class _Pool:
         began = time.monotonic()
 
         def next_job() -> tuple[int, Job] | None:
-            if again:
-                return again.popleft()
             for index, (job, done) in upcoming:
                 if done is None:
                     return index, job
@@ -245,15 +244,17 @@ class _Pool:
             return None
 
         ahead = next_job()
-        while ahead or self._given:
+        while ahead or again or self._given:
             self._hire()
-            for worker in [one for one in self._hired if one.node for _ in range(JOBS_EACH - one.at)]:
-                if ahead and ahead[0] - turn < LEAD * JOBS_EACH * len(self._hired):
-                    self._give(worker, *ahead)
-                    ahead = next_job()
             while turn in made:
                 yield made.pop(turn)
                 turn += 1
+            for worker in [one for one in self._hired if one.node for _ in range(JOBS_EACH - one.at)]:
+                if again:  # before all others: what comes after them waits for them
+                    self._give(worker, *again.popleft())
+                elif ahead and ahead[0] - turn < LEAD * JOBS_EACH * len(self._hired):
+                    self._give(worker, *ahead)
+                    ahead = next_job()
             done, lost = self._settle(advance)
             made.update(done)
             again.extend(lost)
@@ -315,7 +316,7 @@ class _Pool:
                 self._hired.discard(worker)
                 self._lost[index] += 1
                 if self._lost[index] == WORKERS_A_JOB:
-                    text = f"a shard ended {WORKERS_A_JOB} workers, the last by: {in_a_line(error)}"
+                    text = f"a job ended {WORKERS_A_JOB} workers, the last by: {in_a_line(error)}"
                     raise UserError(text) from error
                 lost.append((index, job))
             else:

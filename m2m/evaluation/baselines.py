@@ -287,6 +287,9 @@ class _Painted:
     def images(self) -> int:
         return len(self.captions) * self.positions
 
+    def work(self) -> _Painted:
+        return self
+
 
 @dataclass(frozen=True)
 class _Painting:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ from pydantic import JsonValue
 
 from m2m import seeds
 from m2m.data.dataset import ImageSets
-from m2m.data.sets import ImageSet
+from m2m.data.sets import ImageSet, StoredSet
 from m2m.diffusion.sampler import make_scheduler
 from m2m.engines import Engine, Job, Maker
 from m2m.evaluation.figures import Number
@@ -57,18 +57,21 @@ class Kept:
 
 
 class KeptJob(Job, Protocol):
-    """A batch of pictures that is kept."""
+    """A batch of pictures that is kept, or is to be drawn."""
 
     @property
     def path(self) -> Path:
-        """Where."""
+        """Where it is kept."""
+
+    def work(self) -> Any:
+        """What a maker is given, read when it is to be drawn."""
 
 
 AJob = TypeVar("AJob", bound=KeptJob)
 
 
 def keep_drawn(
-    engine: Engine, maker: Maker[AJob, Any, tuple[Pictures, float] | Kept], jobs: Iterable[AJob], advance: Advance
+    engine: Engine, maker: Maker[Any, Any, tuple[Pictures, float] | Kept], jobs: Iterable[AJob], advance: Advance
 ) -> Generator[tuple[AJob, float | None]]:
     """Each job whose pictures are kept now, in order, and the seconds that drawing took; None: they were there.
 
@@ -77,13 +80,14 @@ def keep_drawn(
     """
     asked = deque[AJob]()
 
-    def known() -> Iterator[tuple[AJob, tuple[Pictures, float] | Kept | None]]:
+    def known() -> Iterator[tuple[Job, Kept | None]]:
         for job in jobs:
             asked.append(job)
-            kept = is_intact(job.path)
-            if kept:
+            if is_intact(job.path):
                 advance(job.images, skipped=True)
-            yield job, Kept() if kept else None
+                yield job, Kept()
+            else:
+                yield job.work(), None
 
     with closing(engine.make(maker, known(), advance)) as made:
         for one in made:
@@ -99,9 +103,8 @@ def keep_drawn(
 
 @dataclass(frozen=True, kw_only=True)
 class Continued:
-    """Some sets that are continued together."""
+    """Some sets that are continued together, with what is read of them."""
 
-    path: Path
     members: Sequence[ImageSet]
     given: int
     length: int
@@ -112,6 +115,15 @@ class Continued:
     @property
     def images(self) -> int:
         return len(self.members) * self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The same, before anything is read."""
+
+    path: Path
+    images: int
+    work: Callable[[], Continued]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +177,7 @@ class Continuations:
         """How many pictures are drawn of each set."""
         if self.generated is not None:
             return [self.generated] * self.count
-        return [len(self.starts[place].images) - self.given for place in range(self.count)]
+        return [self._of(place).count - self.given for place in range(self.count)]
 
     @cached_property
     def _blocks(self) -> Sequence[Sequence[int]]:
@@ -175,22 +187,36 @@ class Continuations:
         step = self.params.sets_per_batch
         return [group[start : start + step] for group in groups for start in range(0, len(group), step)]
 
-    def jobs(self) -> Iterator[Continued]:
+    def jobs(self) -> Iterator[Planned]:
         """The batches that are to be drawn, the shorter sets first, else in order."""
         for places in self._blocks:
-            yield Continued(
-                path=self._path(places),
-                members=[replace(self.starts[place], latents=None) for place in places],
-                given=self.given,
-                length=self._lengths[places[0]],
-                params=self.params,
-                untuned=self.untuned,
-            )
+            images = len(places) * self._lengths[places[0]]
+            yield Planned(path=self._path(places), images=images, work=partial(self._continued, places))
+
+    def _continued(self, places: Sequence[int]) -> Continued:
+        return Continued(
+            members=[*map(self._start, places)],
+            given=self.given,
+            length=self._lengths[places[0]],
+            params=self.params,
+            untuned=self.untuned,
+        )
+
+    def _of(self, place: int) -> ImageSet | StoredSet:
+        """A set, decoded no further than it must be."""
+        return self.starts.stored(place) if isinstance(self.starts, ImageSets) else self.starts[place]
+
+    def _start(self, place: int) -> ImageSet:
+        """What is read of a set: what is given; of views all, since each has a camera."""
+        one = self._of(place)
+        if isinstance(one, StoredSet) and "poses" not in one.extras:
+            return ImageSet(id=one.id, caption=one.caption, images=one.pictures(range(self.given)))
+        return replace(one.whole() if isinstance(one, StoredSet) else one, latents=None)
 
     def batches(self) -> Iterator[Batch]:
         """Given and drawn pictures of all sets, in the order of the jobs."""
         for places in self._blocks:
-            members = [self.starts[place] for place in places]
+            members = [*map(self._start, places)]
             given = np.stack([member.images[: self.given] for member in members])
             drawn = np.load(self._path(places), allow_pickle=False)
             yield Batch([member.caption for member in members], given, drawn)
@@ -203,7 +229,7 @@ class Continuations:
 
     def rows(self, count: int) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
         """Of the first sets, as many as there are, captions, given pictures and what was drawn."""
-        found = [(self.starts[place], drawn) for place, drawn in zip(range(count), self.by_set(), strict=False)]
+        found = [(self._start(place), drawn) for place, drawn in zip(range(count), self.by_set(), strict=False)]
         return [(one.caption, one.images[: self.given], drawn) for one, drawn in found]
 
     def _path(self, places: Sequence[int]) -> Path:

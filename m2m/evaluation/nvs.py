@@ -123,7 +123,7 @@ def turntable(subject: Subject[EvaluateNvs]) -> bytes:
         replace(one, images=np.repeat(one.images[:1], FRAMES, axis=0), extras={"poses": orbit(one.cameras()[0])})
         for one in members
     ]
-    around = subject.after("turntable", turned, count=len(turned), given=1)
+    around = subject.after(f"turntable-of-{len(turned)}", turned, count=len(turned), given=1)
     subject.draw([around], ", around objects")
     drawn = np.stack([*around.by_set()])  # (sets, FRAMES - 1, H, W, 3)
     whole = np.concatenate([np.stack([one.images[:1] for one in members]), drawn], axis=1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from m2m.errors import UserError
 from m2m.files import file_digest, write_atomically, writing
-from m2m.foundation.sources import SOURCES, Note, Sources, file_of, folder_of, is_intact, pins
+from m2m.foundation.sources import SOURCES, Note, Sources, file_of, folder_of, is_intact, kept_note, pins
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.progress import progress
 
@@ -139,12 +139,15 @@ def bring(name: str, snapshot: HubSnapshot, layout: Layout, sources: Sources) ->
         try:
             names = choose(note.names, layout)
         except UserError as error:
-            raise UserError(f"{note.where}: {error}; remove it, and the hub is asked again") from error
-        note = note.only(names)
-        there = {*names} - {*sources.bring(snapshot, note, name=name)}
-        if there == {*names}:
-            sources.keep(snapshot, note)
-            return names
+            if not (note.files and kept_note(snapshot, sources.work)):
+                raise UserError(f"{note.where}: {error}; remove it, and the hub is asked again") from error
+            note = None  # so far other parts of this repository were fetched
+        else:
+            note = note.only(names)
+            there = {*names} - {*sources.bring(snapshot, note, name=name)}
+            if there == {*names}:
+                sources.keep(snapshot, note)
+                return names
     try:
         names = download(snapshot, layout, folder, there)
     except UserError as error:

@@ -121,6 +121,8 @@ class Sources:
             return note
         try:
             if self.store is not None and (note := mirrored_note(pin, self.store)):
+                if isinstance(pin, HubFile) and [file[:2] for file in note.files] != [(file_of(pin), pin.sha256)]:
+                    raise UserError(f"{note.where}: tells of another file than the one that is pinned; remove it")
                 return note
         except UserError as error:
             self._give_up(error)
@@ -147,8 +149,10 @@ class Sources:
         return lacking
 
     def keep(self, pin: HubSnapshot, note: Note) -> None:
-        """Writes down what was fetched and verified."""
-        write_atomically(_note_beside(pin, self.work), note.content())
+        """Writes down what was fetched and verified, beside what else of the same pin was."""
+        known = kept_note(pin, self.work)
+        others = [file for file in known.files if file[0] not in note.names] if known else []
+        write_atomically(_note_beside(pin, self.work), Note(tuple(sorted([*others, *note.files]))).content())
 
     def without(self, error: UserError) -> UserError:
         """The hub's refusal, and what would make the hub unnecessary."""

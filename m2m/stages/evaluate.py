@@ -19,7 +19,7 @@ from m2m.evaluation import mis, nvs, vpg
 from m2m.evaluation.continuations import Drawer, Measured, Subject, folder_of, note_run, run_before
 from m2m.evaluation.figures import DETAILS, Number, curves, to_json
 from m2m.evaluation.networks import Networks
-from m2m.files import folder_digest, write_atomically, write_digests
+from m2m.files import check_digests, folder_digest, write_atomically, write_digests
 from m2m.manifest import Manifest, Split
 from m2m.params import EvaluatedTask, EvaluateMis, EvaluateNvs, EvaluateVpg, Precision, Variant
 from m2m.pipeline import M2MPipeline, load_pipeline
@@ -84,6 +84,9 @@ def run(
                 f"evaluate.{task}.{key} is {wanted}, but the dataset has {there} {split} sets; lower it, or {more}"
             )
     networks = Networks.load(foundation, device=runtime.own_device or runtime.device)
+    for folder in (model, untuned):
+        if folder:
+            check_digests(folder)  # now, not when the first picture is to be drawn
     digest = folder_digest(model)
     made_from: dict[str, JsonValue] = {
         "model": digest,

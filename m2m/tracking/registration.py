@@ -118,9 +118,10 @@ def _card(
     cards = Environment(loader=PackageLoader("m2m.tracking", ""), undefined=StrictUndefined, trim_blocks=True)
     numbers = {"scores": metrics, "theirs": theirs or {}, "champion": champion}
     card = folder / "README.md"
-    stated = (metadata_load(card) if card.is_file() else None) or {}
+    stated = ((metadata_load(card) if card.is_file() else None) or {}).get("terms")
+    terms = stated if isinstance(stated, list) else []  # somebody else's card may say something else there
     return cards.get_template("card.md.jinja").render(
-        name=name, version=version, run=run_id, pictures=of_sets[-1:], terms=stated.get("terms", ()), **numbers
+        name=name, version=version, run=run_id, pictures=of_sets[-1:], terms=terms, **numbers
     )
 
 

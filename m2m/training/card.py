@@ -42,7 +42,7 @@ def model_card(
     rows = [(folder.name, cards[folder].get("license"), digest) for folder, digest in parents.items()]
     terms = [*_terms(manifest), *(f"Weights: {name}; licence: {licence or UNSTATED}" for name, licence, _ in rows)]
     # What a parent was made of, this model is made of, too.
-    terms += [term for card in cards.values() for term in card.get("terms", ()) if term not in terms]
+    terms += [term for card in cards.values() for term in _listed_terms(card) if term not in terms]
     front_matter = {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-image",
@@ -64,6 +64,12 @@ def model_card(
         terms=terms,
         unstated=UNSTATED,
     )
+
+
+def _listed_terms(card: Mapping[str, Any]) -> list[str]:
+    """The terms that the front matter of a card lists; somebody else's may say something there that is no list."""
+    terms = card.get("terms")
+    return [str(term) for term in terms] if isinstance(terms, list) else []
 
 
 def _terms(manifest: Manifest) -> Iterator[str]:

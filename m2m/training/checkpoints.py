@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from m2m.errors import OutsideError, UserError
-from m2m.files import file_digest, scratch_folder
+from m2m.files import file_digest, scratch_folder, write_atomically, writing
 from m2m.store import Store
 from m2m.training.state import TrainState
 
@@ -73,7 +73,8 @@ class Checkpoints:
         """
         with scratch_folder(self.work, self.name) as scratch:
             draft = scratch / "checkpoint"
-            state.save(draft)
+            with writing(draft):
+                state.save(draft)
             sha256 = file_digest(draft)
             new = f"{self._folder}{state.images_seen:012}.{sha256}.{draft.stat().st_size}"
             self.store.put(new, draft, sha256)
@@ -93,7 +94,7 @@ class Checkpoints:
         new = f"{self._folder}{TRACKED}{key.encode().hex()}"
         with scratch_folder(self.work, self.name) as scratch:
             draft = scratch / "key"
-            draft.write_text(key)
+            write_atomically(draft, key.encode())
             self.store.put(new, draft, file_digest(draft))
         for other, _ in [*self.store.objects(self._folder)]:
             if other.startswith(f"{self._folder}{TRACKED}") and other != new:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -162,6 +163,13 @@ def test_columns_that_are_not_as_written_are_named(
 def test_a_split_that_is_none_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["valid"]}), tmp_path / "a")
     with pytest.raises(UserError, match="split 'valid'; expected one of train, validation, test; make it again"):
+        survey_captions(tmp_path / "a")
+
+
+@pytest.mark.parametrize("id_", ["b/c", "", "a\n", "é", "a" * 65])
+def test_an_id_that_names_no_file_is_told_before_any_work(id_: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a", id_], "caption": ["b", "b"], "split": ["train", "test"]}), tmp_path / "a")
+    with pytest.raises(UserError, match=re.escape(f"a: id {id_!r}; expected 1 to 64 letters")):
         survey_captions(tmp_path / "a")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -117,9 +117,48 @@ def test_what_ends_every_worker_ends_the_run_in_a_line(engine: Any, tmp_path: Pa
             os.kill(os.getpid(), signal.SIGKILL)
             raise AssertionError
 
-    with pytest.raises(UserError, match="a shard ended 5 workers, the last by: ") as caught:
+    with pytest.raises(UserError, match="a job ended 5 workers, the last by: ") as caught:
         run(tmp_path, engine, Die(tmp_path / "there"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_jobs_of_lost_workers_come_before_all_others(left: int) -> None:
+    """The first job is lost when as many others are done as may be ahead of it, and perhaps most of the workers."""
+    from m2m.engines import cluster
+
+    class Pool(cluster._Pool):
+        def __init__(self) -> None:
+            super().__init__(None, "CPU", least=1)
+            self._hired = {cluster._Hired(None, node=f"{number}") for number in range(2)}
+            self.given: list[int] = []
+
+        def _hire(self) -> None:
+            pass
+
+        def _give(self, worker: Any, index: int, job: Any) -> None:
+            worker.at += 1
+            self.given.append(index)
+            self._given[cast(Any, object())] = index, job, worker
+
+        def _settle(self, advance: Any) -> tuple[dict[int, Any], list[tuple[int, Any]]]:
+            assert self._given, "nothing is being made, and nothing is given"
+            rest = {key: one for key, one in self._given.items() if one[0] or self.given.count(0) > 1}
+            chosen = rest or dict(self._given)  # the first job hangs for as long as any other is being made
+            lost = not rest
+            for key in [*chosen]:
+                *_, worker = self._given.pop(key)
+                worker.at -= 1
+                if lost and len(self._hired) > left:
+                    self._hired.discard(worker)
+            jobs = [(index, job) for index, job, _ in chosen.values()]
+            return ({}, jobs) if lost else (dict(jobs), [])
+
+    pool = Pool()
+    assert [*pool.map(((number, None) for number in range(100)), lambda *_, **__: None)] == [*range(100)]
+    assert pool.given.count(0) == 2
+    most = pool.given[: pool.given.index(0, 1)]
+    assert max(most) < cluster.LEAD * cluster.JOBS_EACH * 2
 
 
 def test_a_persons_mistake_comes_back_as_itself(engine: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2m.data.sets import ImageSet
+from m2m.data.dataset import ImageSets
+from m2m.data.sets import ImageSet, write_shard
 from m2m.engines import Engine, LocalEngine
 from m2m.evaluation import continuations, networks, nvs, vpg
 from m2m.evaluation.continuations import (
@@ -25,11 +27,13 @@ from m2m.evaluation.continuations import (
     run_before,
 )
 from m2m.evaluation.networks import Networks, observe
+from m2m.manifest import Manifest
 from m2m.models.classifier import Readings as ClassifierReadings
 from m2m.params import EvaluateVpg, GateParams, TrainCommon
 from m2m.params_file import load_params
 from m2m.pipeline import M2MPipeline
 from m2m.progress import Advance
+from m2m.store import LocalStore
 from m2m.training.start import from_stable_diffusion
 from m2m.workers import ALONE, Workers
 from m2m.world.cameras import Camera
@@ -212,6 +216,9 @@ class Some:
     path: Path
     images: int = 2
 
+    def work(self) -> Some:
+        return self
+
 
 class Drawing:
     """Draws the same each time, and counts."""
@@ -248,6 +255,39 @@ def test_pictures_are_drawn_once_and_again_when_they_are_damaged(tmp_path: Path)
         assert seconds() == time
     path.with_name("from-000000.npy.sha256").unlink()
     assert seconds() == drawing.drawn > 2
+
+
+def test_nothing_is_read_of_sets_whose_pictures_are_kept(
+    pipeline: M2MPipeline, members: list[ImageSet], tmp_path: Path
+) -> None:
+    class Counting(list[ImageSet]):
+        read = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.read += 1
+            return super().__getitem__(index)
+
+    counting = Counting(members)
+    lot = draws(counting, tmp_path, generated=1)
+    assert draw(pipeline, lot, nothing) == 5
+    assert counting.read == 5
+    assert draw(pipeline, lot, nothing) == 0
+    assert counting.read == 5
+
+
+def test_of_a_stored_set_that_alone_is_decoded_which_is_given(tmp_path: Path, members: list[ImageSet]) -> None:
+    store, draft = LocalStore(tmp_path / "store"), tmp_path / "shard.tar"
+    entry = write_shard([members[0]], draft, "test")
+    store.put(entry.key, draft, entry.sha256)
+    manifest = Manifest(schema_version=1, kind="vpg", made_by={}, images_per_set=5, redrawn=0, shards=(entry,))
+    lot = Continuations(
+        name="lot", starts=ImageSets(store, manifest, "test"), count=1, given=2, params=PARAMS, folder=tmp_path
+    )
+    (planned,) = lot.jobs()
+    (one,) = planned.work().members
+    assert planned.images == LENGTHS[0] - 2
+    np.testing.assert_array_equal(one.images, members[0].images[:2])
+    assert len(pickle.dumps(planned.work())) < 2.5 * members[0].images[0].nbytes
 
 
 def test_kept_and_drawn_batches_come_in_order_and_only_whole_ones_are_kept(tmp_path: Path) -> None:

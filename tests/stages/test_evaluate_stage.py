@@ -441,11 +441,17 @@ def test_who_copies_given_pictures_cannot_be_champion(
     workplace: Workplace, places: list[int], passes: bool, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn(_: Any, members: Sequence[ImageSet], *, given: int, images: int, **options: Any) -> np.ndarray:
-        # Probes hold no more than the given pictures.
-        there = len(members[0].images)
-        chosen = [place % (given if place < given else there) for place in (places * images)[:images]]
-        return np.stack([member.images[chosen] for member in members])
+        drawn = []
+        for member in members:
+            whole = stored.get(member.id, member).images  # probes hold no more than the given pictures
+            chosen = [place % (given if place < given else len(whole)) for place in (places * images)[:images]]
+            drawn.append(whole[chosen])
+        return np.stack(drawn)
 
+    manifest, store = Manifest.read(workplace.inputs["manifest"]), workplace.inputs["store"]
+    splits: tuple[Split, ...] = ("test", "validation")
+    readers = [ImageSets(store, manifest, split) for split in splits]
+    stored = {one.id: one for sets in readers for one in map(sets.__getitem__, range(len(sets)))}
     monkeypatch.setattr(continuations, "continue_sets", drawn)
     require = {"validation/diversity_of_ceiling": 0.5, "validation/pattern_score": 0.01}
     params = PARAMS.model_copy(
