@@ -281,13 +281,7 @@ def check_digests(
     list_ = folder / DIGESTS
     if not list_.exists():
         return
-    try:
-        with open_regular(list_) as file:
-            digests = dict(json.load(file))
-        if not all(name.isprintable() for name in digests):
-            raise ValueError
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{list_}: damaged, not a list of digests; {remedy}") from error
+    digests = _listed(list_, remedy)
     for part in parts or ("",):
         listed = [name for name in digests if part in ("", name) or name.startswith(f"{part}/")]
         if part and not listed:
@@ -301,6 +295,30 @@ def check_digests(
                 raise UserError(f"{path}: missing, but listed in {DIGESTS}; {remedy}")
             if not _has(path, digests[name]):
                 raise UserError(f"{path}: damaged, its SHA-256 is not the one in {DIGESTS}; {remedy}")
+
+
+def stated_digest(folder: Path) -> str:
+    """`folder_digest` by what its maker wrote, without a look at the files; of a folder without such a list their own.
+
+    Raises:
+        UserError: there is no such folder, it holds no file, or the list is damaged.
+    """
+    list_ = folder / DIGESTS
+    if not list_.exists():
+        return folder_digest(folder)
+    text = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(_listed(list_, RESTORE).items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listed(list_: Path, remedy: str) -> dict[str, object]:
+    try:
+        with open_regular(list_) as file:
+            digests = dict(json.load(file))
+        if not all(name.isprintable() for name in digests):
+            raise ValueError
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{list_}: damaged, not a list of digests; {remedy}") from error
+    return digests
 
 
 def _has(path: Path, digest: object) -> bool:

@@ -22,6 +22,7 @@ from m2m.files import (
     reading_foundation,
     scratch_folder,
     sealed_file,
+    stated_digest,
     write_atomically,
     write_digests,
     writing,
@@ -291,6 +292,21 @@ def test_what_a_damaged_folder_raises_is_one_line(error: Exception, reason: str,
     assert str(caught.value).startswith(f"{tmp_path}: incomplete or damaged ({reason}); {FOUNDATION_RESTORED}")
     with pytest.raises(UserError, match=r"^known$"), reading_foundation(tmp_path):
         raise UserError("known")
+
+
+def test_the_digest_that_a_maker_wrote_is_that_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/c.txt", "b.txt", "a.txt", ".hidden"):
+        (tmp_path / name).write_text(name)
+    assert stated_digest(tmp_path) == folder_digest(tmp_path)
+    write_digests(tmp_path)
+    whole = folder_digest(tmp_path)
+    assert stated_digest(tmp_path) == whole
+    (tmp_path / "a.txt").write_text("other")
+    assert stated_digest(tmp_path) == whole != folder_digest(tmp_path)
+    (tmp_path / DIGESTS).write_text("[")
+    with pytest.raises(UserError, match=r"digests\.json: damaged, not a list of digests"):
+        stated_digest(tmp_path)
 
 
 def test_a_scratch_folder_is_of_one_call_alone_and_gone_afterwards(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from m2m.commands.check.profile import Hint, Need
 from m2m.errors import UserError
-from m2m.files import check_digests, folder_digest
+from m2m.files import check_digests, stated_digest
 from m2m.foundation.sources import SOURCES
 from m2m.manifest import Manifest
 from m2m.params import HubFoundation
@@ -177,7 +177,7 @@ def outputs(settings: Settings, checkout: Path) -> str:
     history, other, silent = open_history(settings.tracking_uri), [], 0
     for path in [*manifests, *models]:
         is_model = path in models
-        digest = folder_digest(path) if is_model else Manifest.read(path).digest
+        digest = stated_digest(path) if is_model else Manifest.read(path).digest
         made_by = history.libraries("model" if is_model else "manifest", digest)
         silent += not made_by
         if changed := [" ".join(library) for library in made_by.items() - installed_libraries().items()]:
