@@ -391,7 +391,10 @@ def test_what_begins_with_no_procedure(content: str, paper: Params, tmp_path: Pa
 # Of the machine, as much as a profile says
 
 
-def test_what_the_disk_has_to_hold(paper: Params, settings: Any, foundation: Path, tmp_path: Path) -> None:
+def test_what_the_disk_has_to_hold(
+    paper: Params, settings: Any, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 50))
     nowhere = tmp_path / "nowhere"
     own = machine.disk(tmp_path, settings(), nowhere, need(paper))
     assert own.endswith("wanted (models 50, a checkpoint 13, weights 8, the dataset 0)")
