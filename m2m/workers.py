@@ -71,14 +71,27 @@ def thread_pool(count: int, name: str = "worker") -> ThreadPoolExecutor:
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item], *, ahead: int
 ) -> Generator[Made]:
-    """What `work` makes of each item in a pool, in order; `ahead` items are being made, or wait to be taken."""
-    upcoming = iter(items)
-    waiting: deque[Future[Made]] = deque(pool.submit(work, item) for item in islice(upcoming, ahead))
+    """What `work` makes of each item in a pool, in order; `ahead` items are being made, or wait to be taken.
+
+    If an item cannot be had, what is made of those before it comes first, then the error: it may be kept.
+    """
+    upcoming, waiting, failed = iter(items), deque[Future[Made]](), list[BaseException]()
+
+    def submit(count: int) -> None:
+        try:
+            waiting.extend(pool.submit(work, item) for item in islice(upcoming, count))
+        except BaseException as error:
+            failed.append(error)
+
     try:
+        submit(ahead)
         while waiting:
             made = waiting.popleft().result()
-            waiting.extend(pool.submit(work, item) for item in islice(upcoming, 1))
+            if not failed:
+                submit(1)
             yield made
+        if failed:
+            raise failed[0]
     finally:
         for future in waiting:
             future.cancel()

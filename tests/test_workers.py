@@ -180,3 +180,15 @@ def alive(process: int) -> bool:
             return status.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_what_was_made_of_the_items_before_one_that_cannot_be_had_comes_first() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise KeyError
+
+    with thread_pool(1) as pool:
+        made = in_order(pool, float, items(), ahead=3)
+        assert [next(made), next(made)] == [1.0, 2.0]
+        with pytest.raises(KeyError):
+            next(made)

@@ -24,7 +24,7 @@ from m2m.data.sets import ImageSet, write_shard
 from m2m.engines import LocalEngine, open_engine
 from m2m.errors import UserError
 from m2m.evaluation import continuations
-from m2m.evaluation.continuations import Continuations, Drawer, keep_drawn
+from m2m.evaluation.continuations import Continuations, Continued, Drawer, keep_drawn
 from m2m.files import folder_digest
 from m2m.foundation import encoders
 from m2m.foundation.text_to_image import learn_tokenizer
@@ -378,14 +378,14 @@ def test_pictures_of_older_code_are_not_used(
 ) -> None:
     drawn: list[str] = []
 
-    def killed(self: Continuations, members: Any, images: int) -> Any:
-        drawn.append(self.name)
+    def killed(self: Drawer, job: Continued, advance: Any) -> Any:
+        drawn.append(f"given-{job.given}")
         if len(drawn) in (2, 4):
             raise KeyboardInterrupt
-        return draw(self, members, images)
+        return draw(self, job, advance)
 
-    draw, notes = Continuations._draw, Notes()
-    monkeypatch.setattr(Continuations, "_draw", killed)
+    draw, notes = Drawer.begin, Notes()
+    monkeypatch.setattr(Drawer, "begin", killed)
     with pytest.raises(KeyboardInterrupt):
         workplace.evaluate(tracker=notes)
     monkeypatch.setattr(evaluate, "code_digest", lambda *_: "of other code")
@@ -401,17 +401,17 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, Notes], workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    alive, draw = 3, Continuations._draw
+    alive, draw = 3, Drawer.begin
 
-    def draw_until_killed(self: Continuations, members: Any, images: int) -> Any:
+    def draw_until_killed(self: Drawer, job: Continued, advance: Any) -> Any:
         if len(drawn) == alive:
             raise KeyboardInterrupt
-        drawn.append(self.name)
-        return draw(self, members, images)
+        drawn.append(f"given-{job.given}")
+        return draw(self, job, advance)
 
     notes = Notes()
     with monkeypatch.context() as patch:
-        patch.setattr(Continuations, "_draw", draw_until_killed)
+        patch.setattr(Drawer, "begin", draw_until_killed)
         with pytest.raises(KeyboardInterrupt):
             workplace.evaluate(tracker=notes)
         assert not workplace.metrics.exists()
