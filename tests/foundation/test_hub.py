@@ -401,3 +401,16 @@ def test_a_missing_part_is_named(missing: str) -> None:
     expected = name if name.endswith(".safetensors") else "configuration"
     with pytest.raises(UserError, match=f"no {expected}.* in {folder or 'its root'}"):
         choose([name for name in SD_FILES if name != missing], STABLE_DIFFUSION)
+
+
+def test_one_repository_may_have_both_stable_diffusion_and_its_checker(
+    hub: Any, params: HubFoundation, tmp_path: Path
+) -> None:
+    both, work = params.model_copy(update={"safety_checker": params.stable_diffusion}), tmp_path / "both"
+    fetch(both, out=tmp_path / "one", sources=Sources(work), **JUDGES)
+    assert (tmp_path / "one" / "stable-diffusion" / "safety_checker" / "model.safetensors").read_bytes() == b"checker"
+    assert (tmp_path / "one" / "stable-diffusion" / UNET).exists()
+    hub.requests = []
+    fetch(both, out=tmp_path / "two", sources=Sources(work), **JUDGES)
+    assert hub.requests == []
+    assert folder_digest(tmp_path / "one") == folder_digest(tmp_path / "two")

@@ -258,3 +258,19 @@ def test_a_note_reads_as_it_was_written(tmp_path: Path) -> None:
     assert note.bytes == len("config.json") + len("unet/config.json")
     (tmp_path / "note").write_bytes(note.content())
     assert Note.read(tmp_path / "note", where="here").files == note.files
+
+
+def test_a_note_does_not_overrule_what_is_pinned(
+    params: HubFoundation, here: Path, there: Callable[..., Path], hub: Any, tmp_path: Path, caplog: Any
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    fill(store, params, here)
+    (key,) = (key for key, _ in store.objects("weights/") if params.inception.sha256 in key)
+    other = tmp_path / "other"
+    other.write_bytes(b"of somebody")
+    store.put(f"files/{file_digest(other)}", other, file_digest(other))
+    other.write_text(json.dumps([[f"{params.inception.sha256}.pth", file_digest(other), 11]]))
+    store.remove(key)
+    store.put(f"{key.rpartition('/')[0]}/{file_digest(other)}.json", other, file_digest(other))
+    assert folder_digest(there(store=store)) == folder_digest(here / "out")
+    assert "tells of another file than the one that is pinned; remove it" in caplog.text
