@@ -16,10 +16,10 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,6 @@ ROWS = 1 << 16
 AGAIN = f"make it again: {made_again('captions')}"
 
 _COLUMNS = ("id", "caption", "split")
-_SET_ID, _SPLITS = re.compile(SET_ID), get_args(Split)  # twelve million rows are checked by them
 
 CC12M = Origin(
     name="Conceptual 12M",
@@ -65,23 +64,12 @@ _BLANKS = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
 """Letters and signs that nobody sees: Hangul's fillers, and Braille without a dot."""
 
 
-@dataclass(frozen=True, slots=True)
-class CaptionRow:
-    """What one set shows, as the file has it.
-
-    Raises:
-        UserError: the id cannot name files in a shard, or there is no such split.
-    """
+class CaptionRow(NamedTuple):
+    """What one set shows, as the file has it: a tuple, since there may be 12 million. Files check them in bulk."""
 
     id: str
     text: str
     split: Split
-
-    def __post_init__(self) -> None:
-        if not _SET_ID.fullmatch(self.id):
-            raise UserError(f"set id {self.id!r}: expected 1 to 64 letters, digits, - or _")
-        if self.split not in _SPLITS:
-            raise UserError(f"set {self.id}: split {self.split!r}; expected one of {', '.join(_SPLITS)}")
 
 
 def text_problem(text: str) -> str:
@@ -97,13 +85,16 @@ def write_captions(path: Path, captions: Iterable[CaptionRow], origin: Origin) -
     Their digest lies beside them (``.sha256``).
 
     Raises:
-        UserError: the disk refuses, or the iterable raises it.
+        UserError: an id cannot name files in a shard, there is no such split, the disk refuses, or the iterable raises
+            it.
     """
     schema = pa.schema([(name, pa.string()) for name in _COLUMNS], metadata=vars(origin))
-    rows = map(astuple, captions)
+    rows = iter(captions)
     with sealed_file(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         while block := list(islice(rows, ROWS)):
-            writer.write_table(pa.table(list(zip(*block, strict=True)), schema=schema))
+            table = pa.table(list(zip(*block, strict=True)), schema=schema)
+            _check(table, f"captions {path}")
+            writer.write_table(table)
 
 
 def read_captions(path: Path, split: Split | None = None) -> Iterator[CaptionRow]:
@@ -114,11 +105,10 @@ def read_captions(path: Path, split: Split | None = None) -> Iterator[CaptionRow
     """
     with _open(path) as file:
         for batch in file.iter_batches(batch_size=ROWS, columns=list(_COLUMNS)):
+            _check(batch, str(path), AGAIN)
             if split:
                 batch = batch.filter(pc.equal(batch.column("split").cast(pa.string()), split))
             for row in zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True):
-                if None in row:
-                    raise UserError(f"{path}: a row is not filled; {AGAIN}")
                 yield CaptionRow(*row)
 
 
@@ -150,19 +140,26 @@ def survey_captions(path: Path) -> tuple[int, str]:
     with _open(path) as file:
         for batch in file.iter_batches(batch_size=ROWS, columns=list(_COLUMNS)):
             count += batch.num_rows
+            _check(batch, str(path), AGAIN)
             for name, (lengths, texts) in zip(_COLUMNS, hashed, strict=True):
                 column = batch.column(name).cast(pa.string())
-                if column.null_count:
-                    raise UserError(f"{path}: a row is not filled; {AGAIN}")
-                if name == "split" and (other := {*pc.unique(column).to_pylist()} - {*_SPLITS}):
-                    raise UserError(f"{path}: split {min(other)!r}; expected one of {', '.join(_SPLITS)}; {AGAIN}")
-                if name == "id" and not pc.all(good := pc.match_substring_regex(column, rf"\A{SET_ID}\z")).as_py():
-                    bad = column[pc.index(good, False).as_py()].as_py()
-                    raise UserError(f"{path}: id {bad!r}; expected 1 to 64 letters, digits, - or _; {AGAIN}")
                 lengths.update(pc.binary_length(column).cast(pa.int64()).to_numpy().astype("<i8").tobytes())
                 texts.update("".join(column.to_pylist()).encode())
     whole = hashlib.sha256(b"".join(one.digest() for pair in hashed for one in pair))
     return count, whole.hexdigest()
+
+
+def _check(rows: pa.Table | pa.RecordBatch, where: str, remedy: str = "") -> None:
+    """Raises UserError for a row that is not filled, or whose id or split is none."""
+    ids, texts, splits = (rows.column(name).cast(pa.string()) for name in _COLUMNS)
+    end = remedy and f"; {remedy}"
+    if ids.null_count + texts.null_count + splits.null_count:
+        raise UserError(f"{where}: a row is not filled{end}")
+    if other := {*pc.unique(splits).to_pylist()} - {*get_args(Split)}:
+        raise UserError(f"{where}: split {min(other)!r}; expected one of {', '.join(get_args(Split))}{end}")
+    if not pc.all(good := pc.match_substring_regex(ids, rf"\A{SET_ID}\z")).as_py():
+        bad = ids[pc.index(good, False).as_py()].as_py()
+        raise UserError(f"{where}: id {bad!r}; expected 1 to 64 letters, digits, - or _{end}")
 
 
 def _is_text(kind: pa.DataType) -> bool:

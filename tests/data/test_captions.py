@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -92,14 +92,17 @@ def test_the_digest_is_of_the_content(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("id_", ["", "a.b", "../a", "a/b", "ä", "a" * 65, "a\n"])
-def test_ids_can_name_files(id_: str) -> None:
-    with pytest.raises(UserError, match="set id"):
-        CaptionRow(id_, "text", "train")
+def test_ids_can_name_files(id_: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"captions.parquet: id {id_!r}; expected 1 to 64 letters")):
+        write_captions(tmp_path / "captions.parquet", [CaptionRow(id_, "text", "train")], ORIGIN)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_there_are_three_splits() -> None:
-    with pytest.raises(UserError, match="set a: split 'valid'; expected one of train, validation, test"):
-        CaptionRow("a", "text", "valid")  # type: ignore[arg-type]
+def test_there_are_three_splits(tmp_path: Path) -> None:
+    rows = [CaptionRow("a", "text", cast(Split, "valid"))]
+    with pytest.raises(UserError, match=r"captions.parquet: split 'valid'; expected one of train, validation, test$"):
+        write_captions(tmp_path / "captions.parquet", rows, ORIGIN)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_caption_file_is_named(tmp_path: Path) -> None:
@@ -164,6 +167,8 @@ def test_a_split_that_is_none_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "caption": ["b"], "split": ["valid"]}), tmp_path / "a")
     with pytest.raises(UserError, match="split 'valid'; expected one of train, validation, test; make it again"):
         survey_captions(tmp_path / "a")
+    with pytest.raises(UserError, match="split 'valid'"):
+        next(read_captions(tmp_path / "a", "train"))
 
 
 @pytest.mark.parametrize("id_", ["b/c", "", "a\n", "é", "a" * 65])
