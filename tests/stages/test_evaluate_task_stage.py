@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from m2m.errors import UserError
-from m2m.evaluation.continuations import Continuations
+from m2m.evaluation.continuations import Continued, Drawer
 from m2m.evaluation.nvs import FRAMES
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
@@ -223,23 +223,24 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(
     finished: tuple[Workplace, dict[str, Notes]], workplace: Workplace, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    alive, draw = 3, Continuations._draw
+    alive, draw = 3, Drawer.begin
 
-    def draw_until_killed(self: Any, members: Any, images: int) -> Any:
+    def draw_until_killed(self: Drawer, job: Continued, advance: Any) -> Any:
         if len(drawn) == alive:
             raise KeyboardInterrupt
-        pictures = draw(self, members, images)
+        pictures, seconds = draw(self, job, advance)
         drawn.append(pictures.shape[0] * pictures.shape[1])
-        return pictures
+        return pictures, seconds
 
     notes = Notes()
-    monkeypatch.setattr(Continuations, "_draw", draw_until_killed)
+    monkeypatch.setattr(Drawer, "begin", draw_until_killed)
     with pytest.raises(KeyboardInterrupt):
         workplace.evaluate(task, tracker=notes)
     assert not workplace.metrics(task).exists()
     alive = 1000
     assert workplace.evaluate(task, tracker=notes).version == "7"
-    assert sum(drawn) == DRAWN[task]
+    around = 2 * (FRAMES - 1) if task == "nvs" else 0  # the objects that are shown from all sides
+    assert sum(drawn) == DRAWN[task] + around, "nothing is drawn twice"
     assert notes.resumed == [None, "run-1"]
     assert workplace.digests(task) == finished[0].digests(task)
 
