@@ -40,8 +40,9 @@ from m2m.runtime import Runtime
 RUN = "run"
 Asked = TypeVar("Asked", bound=DrawingParams)
 Pictures: TypeAlias = NDArray[np.uint8]
-Load: TypeAlias = Callable[[], M2MPipeline]
-"""Loads a model where it is called, once."""
+Load: TypeAlias = Callable[[], tuple[M2MPipeline, M2MPipeline]]
+"""Loads, where it is called, a model and the one that it was fine-tuned from, or itself once more. Both in one thread:
+libraries make networks in ways that do not bear a second one at the same time."""
 
 _log = logging.getLogger(__name__)
 
@@ -131,12 +132,10 @@ class Drawer:
     """Continues sets, on this machine or, pickled, on another."""
 
     load: Load
-    load_untuned: Load
-    """Of a fine-tuned model the one that it comes from; else itself."""
 
     def begin(self, job: Continued, advance: Advance) -> tuple[Pictures, float]:
-        pipeline = self.load_untuned() if job.untuned else self.load()
-        started = time.perf_counter()
+        tuned, untuned = self.load()
+        started, pipeline = time.perf_counter(), untuned if job.untuned else tuned
         pictures = continue_sets(pipeline, job.members, given=job.given, images=job.length, params=job.params)
         seconds = time.perf_counter() - started
         advance(job.images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,18 +98,14 @@ def run(
         "code": code_digest(__name__),
     }
     item = variant if task == "mis" else f"{variant}-{task}"
-
-    def load(folder: Path) -> Once[M2MPipeline]:
-        found = runtime.engine.share(folder)
-        return Once(partial(_load, found, device=runtime.device, precision=params.precision))
-
-    of_model = load(model)
+    shared = [runtime.engine.share(folder) for folder in (model, untuned) if folder]
+    load = Once(partial(_load, shared, device=runtime.device, precision=params.precision))
     subject: Subject[Any] = Subject(
         params=params,
         name=f"evaluate-{item}",
         sets=sets,
         data=data,
-        drawer=Drawer(load=of_model, load_untuned=load(untuned) if untuned else of_model),
+        drawer=Drawer(load=load),
         networks=networks,
         stable_diffusion=foundation / "stable-diffusion",
         folder=folder_of(runtime.work / f"evaluate-{item}", made_from),
@@ -155,5 +151,8 @@ def run(
     return Evaluation(numbers, version)
 
 
-def _load(found: Callable[[], Path], *, device: str, precision: Precision) -> M2MPipeline:
-    return load_pipeline(found(), device=device, precision=precision)
+def _load(
+    shared: Sequence[Callable[[], Path]], *, device: str, precision: Precision
+) -> tuple[M2MPipeline, M2MPipeline]:
+    loaded = [load_pipeline(found(), device=device, precision=precision) for found in shared]
+    return loaded[0], loaded[-1]

@@ -80,7 +80,7 @@ def draws(members: list[ImageSet], folder: Path, **changes: Any) -> Continuation
 
 def draw(pipeline: Any, lot: Continuations, advance: Advance, engine: Engine = HERE) -> int:
     """How many pictures were drawn: the others were kept."""
-    drawer = Drawer(load=lambda: pipeline, load_untuned=lambda: pipeline)
+    drawer = Drawer(load=lambda: (pipeline, pipeline))
     return sum(job.images for job, seconds in keep_drawn(engine, drawer, lot.jobs(), advance) if seconds is not None)
 
 

@@ -480,7 +480,7 @@ def test_pictures_of_a_set_do_not_depend_on_its_batch(inputs: dict[str, Any], tm
             params=params,
             folder=folder,
         )
-        drawer = Drawer(load=lambda: pipeline, load_untuned=lambda: pipeline)
+        drawer = Drawer(load=lambda: (pipeline, pipeline))
         with progress(draws.pictures, "lot", unit="images") as advance:
             assert len([*keep_drawn(LocalEngine(ALONE, "cpu"), drawer, draws.jobs(), advance)]) == -(
                 -SETS // sets_per_batch

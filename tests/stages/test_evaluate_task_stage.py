@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from m2m.evaluation.nvs import FRAMES
 from m2m.files import folder_digest
 from m2m.manifest import Manifest
 from m2m.params import EvaluateNvs, EvaluateVpg, GateParams
+from m2m.pipeline import M2MPipeline, load_pipeline
 from m2m.runtime import Runtime
 from m2m.stages import evaluate
 from m2m.tracking import NullTracker
+from m2m.workers import ALONE, Workers
 
 DRAWING: dict[str, Any] = {
     "seed": 3,
@@ -60,7 +63,8 @@ class Workplace:
     def evaluate(self, task: Any, **changed: Any) -> evaluate.Evaluation:
         options = {**self.inputs(task), "metrics": self.metrics(task), "plots": self.plots(task), **changed}
         params, tracker = options.pop("params", PARAMS[task]), options.pop("tracker", NullTracker())
-        runtime = Runtime(store=options.pop("store"), work=self.root / "work", tracker=tracker)
+        shared = {"tracker": tracker, "workers": options.pop("workers", ALONE)}
+        runtime = Runtime(store=options.pop("store"), work=self.root / "work", **shared)
         return evaluate.run(params, task, "self", runtime=runtime, **options)
 
     def metrics(self, task: str) -> Path:
@@ -215,6 +219,28 @@ def test_steps_are_measured_by_position_beside_what_bounds_them(
     with Image.open(workplace.plots("vpg") / "given-1.png") as gallery:
         assert len(json.loads(gallery.info["captions"])) == 2
     assert {path.name for path in workplace.plots("vpg").iterdir()} == {"details.json", "digests.json", "given-1.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["nvs", "vpg"])
+def test_several_workers_load_both_models_once_and_draw_the_same(
+    finished: tuple[Workplace, dict[str, Notes]], workplace: Workplace, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries make networks with switches that all threads share: two that load at the same time break each other."""
+    loading, loads = Lock(), list[Path]()
+
+    def load(folder: Path, **how: Any) -> M2MPipeline:
+        assert loading.acquire(blocking=False), "another thread is loading"
+        try:
+            loads.append(folder)
+            return load_pipeline(folder, **how)
+        finally:
+            loading.release()
+
+    monkeypatch.setattr(evaluate, "load_pipeline", load)
+    workplace.evaluate(task, tracker=Notes(), workers=Workers(2))
+    assert len(loads) == 2
+    assert workplace.digests(task) == finished[0].digests(task)
 
 
 @pytest.mark.slow
