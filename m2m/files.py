@@ -293,7 +293,7 @@ def check_digests(
                 raise UserError(f"{path}: {there}; copy such a folder with its links followed, cp -rL, or {remedy}")
             if not path.is_file():
                 raise UserError(f"{path}: missing, but listed in {DIGESTS}; {remedy}")
-            if not _has(path, digests[name]):
+            if not has_content(path, digests[name]):
                 raise UserError(f"{path}: damaged, its SHA-256 is not the one in {DIGESTS}; {remedy}")
 
 
@@ -321,9 +321,10 @@ def _listed(list_: Path, remedy: str) -> dict[str, object]:
     return digests
 
 
-def _has(path: Path, digest: object) -> bool:
+def has_content(path: Path, sha256: object, size: int | None = None) -> bool:
+    """Whether there is a file of this content, and of this length where that is known, which is looked at first."""
     try:
-        return file_digest(path) == digest
+        return size in (None, path.stat().st_size) and path.is_file() and file_digest(path) == sha256
     except OSError:  # what the disk cannot read back is as lost as what it reads back wrong
         return False
 

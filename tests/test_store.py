@@ -19,9 +19,10 @@ from typing import Protocol, Self
 
 import pytest
 
+from m2m import files
 from m2m.errors import OutsideError, UserError
 from m2m.manifest import shard_key
-from m2m.store import Store, open_store, s3
+from m2m.store import Store, open_store
 from m2m.store.s3 import _CHUNK, Patience, S3Store
 
 CONTENT = b"a shard" * 1000
@@ -248,14 +249,14 @@ def test_what_another_process_removes_meanwhile_is_fetched_again(
     store = open_store(s3_server.uri, cache=tmp_path / "cache")
     store.put(KEY, source, SHA256)
     kept = store.get(KEY, SHA256, len(CONTENT))
-    digest = s3.file_digest
+    digest = files.file_digest
 
     def removed(path: Path) -> str:
-        monkeypatch.setattr(s3, "file_digest", digest)
+        monkeypatch.setattr(files, "file_digest", digest)
         kept.unlink()
         return digest(path)
 
-    monkeypatch.setattr(s3, "file_digest", removed)
+    monkeypatch.setattr(files, "file_digest", removed)
     assert store.get(KEY, SHA256, len(CONTENT)).read_bytes() == CONTENT
 
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from m2m.data.dataset import ImageSets
 from m2m.data.sets import Shard, shard_problems
 from m2m.errors import MADE_AGAIN, UserError
-from m2m.files import file_digest, new_file, scratch_folder, write_atomically
+from m2m.files import file_digest, has_content, new_file, scratch_folder, write_atomically
 from m2m.manifest import Manifest, ShardEntry, Split
 from m2m.progress import progress
 from m2m.store import Store
@@ -98,7 +98,7 @@ def run(manifest: Path, *, to: Path, store: Store) -> str:
 
         def exported() -> Iterator[dict[str, Any]]:
             for name, shard in chain.from_iterable(named.values()):
-                if not (is_there := _is_whole(to / name, shard)):
+                if not (is_there := has_content(to / name, shard.sha256, shard.size)):
                     _copy(shard, store, scratch / "shard.tar")
                     _put(scratch / "shard.tar", to / name)
                 yield from _rows(to / name, name, shard, dataset)
@@ -134,14 +134,10 @@ def _check_folder(to: Path, dataset: Manifest) -> None:
         raise UserError(f"{to} holds the export of another dataset; name a new or empty folder by --to")
 
 
-def _is_whole(path: Path, shard: ShardEntry) -> bool:
-    return path.is_file() and path.stat().st_size == shard.size and file_digest(path) == shard.sha256
-
-
 def _copy(shard: ShardEntry, store: Store, draft: Path) -> None:
     for _ in range(2):  # what was damaged on its way is right the second time
         store.download(shard.key, draft)
-        if _is_whole(draft, shard):
+        if has_content(draft, shard.sha256, shard.size):
             return
     raise UserError(f"{shard.key} in the store {store.uri} is damaged; delete it and {MADE_AGAIN}")
 

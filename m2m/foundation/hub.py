@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from m2m.errors import UserError
-from m2m.files import file_digest, write_atomically, writing
-from m2m.foundation.sources import SOURCES, Note, Sources, file_of, folder_of, is_intact, kept_note, pins
+from m2m.files import file_digest, has_content, write_atomically, writing
+from m2m.foundation.sources import SOURCES, Note, Sources, file_of, folder_of, kept_note, pins
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.progress import progress
 
@@ -206,7 +206,7 @@ def resume(name: str, file: HubFile, sources: Sources) -> Path:
         UserError: the server does not give the file, or gives another one.
     """
     whole = sources.work / file_of(file)
-    if is_intact(whole, file.sha256):
+    if has_content(whole, file.sha256):
         return whole
     if (note := sources.note(file)) is not None and not sources.bring(file, note, name=name):
         return whole

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from m2m.errors import UserError, made_again
-from m2m.files import DIGESTS, file_digest, new_file, scratch_folder, write_atomically
+from m2m.files import DIGESTS, file_digest, has_content, new_file, scratch_folder, write_atomically
 from m2m.params import HubFile, HubFoundation, HubSnapshot
 from m2m.progress import progress
 from m2m.store import Store
@@ -142,7 +142,7 @@ class Sources:
         with progress(len(note.files), name, unit="files") as advance:
             for file, sha256, size in note.files:
                 path = folder_of(pin, self.work) / file
-                is_there = is_intact(path, sha256, size)
+                is_there = has_content(path, sha256, size)
                 if not (is_there or self._from_store(path, sha256, size) or self._from_folder(pin, file, path, sha256)):
                     lacking.append(file)
                 advance(skipped=is_there)
@@ -168,7 +168,7 @@ class Sources:
                 return False
             for _ in range(2):
                 self.store.download(key, path)
-                if is_intact(path, sha256, size):
+                if has_content(path, sha256, size):
                     return True
         except UserError as error:
             self._give_up(error)
@@ -182,7 +182,7 @@ class Sources:
             return False
         with new_file(path) as draft:
             shutil.copyfile(there, draft)
-        if is_intact(path, sha256):
+        if has_content(path, sha256):
             return True
         path.unlink()
         _log.warning("%s: its SHA-256 is not %s; remove it, or copy it once more", there, sha256)
@@ -191,14 +191,6 @@ class Sources:
     def _give_up(self, error: UserError) -> None:
         _log.warning("%s; weights are looked for elsewhere", error)
         self.store = None
-
-
-def is_intact(path: Path, sha256: str, size: int | None = None) -> bool:
-    """Whether a file is there, of this length and content."""
-    try:
-        return size in (None, path.stat().st_size) and file_digest(path) == sha256
-    except OSError:  # it is not there, or cannot be read back
-        return False
 
 
 def kept_note(pin: Pin, at: Path) -> Note | None:
@@ -286,7 +278,7 @@ def mirror(params: HubFoundation, *, work: Path, store: Store) -> tuple[int, int
                 advance()
         with scratch_folder(work, "note") as scratch:
             draft = scratch / "note"
-            draft.write_bytes(note.content())
+            write_atomically(draft, note.content())
             sha256 = file_digest(draft)
             store.put(f"{_prefix(pin)}{sha256}.json", draft, sha256)
         files, total = files + len(note.files), total + note.bytes

@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from m2m.errors import MADE_AGAIN, UserError
-from m2m.files import file_digest, new_file, write_atomically
+from m2m.files import file_digest, has_content, new_file, write_atomically
 
 __all__ = ["LocalStore", "Store", "open_store"]
 
@@ -116,10 +116,7 @@ class LocalStore:
         return path
 
     def _is_intact(self, key: str, sha256: str, size: int) -> bool:
-        try:
-            return self.exists(key, size) and file_digest(self._folder / key) == sha256
-        except OSError:  # what the disk cannot read back is as lost as what it reads back wrong
-            return False
+        return has_content(self._folder / key, sha256, size)
 
 
 def open_store(uri: str, *, cache: Path, cache_bytes: int = CACHE_BYTES) -> Store:

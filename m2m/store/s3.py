@@ -42,7 +42,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from m2m.errors import MADE_AGAIN, OutsideError, UserError
-from m2m.files import file_digest, new_file
+from m2m.files import has_content, new_file
 
 Answer = TypeVar("Answer")
 
@@ -170,11 +170,11 @@ class S3Store:
         path = self._cache / key
         with suppress(FileNotFoundError):
             os.utime(path)  # before it is read: what is in use is not what was used longest ago
-        if _is_intact(path, sha256, size):
+        if has_content(path, sha256, size):
             return path
         for _ in range(2):
             self._fetch(key, path, size)
-            if _is_intact(path, sha256, size):
+            if has_content(path, sha256, size):
                 self._make_room(path, size)
                 return path
         path.unlink(missing_ok=True)
@@ -340,13 +340,6 @@ def _in_words(error: Exception, code: str, key: str) -> tuple[type[UserError], s
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "no code"))
-
-
-def _is_intact(path: Path, sha256: str, size: int) -> bool:
-    try:
-        return path.stat().st_size == size and file_digest(path) == sha256
-    except OSError:  # it is not there, or not any more
-        return False
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from m2m.commands.check.profile import Hint, Need
+from m2m.commands.check.profile import GIB, Hint, Need
 from m2m.errors import UserError
 from m2m.files import check_digests, stated_digest
 from m2m.foundation.sources import SOURCES
@@ -21,7 +21,6 @@ from m2m.settings import Settings, sqlite_file, without_password
 from m2m.store import open_store
 from m2m.tracking import check_tracking, installed_libraries, open_history
 
-GIB = 1 << 30
 FREE_SPACE = 4 * GIB
 """Bytes that the embedded profile, MLflow and DVC's cache fit in with room to spare."""
 MODELS = 6
