@@ -81,12 +81,11 @@ class Row:
 
 def rows(table: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[Row]:
     """All rows of a table on a parameter file, each with the parameters that it asks for."""
-    for seed in table["seeds"]:
-        seeded = {"train.common.seed": seed}
-        for name, asked in table["rows"].items():
-            changes = {key: value for key, value in asked.items() if key != "only"}
+    for name, asked in table["rows"].items():
+        changes = {key: value for key, value in asked.items() if key not in {"only", "seeds"}}
+        for seed in asked.get("seeds", table["seeds"]):
             for variant in [asked["only"]] if "only" in asked else get_args(Variant):
-                changed = with_changes(params, seeded | table["evaluation"] | changes)
+                changed = with_changes(params, {"train.common.seed": seed} | table["evaluation"] | changes)
                 yield Row(name=name, variant=variant, seed=seed, params=changed, changes=changes)
     for task in table["tasks"]:
         for variant in get_args(Variant):
