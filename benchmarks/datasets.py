@@ -57,6 +57,8 @@ def generation(setting: Setting, folder: Path) -> Iterator[Row]:
         batch_size=setting.sets * IMAGES_PER_SET,
         precision=setting.precision,
         latents="float32",
+        more_images=(),
+        extends=None,
         max_redraws=0,
         safety_checker=False,
         max_bad_fraction=0.0,

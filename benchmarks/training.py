@@ -34,7 +34,7 @@ from m2m.evaluation.efficiency import META, context_shape
 from m2m.manifest import Manifest
 from m2m.models.context import PrecedingImages
 from m2m.models.unet import ContextImages, ImageSetUNet
-from m2m.params import TrainCommon, TrainVariant, Variant
+from m2m.params import TrainCommon, Variant, VariantLearning
 from m2m.pipeline import M2MPipeline
 from m2m.store import LocalStore
 from m2m.training.checkpoints import Checkpoints
@@ -146,7 +146,7 @@ def our_steps(
     """Steps without end over random sets, as a stage takes them; the pipeline whose network learns, and what."""
     workers = setting.workers()
     common = common.model_copy(update={"set_size": setting.set_size, "gradient_accumulation": workers.count})
-    learning = TrainVariant(
+    learning = VariantLearning(
         images=10**9, sets_per_step=setting.sets_per_step[variant], learning_rate=1e-5, context_learning_rate=1e-5
     )
     pipeline = from_stable_diffusion(setting.foundation, variant, common).to(setting.device)

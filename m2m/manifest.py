@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
 import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -80,8 +80,10 @@ class ShardEntry:
     first_set: SetId
     last_set: SetId
     count: Count
-    """Sets."""
+    """Sets; of a shard that adds images, those that all shards of its block have."""
     split: Split
+    first_image: Annotated[int, Field(ge=0, le=999)] = 0
+    """Which image of its sets comes first in it; not 0 where it adds images to the sets of the shard before it."""
 
     @model_validator(mode="after")
     def _is_content_addressed(self) -> Self:
@@ -92,11 +94,16 @@ class ShardEntry:
     @property
     def canonical(self) -> str:
         """Its lines in a manifest. None of its strings has a character that JSON writes in another way."""
+        adds = f'   "first_image": {self.first_image},\n' if self.first_image else ""
         return (
-            f'  {{\n   "count": {self.count},\n   "first_set": "{self.first_set}",\n   "key": "{self.key}",\n'
+            f'  {{\n   "count": {self.count},\n{adds}   "first_set": "{self.first_set}",\n   "key": "{self.key}",\n'
             f'   "last_set": "{self.last_set}",\n   "sha256": "{self.sha256}",\n   "size": {self.size},\n'
             f'   "split": "{self.split}"\n  }}'
         )
+
+
+Block: TypeAlias = tuple[ShardEntry, ...]
+"""A shard and those that add images to its sets, in order; mostly there are none."""
 
 
 class Manifest(BaseModel):
@@ -112,11 +119,22 @@ class Manifest(BaseModel):
     made_by: dict[str, JsonValue]
     """The stage's name and parameters, the digests of what it read, and what was left out or rejected, if anything."""
     images_per_set: Count
-    """Procedures (``vpg``) differ in length: there it is the most in a set."""
+    """Those that were added included. Procedures (``vpg``) differ in length: there it is the most in a set."""
     redrawn: Annotated[int, Field(ge=0)]
     """Images that came out bad (not finite, of one colour, in a held-out combination, rejected by the safety checker)
     and were drawn again, each attempt counted."""
     shards: tuple[ShardEntry, ...]
+
+    @model_validator(mode="after")
+    def _images_follow_each_other(self) -> Self:
+        before = None
+        for shard in self.shards:
+            if shard.first_image and not (
+                before and before.split == shard.split and before.first_image < shard.first_image < self.images_per_set
+            ):
+                raise ValueError(f"{shard.key} adds images from {shard.first_image} on, but not to the shard before it")
+            before = shard
+        return self
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -181,6 +199,17 @@ class Manifest(BaseModel):
         """The shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == name)
 
+    def blocks(self, name: Split) -> Iterator[Block]:
+        """The same, each with those that add images to its sets."""
+        return grouped(self.split(name))
+
+    def sizes(self, block: Block) -> list[range]:
+        """How many images the sets of each shard of a block may have."""
+        if len(block) == 1:
+            return [self.set_sizes]
+        ends = [*(shard.first_image for shard in block[1:]), self.images_per_set]
+        return [range(size := end - shard.first_image, size + 1) for shard, end in zip(block, ends, strict=True)]
+
     @property
     def ordered(self) -> bool:
         """Whether the images of a set have an order: those of a procedure do, not those of MIS; a view has a pose."""
@@ -195,6 +224,18 @@ class Manifest(BaseModel):
     def sets(self) -> dict[str, int]:
         """How many sets each split has."""
         counts: Counter[str] = Counter()
-        for shard in self.shards:
-            counts[shard.split] += shard.count
+        for *_, last in grouped(self.shards):
+            counts[last.split] += last.count
         return dict(counts)
+
+
+def grouped(shards: Iterable[ShardEntry]) -> Iterator[Block]:
+    """Shards in a manifest's order, each with those that add images to its sets."""
+    block: list[ShardEntry] = []
+    for shard in shards:
+        if block and not shard.first_image:
+            yield tuple(block)
+            block = []
+        block.append(shard)
+    if block:
+        yield tuple(block)

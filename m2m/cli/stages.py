@@ -61,7 +61,8 @@ def captions(params: ParamsFile = PARAMS, out: Annotated[Path, typer.Option(help
     from m2m.stages import captions
 
     left_out = captions.run(wanted, out=out)
-    counts = f"{wanted.train} captions for training, {wanted.validation} for validation, {wanted.test} for the test"
+    train = wanted.train + sum(wanted.more)
+    counts = f"{train} captions for training, {wanted.validation} for validation, {wanted.test} for the test"
     typer.echo(f"{out}: {counts}, {left_out} lines left out")
 
 
@@ -138,13 +139,13 @@ def train(
     machine = Machine(f"train@{variant}")
     from m2m.stages import train
 
-    out = out or Path(f"models/m2m-{variant}")
+    out, own = out or Path(f"models/m2m-{variant}"), wanted.variant.of(variant)
     made = machine.train(
         train.run,
         wanted.common,
         variant,
-        wanted.variant.of(variant),
-        inputs={"manifest": manifest, "foundation": foundation},
+        own,
+        inputs={"manifest": manifest, "foundation": foundation, **({"model": Path(own.start)} if own.start else {})},
         outputs={"out": out, "curve": curve or Path(f"reports/train-{variant}.csv")},
     )
     typer.echo(f"{out}: {made.images_seen} images seen, held-out loss {made.held_out_loss:.4f}")

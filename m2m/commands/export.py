@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from m2m.data.dataset import ImageSets
-from m2m.data.sets import Shard, shard_problems
+from m2m.data.dataset import ImageSets, shard_problems
+from m2m.data.sets import Shard, write_shard
 from m2m.errors import MADE_AGAIN, UserError
 from m2m.files import file_digest, has_content, new_file, scratch_folder, write_atomically
-from m2m.manifest import Manifest, ShardEntry, Split
+from m2m.manifest import Block, Manifest, ShardEntry, Split
 from m2m.progress import progress
 from m2m.store import Store
 
@@ -66,13 +66,14 @@ FOLDER = (
     " they show is as there, and its licence stays with them: {source[licence]}."
 )
 Named: TypeAlias = Mapping[Split, Sequence[tuple[str, ShardEntry]]]
-"""The shards of each split that has some, with their names in the folder."""
+"""The tars of each split that has some, with their names in the folder."""
 
 
 def run(manifest: Path, *, to: Path, store: Store) -> str:
     """Fills a folder with shards under the names that hubs expect, then an index, Croissant metadata and a card.
 
-    Killed and started again it goes on: what is there and whole is not copied again. The card comes last.
+    Killed and started again it goes on: what is there and whole is not copied again. The card comes last. All images
+    of a set lie in one tar, those that were added to it, too.
 
     Returns:
         what lies there, in words.
@@ -86,42 +87,50 @@ def run(manifest: Path, *, to: Path, store: Store) -> str:
         raise UserError(f"{manifest} has no shards; {MADE_AGAIN}")
     _check_folder(to, dataset)
     store.check()
-    named: Named = {split: _named(dataset.split(split)) for split in get_args(Split) if dataset.split(split)}
+    blocks = {split: _named([*dataset.blocks(split)]) for split in get_args(Split) if dataset.split(split)}
+    named = {split: [(name, first) for name, (first, *_) in of_split] for split, of_split in blocks.items()}
     image_size = ImageSets(store, dataset, dataset.shards[0].split)[0].images.shape[1]
     try:
-        facts = _facts(dataset, named, image_size)
-        card = _filled("export.md.jinja", facts)
+        _filled("export.md.jinja", _facts(dataset, named, image_size))
     except (UndefinedError, KeyError, TypeError) as error:
         raise UserError(f"{manifest}: made_by does not say what a card needs ({error}); {MADE_AGAIN}") from error
     write_atomically(to / MARK, dataset.canonical)
+    tars = list[tuple[str, ShardEntry]]()
     with scratch_folder(to, ".export") as scratch, progress(len(dataset.shards), "export", unit="shards") as advance:
 
         def exported() -> Iterator[dict[str, Any]]:
-            for name, shard in chain.from_iterable(named.values()):
-                if not (is_there := has_content(to / name, shard.sha256, shard.size)):
-                    _copy(shard, store, scratch / "shard.tar")
-                    _put(scratch / "shard.tar", to / name)
-                yield from _rows(to / name, name, shard, dataset)
-                advance(skipped=is_there)
+            for name, block in chain.from_iterable(blocks.values()):
+                entry, draft = block[0], scratch / "shard.tar"
+                if len(block) > 1:
+                    entry = _join(block, dataset, store, draft)
+                    _put(draft, to / name)
+                elif not (is_there := has_content(to / name, entry.sha256, entry.size)):
+                    _copy(entry, store, draft)
+                    _put(draft, to / name)
+                tars.append((name, entry))
+                yield from _rows(to / name, name, entry, dataset)
+                for _ in block:
+                    advance(skipped=len(block) == 1 and is_there)
 
         rows = exported()
         with pq.ParquetWriter(scratch / "index.parquet", SCHEMA) as index:
             while some := [*islice(rows, ROWS)]:
                 index.write_table(pa.Table.from_pylist(some, SCHEMA))
         _put(scratch / "index.parquet", to / "index.parquet")
-    facts["index_sha256"] = file_digest(to / "index.parquet")
+    named = {split: [one for one in tars if one[1].split == split] for split in named}
+    facts = _facts(dataset, named, image_size) | {"index_sha256": file_digest(to / "index.parquet")}
     croissant = json.loads(_filled("croissant.json.jinja", facts))
     write_atomically(to / "croissant.json", (json.dumps(croissant, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(to / "README.md", card.encode())
-    size = sum(shard.size for shard in dataset.shards)
-    return f"{len(dataset.shards)} shards, {sum(dataset.sets.values())} sets, {size} bytes; README.md says how to read"
+    write_atomically(to / "README.md", _filled("export.md.jinja", facts).encode())
+    size = sum(entry.size for _, entry in tars)
+    return f"{len(tars)} shards, {sum(dataset.sets.values())} sets, {size} bytes; README.md says how to read"
 
 
-def _named(shards: Sequence[ShardEntry]) -> list[tuple[str, ShardEntry]]:
-    digits = max(len(str(len(shards))), 5)
+def _named(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
+    digits = max(len(str(len(blocks))), 5)
     return [
-        (f"data/{shard.split}-{number:0{digits}}-of-{len(shards):0{digits}}.tar", shard)
-        for number, shard in enumerate(shards)
+        (f"data/{block[0].split}-{number:0{digits}}-of-{len(blocks):0{digits}}.tar", block)
+        for number, block in enumerate(blocks)
     ]
 
 
@@ -140,6 +149,13 @@ def _copy(shard: ShardEntry, store: Store, draft: Path) -> None:
         if has_content(draft, shard.sha256, shard.size):
             return
     raise UserError(f"{shard.key} in the store {store.uri} is damaged; delete it and {MADE_AGAIN}")
+
+
+def _join(block: Block, dataset: Manifest, store: Store, draft: Path) -> ShardEntry:
+    """Writes one tar of the sets of a block, each with the images that were added to it."""
+    split = block[0].split
+    sets = ImageSets(store, dataset.model_copy(update={"shards": block}), split)
+    return write_shard((sets[index] for index in range(len(sets))), draft, split)
 
 
 def _put(draft: Path, path: Path) -> None:
@@ -171,7 +187,8 @@ def _facts(dataset: Manifest, named: Named, image_size: int) -> dict[str, Any]:
         "manifest": dataset,
         "size": image_size,
         "sizes": sizes,
-        "splits": {split: dataset.split(split) for split in get_args(Split)},
+        "splits": {split: [entry for _, entry in named.get(split, ())] for split in get_args(Split)},
+        "grew": len(dataset.shards) > sum(map(len, named.values())),
         "named": named,
         "listed": [split for split, shards in named.items() if len(shards) <= LISTED],
         "shown": "test" if "test" in named else next(iter(named)),

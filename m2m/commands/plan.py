@@ -123,9 +123,8 @@ def run(
     """
     if pixels is None:
         pixels = side(params)
-    generate, captions = params.generate, params.captions
-    counts = (captions.train, captions.validation, captions.test)
-    drawn = sum(counts) * generate.images_per_set
+    generate = params.generate
+    drawn = sets_of(params) * generate.images
     asked = {"generate": (drawn, f"generation/{pixels}px")}
     for variant in get_args(Variant):
         passes = _passes(variant, params.train.variant.of(variant).images, params.train.common.set_size)
@@ -146,10 +145,10 @@ def run(
         work.append(one)
 
     size = bytes_of_image(params, pixels) if bytes_per_image is None else Number(bytes_per_image, "given")
-    sets_of_shards = shards_of(params)
-    writes = sum(_puts(sets * generate.images_per_set * size.value) for sets in sets_of_shards)
+    images_of_shards = shards_of(params)
+    writes = sum(_puts(images * size.value) for images in images_of_shards)
     fetched = sum(_fetched(params, variant) for variant in get_args(Variant))
-    reads = 3 * len(sets_of_shards) + fetched
+    reads = 3 * len(images_of_shards) + fetched
     store_bytes = round(drawn * size.value)
     cost = {
         "gpus": sum(one.gpu_hours for one in work) * prices.gpu_hour,
@@ -161,7 +160,7 @@ def run(
         work=tuple(work),
         bytes_per_image=size,
         store_bytes=store_bytes,
-        shards=len(sets_of_shards),
+        shards=len(images_of_shards),
         writes=writes,
         reads=reads,
         cost=cost,
@@ -183,9 +182,13 @@ def bytes_of_image(params: Params, pixels: int) -> Number:
 
 def dataset_bytes(params: Params, pixels: int) -> float:
     """Of the MIS dataset."""
+    return sets_of(params) * params.generate.images * bytes_of_image(params, pixels).value
+
+
+def sets_of(params: Params) -> int:
+    """How many sets the MIS dataset has."""
     captions = params.captions
-    sets = captions.train + captions.validation + captions.test
-    return sets * params.generate.images_per_set * bytes_of_image(params, pixels).value
+    return captions.train + sum(captions.more) + captions.validation + captions.test
 
 
 def to_text(plan: Plan) -> str:
@@ -242,7 +245,7 @@ def _outcomes(params: Params, work: Work, gpus: int, failures: Failures) -> Iter
     """A stage run through several times."""
     rate, variant = work.images_per_second.value, work.stage.partition("@")[2]
     if not variant:
-        seconds = [sets * params.generate.images_per_set / rate for sets in shards_of(params)]
+        seconds = [images / rate for images in shards_of(params)]
         for run in range(max(1, min(simulation.RUNS, simulation.SHARDS // len(seconds)))):
             yield simulation.make_shards(seconds, gpus, failures, simulation.draws(failures, work.stage, run))
         return
@@ -295,10 +298,11 @@ def memory(
 
 
 def shards_of(params: Params) -> list[int]:
-    """Sets in each shard of the MIS dataset: no shard mixes splits."""
-    captions, most = params.captions, params.generate.sets_per_shard
-    splits = (captions.train, captions.validation, captions.test)
-    return [sets for of in splits for sets in [most] * (of // most) + [of % most] * (of % most > 0)]
+    """Images in each shard of the MIS dataset: no shard mixes splits, or what came at another time."""
+    captions, generate, most = params.captions, params.generate, params.generate.sets_per_shard
+    parts = (captions.train, *captions.more, captions.validation, captions.test)
+    blocks = [sets for of in parts for sets in [most] * (of // most) + [of % most] * (of % most > 0)]
+    return [sets * images for sets in blocks for images in (generate.images_per_set, *generate.more_images)]
 
 
 def _training(params: Params, variant: Variant, pixels: int, gpus: int, results: Path) -> dict[str, Any]:
@@ -320,8 +324,10 @@ def _fetched(params: Params, variant: Variant) -> int:
     """Shards that training fetches at most: each once an epoch, and again where another lane of a step begins in it."""
     wanted = params.train.variant.of(variant)
     sets = wanted.images // params.train.common.set_size
-    lanes = wanted.sets_per_step * ceil(sets / params.captions.train)
-    return min(ceil(sets / params.generate.sets_per_shard) + lanes, sets)
+    there = params.captions.train + sum(params.captions.more)
+    lanes = wanted.sets_per_step * ceil(sets / there)
+    blocks = min(ceil(sets / params.generate.sets_per_shard) + lanes, sets)
+    return blocks * (1 + len(params.generate.more_images))
 
 
 def _puts(size: float) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from m2m.data.sets import read_shard, shard_problems
+from m2m.data.dataset import shard_problems
+from m2m.data.sets import read_shard
 from m2m.errors import UserError
 from m2m.files import file_digest
-from m2m.manifest import Manifest, ShardEntry
+from m2m.manifest import Manifest, ShardEntry, grouped
 from m2m.progress import progress
 from m2m.store import Store
 
@@ -27,9 +28,17 @@ def run(manifest: Path, *, store: Store) -> str:
     problems: list[str] = []
     seen: dict[str, int] = {}
     with progress(len(dataset.shards), "verify", unit="shards") as advance:
-        for shard in dataset.shards:
-            problems += [f"{shard.key}: {problem}" for problem in _problems(shard, dataset.set_sizes, store, seen)]
-            advance()
+        for block in grouped(dataset.shards):
+            in_block = list[list[str]]()
+            for shard, sizes in zip(block, dataset.sizes(block), strict=True):
+                ids, found = _look(shard, sizes, store, seen)
+                problems += [f"{shard.key}: {problem}" for problem in found]
+                in_block.append(ids)
+                advance()
+            everywhere = set(in_block[0]).intersection(*in_block[1:])
+            if len(block) > 1 and all(in_block) and len(everywhere) != block[-1].count:
+                said = f"{len(everywhere)} sets are in all shards of it; the manifest says {block[-1].count}"
+                problems.append(f"{block[-1].key}: {said}")
     if problems:
         count = len({problem.partition(":")[0] for problem in problems})
         raise UserError("\n  ".join([f"{manifest}: {count} of {len(dataset.shards)} shards are bad:", *problems]))
@@ -37,19 +46,19 @@ def run(manifest: Path, *, store: Store) -> str:
     return f"{len(dataset.shards)} shards, {len(seen)} sets, {sum(seen.values())} images, {size} bytes: all whole"
 
 
-def _problems(shard: ShardEntry, set_sizes: range, store: Store, seen: dict[str, int]) -> list[str]:
-    """What is wrong with one shard; adds its sets to `seen`: id -> images."""
+def _look(shard: ShardEntry, set_sizes: range, store: Store, seen: dict[str, int]) -> tuple[list[str], list[str]]:
+    """The ids in a shard, and what is wrong with it; adds its images to those `seen` of each set."""
     with TemporaryDirectory() as folder:
         tar = Path(folder) / "shard.tar"
         try:
             store.download(shard.key, tar)
             if tar.stat().st_size != shard.size:
-                return [f"it has {tar.stat().st_size} bytes; the manifest says {shard.size}"]
+                return [], [f"it has {tar.stat().st_size} bytes; the manifest says {shard.size}"]
             if file_digest(tar) != shard.sha256:
-                return ["its content has another SHA-256 than the manifest says"]
+                return [], ["its content has another SHA-256 than the manifest says"]
             sets = list(read_shard(tar))
         except UserError as error:
-            return [str(error).removeprefix(f"shard {tar}: ")]
-    again = [f"set {image_set.id} is also in another shard" for image_set in sets if image_set.id in seen]
-    seen.update((image_set.id, len(image_set.images)) for image_set in sets)
-    return shard_problems(shard, sets, set_sizes) + again
+            return [], [str(error).removeprefix(f"shard {tar}: ")]
+    again = [f"set {one.id} is also in another shard" for one in sets if one.first_image < seen.get(one.id, 0)]
+    seen.update((one.id, seen.get(one.id, 0) + one.count) for one in sets)
+    return [one.id for one in sets], shard_problems(shard, sets, set_sizes) + again

@@ -11,6 +11,7 @@ others, the second takes the chosen ones. Memory holds a few dozen bytes a line,
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from array import array
@@ -79,16 +80,20 @@ def text_problem(text: str) -> str:
     return "holds half of a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in text) else ""
 
 
-def write_captions(path: Path, captions: Iterable[CaptionRow], origin: Origin) -> None:
+def write_captions(path: Path, captions: Iterable[CaptionRow], origin: Origin, *, parts: Sequence[int] = ()) -> None:
     """Writes captions in the order given, whole or not at all; the same captions give the same bytes.
 
     Their digest lies beside them (``.sha256``).
+
+    Args:
+        parts: of captions that grew, how many of those for training came at a time, in order.
 
     Raises:
         UserError: an id cannot name files in a shard, there is no such split, the disk refuses, or the iterable raises
             it.
     """
-    schema = pa.schema([(name, pa.string()) for name in _COLUMNS], metadata=vars(origin))
+    metadata = vars(origin) | ({"parts": json.dumps(parts)} if parts else {})
+    schema = pa.schema([(name, pa.string()) for name in _COLUMNS], metadata=metadata)
     rows = iter(captions)
     with sealed_file(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         while block := list(islice(rows, ROWS)):
@@ -118,13 +123,25 @@ def read_origin(path: Path) -> Origin:
     Raises:
         UserError: there is no such file, or it is no caption file.
     """
-    with _open(path) as file:
-        stored = file.schema_arrow.metadata or {}
-        metadata = {key.decode(): value.decode() for key, value in stored.items()}
+    metadata = _metadata(path)
     try:
         return Origin(name=metadata["name"], licence=metadata["licence"], mix=metadata["mix"])
     except KeyError as error:
         raise UserError(f"{path} does not say where its captions come from; {AGAIN}") from error
+
+
+def read_parts(path: Path) -> tuple[int, ...]:
+    """How many captions for training came at a time, in order; empty if all did.
+
+    Raises:
+        UserError: there is no such file, or it is no caption file.
+    """
+    return tuple(json.loads(_metadata(path).get("parts", "[]")))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _open(path) as file:
+        return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
 
 
 def survey_captions(path: Path) -> tuple[int, str]:
@@ -214,8 +231,8 @@ class BadLine:
 class Selection:
     """Which lines become captions of which split."""
 
-    choice: NDArray[np.uint8]
-    """(lines,): 0 is not used; else 1 + the index of the split among train, validation, test."""
+    choice: NDArray[np.uint16]
+    """(lines,): 0 is not used; else 1 + the index among train, validation, test and the extensions of training."""
     bad: int
     examples: tuple[str, ...]
     """The first bad lines, as ``line 7: no caption``."""
@@ -259,36 +276,45 @@ def select_lines(params: Cc12mCaptions) -> Selection:
     order = np.argsort(np.frombuffer(ranks, np.uint64), kind="stable")
     words = np.frombuffer(texts, np.uint64)
     chosen: dict[Split, NDArray[np.intp]] = {}
-    counts: dict[Split, int] = {"test": params.test, "validation": params.validation, "train": params.train}
+    counts: dict[Split, int] = {"test": params.test, "validation": params.validation}
     for split, count in counts.items():
         chosen[split], order = order[:count], order[count:]
         order = order[~np.isin(words[order], words[chosen[split]])]
-    if len(chosen["train"]) < params.train:
+    asked = sum(counts.values()) + params.train + sum(params.more)
+    if (there := sum(map(len, chosen.values())) + len(order)) < asked:
         without = f", without {blocked} for captions.blocklist" if blocked else ""
+        grown = " + captions.more" if params.more else ""
         raise UserError(
-            f"captions.path: {params.path} has {sum(map(len, chosen.values()))} usable captions{without}; "
-            f"captions.train + captions.validation + captions.test ask for {sum(counts.values())}"
+            f"captions.path: {params.path} has {there} usable captions{without}; "
+            f"captions.train + captions.validation + captions.test{grown} ask for {asked}"
         )
-    choice = np.zeros(len(good), np.uint8)
+    choice = np.zeros(len(good), np.uint16)
     for split, places in chosen.items():
         choice[lines[places]] = 1 + get_args(Split).index(split)
+    for extension, size in enumerate([params.train, *params.more]):
+        number = len(get_args(Split)) + extension if extension else 1 + get_args(Split).index("train")
+        choice[lines[order[:size]]], order = number, order[size:]
     if blocklist:
         mix = f"without {blocked} of {len(good)} that hold an entry of a list of words (SHA-256 `{blocklist.sha256}`)"
     return Selection(choice=choice, bad=bad, examples=tuple(examples), blocked=blocked, mix=mix)
 
 
 def selected_captions(params: Cc12mCaptions, selection: Selection) -> Iterator[CaptionRow]:
-    """The chosen captions, in the order of the file; ids are line numbers.
+    """The chosen captions, in the order of the file, behind them those of each extension; ids are line numbers.
 
     Raises:
         UserError: the file is not the one that `selection` was made from.
     """
-    for number, (choice, line) in enumerate(zip(selection.choice, read_lines(params), strict=False), start=1):
-        if not choice:
-            continue
-        if isinstance(line, BadLine):
-            raise UserError(f"captions.path: {params.path} changed while it was read; run the stage again")
-        yield CaptionRow(f"cc12m-{number:09}", line, get_args(Split)[choice - 1])
+    of_choice = [*get_args(Split), *["train"] * len(params.more)]
+    extension = np.maximum(selection.choice, len(get_args(Split)))  # 3 is what was there at first, and what is not used
+    for part in range(len(get_args(Split)), 1 + len(of_choice)):
+        in_part = np.where(extension == part, selection.choice, 0)
+        for number, (choice, line) in enumerate(zip(in_part, read_lines(params), strict=False), start=1):
+            if not choice:
+                continue
+            if isinstance(line, BadLine):
+                raise UserError(f"captions.path: {params.path} changed while it was read; run the stage again")
+            yield CaptionRow(f"cc12m-{number:09}", line, of_choice[choice - 1])
 
 
 def read_lines(params: Cc12mCaptions) -> Iterator[str | BadLine]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m2m.data.sets import ImageSet, Shard, StoredSet, shard_problems
+from m2m.data.sets import ImageSet, Shard, StoredSet
 from m2m.errors import UserError
-from m2m.manifest import Manifest, ShardEntry, Split
+from m2m.manifest import Block, Manifest, ShardEntry, Split
 from m2m.seeds import derive
 from m2m.store import Store
 
@@ -49,14 +49,13 @@ class ImageSets:
         cache_bytes: int = CACHE_BYTES,
         shards_open: int = SHARDS_OPEN,
     ) -> None:
-        self._store, self._shards_open = store, shards_open
-        self._set_sizes = manifest.set_sizes
-        self._entries = manifest.split(split)
-        self.counts = tuple(shard.count for shard in self._entries)
-        """Sets of each shard."""
+        self._store, self._shards_open, self._sizes = store, shards_open, manifest.sizes
+        self._blocks = tuple(manifest.blocks(split))
+        self.counts = tuple(block[-1].count for block in self._blocks)
+        """Sets of each shard; one that adds images belongs to that whose sets it adds to."""
         self._ends = list(accumulate(self.counts))
         self._decoded = _Decoded(cache_bytes)
-        self._open: OrderedDict[str, Future[list[StoredSet]]] = OrderedDict()
+        self._open: OrderedDict[str, Future[Sequence[StoredSet]]] = OrderedDict()
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -81,25 +80,32 @@ class ImageSets:
         if not 0 <= index < len(self):
             raise IndexError(index)
         position = bisect_right(self._ends, index)
-        return self._sets(self._entries[position])[index - self._ends[position] + self.counts[position]]
+        return self._sets(self._blocks[position])[index - self._ends[position] + self.counts[position]]
 
-    def _sets(self, entry: ShardEntry) -> list[StoredSet]:
+    def _sets(self, block: Block) -> Sequence[StoredSet]:
+        key = block[0].key
         with self._lock:
-            is_new = entry.key not in self._open
-            sets = self._open.setdefault(entry.key, Future())
-            self._open.move_to_end(entry.key)
+            is_new = key not in self._open
+            sets = self._open.setdefault(key, Future())
+            self._open.move_to_end(key)
             while len(self._open) > self._shards_open:
                 self._open.popitem(last=False)
         if is_new:
             try:
-                sets.set_result(self._load(entry))
+                sets.set_result(self._load(block))
             except BaseException as error:
                 with self._lock:
-                    self._open.pop(entry.key, None)  # who asks again, tries again
+                    self._open.pop(key, None)  # who asks again, tries again
                 sets.set_exception(error)
         return sets.result()
 
-    def _load(self, entry: ShardEntry) -> list[StoredSet]:
+    def _load(self, block: Block) -> Sequence[StoredSet]:
+        sets = joined([self._load_shard(entry, sizes) for entry, sizes in zip(block, self._sizes(block), strict=True)])
+        if len(sets) != (said := block[-1].count):
+            raise UserError(f"{block[-1].key}: {len(sets)} sets are in all shards of it; the manifest says {said}")
+        return sets
+
+    def _load_shard(self, entry: ShardEntry, sizes: range) -> list[StoredSet]:
         path = self._store.get(entry.key, entry.sha256, entry.size)
         try:
             shard = Shard(path)
@@ -109,9 +115,86 @@ class ImageSets:
             # Another process made room in the cache between the two.
             shard = Shard(self._store.get(entry.key, entry.sha256, entry.size))
         sets = [shard.open_set(id_, partial(self._decoded.get, entry.key, id_)) for id_ in shard]
-        if problems := shard_problems(entry, sets, self._set_sizes):
+        if problems := shard_problems(entry, sets, sizes):
             raise UserError(f"{entry.key}: {problems[0]}")
         return sets
+
+
+class JoinedSet(StoredSet):
+    """A set to which images were added: some lie in one shard, and further ones in others.
+
+    Raises:
+        UserError: its parts do not go on from each other.
+    """
+
+    def __init__(self, parts: Sequence[StoredSet]) -> None:
+        first, self._parts = parts[0], parts
+        self.id, self.caption, self.generator, self.first_image = first.id, first.caption, first.generator, 0
+        self.count = sum(part.count for part in parts)
+        self.extras = {name: [*chain.from_iterable(one.extras.get(name, ()) for one in parts)] for name in first.extras}
+        self._owners = [(part, place) for part in parts for place in range(part.count)]
+        starts = [*accumulate((part.count for part in parts), initial=0)][:-1]
+        described = {(one.caption, one.generator, one.latents_kept, *sorted(one.extras)) for one in parts}
+        if [part.first_image for part in parts] != starts or len(described) > 1:
+            raise UserError(
+                f"set {first.id}: the images that were added to it are not of that set, or do not follow it"
+            )
+
+    @property
+    def latents_kept(self) -> bool:
+        return self._parts[0].latents_kept
+
+    def pictures(self, places: Iterable[int]) -> npt.NDArray[np.uint8]:
+        pictures = [part.pictures([place])[0] for part, place in map(self._owners.__getitem__, places)]
+        if len({picture.shape for picture in pictures}) > 1:
+            raise UserError(f"set {self.id}: the images that were added to it are of another size")
+        return np.stack(pictures)
+
+    @property
+    def latents(self) -> npt.NDArray[np.float32] | None:
+        of_parts = [part.latents for part in self._parts]
+        kept = [latents for latents in of_parts if latents is not None]
+        return np.concatenate(kept) if len(kept) == len(of_parts) else None
+
+
+def joined(shards: Sequence[Sequence[StoredSet]]) -> Sequence[StoredSet]:
+    """The sets of a block's shards: those that all of them have, each with all of its images.
+
+    Raises:
+        UserError: the parts of a set do not go on from each other.
+    """
+    first, *others = shards
+    if not others:
+        return first
+    added = [{one.id: one for one in sets} for sets in others]
+    return [JoinedSet([one, *(of[one.id] for of in added)]) for one in first if all(one.id in of for of in added)]
+
+
+def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet | StoredSet], set_sizes: range) -> list[str]:
+    """In what the sets of a shard differ from what the manifest says of it.
+
+    Args:
+        set_sizes: how many images a set may have in it (`Manifest.sizes`).
+    """
+    problems = []
+    expected = " to ".join(map(str, sorted({set_sizes[0], set_sizes[-1]})))
+    # Where images are added, another shard of the block may lack sets: who joins them counts those that are left.
+    if len(sets) < shard.count or (len(sets) > shard.count and not shard.first_image):
+        problems.append(f"it holds {len(sets)} sets; the manifest says {shard.count}")
+    if sets and (sets[0].id, sets[-1].id) != (shard.first_set, shard.last_set):
+        problems.append(
+            f"it holds the sets {sets[0].id} to {sets[-1].id}; the manifest says {shard.first_set} to {shard.last_set}"
+        )
+    problems += [
+        f"set {one.id} begins with image {one.first_image}; the manifest says {shard.first_image}"
+        for one in sets
+        if one.first_image != shard.first_image
+    ]
+    return problems + [
+        f"set {one.id} has {one.count} images; the manifest says {expected} in each set"
+        for one in sets
+        if one.count not in set_sizes
+    ]
 
 
 class _Decoded:

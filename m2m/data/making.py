@@ -29,6 +29,7 @@ from m2m.data.sets import ImageSet
 from m2m.data.shards import (
     DrawnSet,
     FinishedShard,
+    Kept,
     MadeSets,
     MakeSets,
     PlannedSet,
@@ -72,6 +73,7 @@ def make_dataset(
     sets: int,
     images: int,
     bad: Sequence[str] = (),
+    before: Kept | None = None,
     manifest: Path,
     runtime: Runtime,
 ) -> Manifest:
@@ -83,6 +85,7 @@ def make_dataset(
         sets: in all, bad ones too.
         images: in all.
         bad: sets that are known to be bad before anything is made, and why.
+        before: the dataset as it was, whose shards stay.
 
     Raises:
         UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
@@ -105,7 +108,7 @@ def make_dataset(
 
         def recorded(job: ShardJob) -> tuple[ShardJob, FinishedShard | None]:
             nonlocal kept
-            if (done := records.of(job)) is not None:
+            if (done := (before and before.of(job)) or records.of(job)) is not None:
                 kept += job.images
                 advance(job.images, skipped=True)
             return job, done
@@ -116,12 +119,16 @@ def make_dataset(
                 left_out += shard.bad
                 check_bad()
         seconds = time.perf_counter() - started
-        counts = {"left_out": len(left_out), "rejected": sum(shard.rejected for shard in finished)}
+        rejected, redrawn = (sum(getattr(one, name) for one in finished) for name in ("rejected", "redrawn"))
+        if before:
+            redrawn += before.manifest.redrawn
+            rejected += int(str(before.manifest.made_by.get("rejected", 0)))
+        counts = {"left_out": len(left_out), "rejected": rejected}
         counted = {name: count for name, count in counts.items() if count}
         if left_out:
             _log.warning("%s: left out %d of %d sets: %s", stage, len(left_out), sets, _some(left_out))
-        entries, redrawn = (shard.entry for shard in finished if shard.entry), sum(shard.redrawn for shard in finished)
-        changed = {"made_by": {**plan.made_by, **counted}, "redrawn": redrawn, "shards": tuple(entries)}
+        entries = tuple(FinishedShard.entries(finished))
+        changed = {"made_by": {**plan.made_by, **counted}, "redrawn": redrawn, "shards": entries}
         result = plan.model_copy(update=changed)
         if not result.shards:
             raise UserError(f"{stage}: all {sets} sets are bad: {_some(left_out)}")

@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -59,6 +59,8 @@ class ImageSet:
     """What else is known, by name: lists with one entry an image, such as seeds, steps or poses."""
     generator: str | None = None
     """SHA-256 of the model's folder that drew the images; their files then say so of themselves."""
+    first_image: int = 0
+    """Which image of its set the first of these is: not 0 where they are added to a set that lies in another shard."""
 
     @property
     def count(self) -> int:
@@ -96,10 +98,11 @@ def write_shard(sets: Iterable[ImageSet], path: Path, split: Split) -> ShardEntr
         UserError: the disk refuses.
         ValueError: there is no set, or one has an id that cannot name files.
     """
-    ids: list[str] = []
+    ids, first_image = list[str](), 0
     with new_file(path) as draft, tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for image_set in sets:
             ids.append(image_set.id)
+            first_image = image_set.first_image
             for name, content in _members(image_set):
                 if not _MEMBER.fullmatch(name):
                     raise ValueError(f"{name!r} cannot be a member of a shard")
@@ -108,8 +111,10 @@ def write_shard(sets: Iterable[ImageSet], path: Path, split: Split) -> ShardEntr
                 tar.addfile(member, io.BytesIO(content))
         if not ids:
             raise ValueError("a shard without sets")
-    sha256, size, sets_range = file_digest(path), path.stat().st_size, {"first_set": ids[0], "last_set": ids[-1]}
-    return ShardEntry(key=shard_key(sha256), sha256=sha256, size=size, **sets_range, count=len(ids), split=split)
+    sha256, size, said = file_digest(path), path.stat().st_size, {"first_set": ids[0], "last_set": ids[-1]}
+    return ShardEntry(
+        key=shard_key(sha256), sha256=sha256, size=size, count=len(ids), split=split, first_image=first_image, **said
+    )
 
 
 Keep: TypeAlias = Callable[[str, Callable[[str], Any]], Any]
@@ -212,7 +217,7 @@ class StoredSet:
         self._shard, self._about, self._keep = shard, about, keep
         self.id, self.caption, self.count = id_, about.caption, about.images
         self.extras: Mapping[str, Any] = about.model_extra or {}
-        self.generator = about.generator
+        self.generator, self.first_image = about.generator, about.first_image
 
     def pictures(self, places: Iterable[int]) -> npt.NDArray[np.uint8]:
         """Some of its images: (n, H, W, 3).
@@ -220,11 +225,17 @@ class StoredSet:
         Raises:
             UserError: one cannot be decoded, or they differ in size.
         """
-        pictures = [self._keep(f"{place:03}.png", self._picture) for place in places]
+        names = [f"{self.first_image + place:03}.png" for place in places]
+        pictures = [self._keep(name, self._picture) for name in names]
         with self._shard.explained():
             if len({picture.shape for picture in pictures}) > 1:
                 raise ShardError(f"the images of {self.id} differ in size")
         return np.stack(pictures)
+
+    @property
+    def latents_kept(self) -> bool:
+        """Whether there are latents."""
+        return self._about.latents
 
     @property
     def latents(self) -> npt.NDArray[np.float32] | None:
@@ -233,7 +244,7 @@ class StoredSet:
         Raises:
             UserError: they are not that.
         """
-        return self._keep("latents.npy", self._latents) if self._about.latents else None
+        return self._keep("latents.npy", self._latents) if self.latents_kept else None
 
     def cameras(self) -> npt.NDArray[np.float64]:
         """World-to-camera matrices (N, 3, 4), from the extras' ``poses``.
@@ -256,8 +267,8 @@ class StoredSet:
 
     def whole(self) -> ImageSet:
         """All of it."""
-        known = {name: getattr(self, name) for name in ("id", "caption", "latents", "extras", "generator")}
-        return ImageSet(images=self.pictures(range(self.count)), **known)
+        names = ("id", "caption", "latents", "extras", "generator", "first_image")
+        return ImageSet(images=self.pictures(range(self.count)), **{name: getattr(self, name) for name in names})
 
 
 def read_shard(path: Path) -> Iterator[ImageSet]:
@@ -284,6 +295,7 @@ class _About(BaseModel):
     images: Annotated[int, Field(ge=1, le=999)]
     latents: bool
     generator: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    first_image: Annotated[int, Field(ge=0, le=999)] = 0
 
 
 def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
@@ -293,14 +305,15 @@ def _members(image_set: ImageSet) -> Iterator[tuple[str, bytes]]:
         images=len(image_set.images),
         latents=image_set.latents is not None,
         generator=image_set.generator,
+        first_image=image_set.first_image,
         **image_set.extras,
     )
-    content = about.model_dump(exclude=None if about.generator else {"generator"})
+    content = about.model_dump(exclude={name for name in ("generator", "first_image") if not getattr(about, name)})
     yield f"{image_set.id}.json", json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
-    for index, image in enumerate(image_set.images):
-        file, mark = io.BytesIO(), None
+    for place, image in enumerate(image_set.images):
+        file, mark, index = io.BytesIO(), None, image_set.first_image + place
         if image_set.generator:
-            of_this = {name.removesuffix("s"): values[index] for name, values in image_set.extras.items()}
+            of_this = {name.removesuffix("s"): values[place] for name, values in image_set.extras.items()}
             note = {"set": image_set.id, "image": index, "model": image_set.generator, **of_this}
             mark = drawn_by_a_model(note)
         Image.fromarray(image).save(file, "PNG", compress_level=_COMPRESSION, pnginfo=mark)
@@ -318,7 +331,7 @@ def _about(id_: str, parts: Collection[str], content: bytes) -> _About:
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         raise ShardError(f"{id_}.json is not what describes a set: {_one_line(fault['msg'])}") from error
-    names = [f"{index:03}.png" for index in range(about.images)]
+    names = [f"{about.first_image + index:03}.png" for index in range(about.images)]
     if about.id != id_ or set(parts) != {"json", *names} | ({"latents.npy"} if about.latents else set()):
         described = f"{about.images} images of {_one_line(about.id)} {'with' if about.latents else 'without'} latents"
         found = ", ".join(sorted(set(parts) - {"json"})) or "none"
@@ -377,24 +390,3 @@ def _one_line(error: object) -> str:
     """What a library says, as part of a line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def shard_problems(shard: ShardEntry, sets: Sequence[ImageSet | StoredSet], set_sizes: range) -> list[str]:
-    """In what the sets of a shard differ from what the manifest says of it.
-
-    Args:
-        set_sizes: how many images a set may have (`Manifest.set_sizes`).
-    """
-    problems = []
-    expected = " to ".join(map(str, sorted({set_sizes[0], set_sizes[-1]})))
-    if len(sets) != shard.count:
-        problems.append(f"it holds {len(sets)} sets; the manifest says {shard.count}")
-    if sets and (sets[0].id, sets[-1].id) != (shard.first_set, shard.last_set):
-        problems.append(
-            f"it holds the sets {sets[0].id} to {sets[-1].id}; the manifest says {shard.first_set} to {shard.last_set}"
-        )
-    return problems + [
-        f"set {one.id} has {one.count} images; the manifest says {expected} in each set"
-        for one in sets
-        if one.count not in set_sizes
-    ]

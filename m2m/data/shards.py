@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args
 
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from m2m.data.sets import ImageSet, write_shard
+from m2m.data.sets import ImageSet, Shard, write_shard
+from m2m.errors import UserError
 from m2m.files import file_digest, scratch_folder, write_atomically
-from m2m.manifest import ShardEntry, Split, shard_key
+from m2m.manifest import Manifest, ShardEntry, Split, shard_key
 from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.store import Store
@@ -44,6 +45,8 @@ class PlannedSet:
     caption: str
     count: int
     """Images."""
+    first: int = 0
+    """Which image of the set is the first one; not 0 where images are added to it."""
     draw: Callable[[], DrawnSet] | None = None
     """Called in a pool, which may be one of processes. Raises UserError if what it reads is bad. None: a model draws
     what the caption says."""
@@ -52,7 +55,8 @@ class PlannedSet:
 
     @property
     def identity(self) -> JsonValue:
-        return [self.id, self.caption, self.count, self.fingerprint and self.fingerprint()]
+        told: list[JsonValue] = [self.id, self.caption, self.count, self.fingerprint and self.fingerprint()]
+        return [*told, self.first] if self.first else told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,27 @@ class FinishedShard(BaseModel):
     redrawn: int
     rejected: int = 0
     bad: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Ids of the sets that are bad."""
+    first_image: int = 0
+
+    @staticmethod
+    def entries(finished: Iterable[FinishedShard]) -> Iterator[ShardEntry]:
+        """What a manifest says of shards: of those that add images how many sets are in all shards of their block.
+
+        A block of which none is left is left out.
+        """
+        blocks = list[list[FinishedShard]]()
+        for one in finished:
+            if not one.first_image:
+                blocks.append([])
+            blocks[-1].append(one)
+        for block in blocks:
+            entries = [one.entry for one in block if one.entry]
+            sets = entries[0].count + len(block[0].left_out) if block[0].entry else 0
+            left = [sets - len({id_ for one in block[: end + 1] for id_ in one.left_out}) for end in range(len(block))]
+            if len(entries) == len(block) and left[-1] > 0:
+                yield from (replace(entry, count=count) for entry, count in zip(entries, left, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +121,11 @@ class ShardJob:
     @property
     def images(self) -> int:
         return sum(one.count for one in self.planned)
+
+    @property
+    def first_image(self) -> int:
+        """Of each set."""
+        return self.planned[0].first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +150,15 @@ class ShardMaker:
             if made.sets:
                 entry = write_shard(made.sets, shard, job.split)
                 self.store.put(entry.key, shard, entry.sha256)
-            done = FinishedShard(entry=entry, redrawn=made.redrawn, rejected=made.rejected, bad=made.bad)
+            there = {one.id for one in made.sets}
+            done = FinishedShard(
+                entry=entry,
+                redrawn=made.redrawn,
+                rejected=made.rejected,
+                bad=made.bad,
+                left_out=tuple(one.id for one in job.planned if one.id not in there),
+                first_image=job.first_image,
+            )
             write_atomically(record, done.model_dump_json().encode())
             sha256 = file_digest(record)
             key = Records.key(self.stage, job, done, sha256=sha256, size=record.stat().st_size)
@@ -180,11 +218,82 @@ class Records:
                 last_set=job.planned[-1].id,
                 count=len(job.planned),
                 split=job.split,
+                first_image=job.first_image,
             )
-            done = FinishedShard(entry=entry, redrawn=int(found["redrawn"]), rejected=int(found["rejected"] or 0))
+            redrawn, rejected = int(found["redrawn"]), int(found["rejected"] or 0)
+            done = FinishedShard(entry=entry, redrawn=redrawn, rejected=rejected, first_image=job.first_image)
         if entry and self._shards.get(entry.key) != entry.size:
             return None
         return done.model_copy(update={"entry": entry})
+
+
+class Kept:
+    """The shards of a dataset as it was, which stay as they are when it grows.
+
+    Args:
+        path: of its manifest.
+
+    Raises:
+        UserError: it cannot be read, or the store refuses.
+    """
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.manifest = Manifest.read(path)
+        self._path, self._store, self._there = path, store, dict(store.objects("shards/"))
+        self._entries = {(one.split, one.first_image, one.first_set): one for one in self.manifest.shards}
+
+    def check(self, jobs: Iterable[ShardJob]) -> None:
+        """Looks before anything is made whether jobs ask for each of its shards.
+
+        Raises:
+            UserError: they do not.
+        """
+        left, looked = dict(self._entries), set[Split]()
+        for job in jobs:
+            if not (done := self.of(job)) or not (entry := done.entry):
+                continue
+            del left[entry.split, entry.first_image, entry.first_set]
+            if entry.split not in looked:  # of other captions a first shard tells: their ids may be the same
+                looked.add(entry.split)
+                self._check_captions(job, entry)
+        if left:
+            first = next(iter(left.values()))
+            raise UserError(
+                f"{self._path} cannot be extended: {len(left)} of its shards are not asked for, the first of the sets "
+                f"{first.first_set} to {first.last_set}; leave captions, images_per_set and sets_per_shard as they "
+                "were, and add to captions.more or generate.more_images"
+            )
+
+    def _check_captions(self, job: ShardJob, entry: ShardEntry) -> None:
+        shard = Shard(self._store.get(entry.key, entry.sha256, entry.size))
+        captions = {id_: shard.open_set(id_).caption for id_ in shard}
+        for one in job.planned:
+            if (was := captions.get(one.id, one.caption)) != one.caption:
+                raise UserError(
+                    f"{self._path} cannot be extended: the caption of set {one.id} was {was!r} there, and is "
+                    f"{one.caption!r} now; leave captions as they were, but for captions.more"
+                )
+
+    def of(self, job: ShardJob) -> FinishedShard | None:
+        """A job's shard, if it was in the dataset.
+
+        Raises:
+            UserError: the store does not hold it any more.
+        """
+        places = ((job.split, job.first_image, one.id) for one in job.planned)
+        entry = next((self._entries[place] for place in places if place in self._entries), None)
+        ids = [one.id for one in job.planned]
+        if entry is None or entry.last_set not in ids:
+            return None
+        if self._there.get(entry.key) != entry.size:
+            raise UserError(f"the store {self._store.uri} lacks {entry.key}, which {self._path} names; bring it back")
+        left_out: list[str] = []
+        if entry.count < len(ids):
+            there = {*Shard(self._store.get(entry.key, entry.sha256, entry.size))}
+            left_out = [id_ for id_ in ids if id_ not in there]
+            entry = replace(entry, count=len(there))
+        bad = tuple(f"set {id_} was left out before" for id_ in left_out)
+        return FinishedShard(entry=entry, redrawn=0, bad=bad, left_out=tuple(left_out), first_image=job.first_image)
 
 
 def shard_jobs(
@@ -192,20 +301,32 @@ def shard_jobs(
     *,
     depends: Sequence[JsonValue],
     sets_per_shard: int,
+    parts: Sequence[int] = (),
+    more_images: Sequence[int] = (),
     runtime: Runtime,
 ) -> Iterator[ShardJob]:
     """The shards of training in order, then those of the other splits. No shard mixes splits.
 
+    A dataset that grows keeps its shards: sets that come later are in later shards, and images that are added to sets
+    in shards of their own, behind that of the sets.
+
     Args:
         depends: what the content of every shard depends on, besides the sets that are planned for it.
+        parts: how many sets of training came at a time, in order; all others came at once.
+        more_images: how many images were added to each set at a time, in order.
     """
     # A dataset begun on a CPU does not go on from there on a GPU.
     whole = [*depends, runtime.device_type]
     for split in get_args(Split):
-        for block in blocks(sets[split], sets_per_shard):
-            content = [*whole, *(one.identity for one in block)]
-            name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            yield ShardJob(name=name, split=split, planned=block)
+        rest = iter(sets[split])
+        came = [islice(rest, size) for size in parts if split == "train"]
+        for block in chain.from_iterable(blocks(some, sets_per_shard) for some in (*came, rest)):
+            firsts = [*accumulate(more_images, initial=block[0].count)]
+            added = zip(firsts[:-1], more_images, strict=True)
+            for planned in (block, *([replace(one, first=first, count=n) for one in block] for first, n in added)):
+                content = [*whole, *(one.identity for one in planned)]
+                name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+                yield ShardJob(name=name, split=split, planned=planned)
 
 
 def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -112,7 +112,15 @@ class HubFoundation(Section):
     )
 
 
-class WorldCaptions(SplitSizes):
+class CaptionCounts(SplitSizes):
+    """How many captions there are, and by how many they grew."""
+
+    more: tuple[PositiveInt, ...] = Field(
+        description="further captions for training, behind all that were there: each number is one extension"
+    )
+
+
+class WorldCaptions(CaptionCounts):
     """Captions by the grammar of the embedded world; no combination that one split names in full is in another.
 
     As many captions of pictures are of each kind, by what they name and what they leave open.
@@ -132,7 +140,7 @@ class WorldCaptions(SplitSizes):
         return self
 
 
-class Cc12mCaptions(SplitSizes):
+class Cc12mCaptions(CaptionCounts):
     """Captions of Conceptual 12M: ``cc12m.tsv`` (address, tab, caption) or a Parquet file with a caption column."""
 
     source: Literal["cc12m"]
@@ -145,10 +153,20 @@ class Cc12mCaptions(SplitSizes):
     )
 
 
+MAX_IMAGES = 999
+"""Of a set: their files are numbered by three digits."""
+
+
 class GenerateParams(Drawn):
     """How the MIS dataset is drawn (paper, section on MIS: N images for each caption from N latent noises)."""
 
-    images_per_set: Annotated[int, Field(ge=2, le=999)]
+    images_per_set: Annotated[int, Field(ge=2, le=MAX_IMAGES)]
+    more_images: tuple[PositiveInt, ...] = Field(
+        description="further images of each set, in shards of their own: each number is one extension"
+    )
+    extends: str | None = Field(
+        description="manifest of this dataset as it was: its shards stay, whatever version of the code drew them"
+    )
     sets_per_shard: PositiveInt
     batch_size: PositiveInt = Field(description="images a batch; the last batch of a shard is padded to it")
     precision: Precision = Field(description="of the networks that draw; the solver's own arithmetic is float32")
@@ -160,6 +178,17 @@ class GenerateParams(Drawn):
     max_bad_fraction: Probability = Field(
         description="share of sets of which the safety checker may reject an image at all attempts: they are left out"
     )
+
+    @model_validator(mode="after")
+    def _images_can_be_numbered(self) -> Self:
+        if self.images > MAX_IMAGES:
+            raise ValueError(f"images_per_set and more_images are {self.images} in all; expected at most {MAX_IMAGES}")
+        return self
+
+    @property
+    def images(self) -> int:
+        """Of each set, those that were added included."""
+        return self.images_per_set + sum(self.more_images)
 
 
 class TaskSets(Section):

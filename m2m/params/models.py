@@ -87,14 +87,22 @@ class TrainCommon(LearningParams):
     prediction_type: PredictionType
 
 
-class TrainVariant(Section):
-    """What each variant sets for itself."""
+class VariantLearning(Section):
+    """What each variant sets for itself, whatever it learns."""
 
     images: PositiveInt = Field(description="training images seen (sets x set_size), the clock of training")
     sets_per_step: PositiveInt = Field(description="sets in one optimizer step, over all ranks")
     learning_rate: LearningRate
     context_learning_rate: LearningRate = Field(
         description="peak for what reads the context images: keys, values, slots, DINOv2's projection"
+    )
+
+
+class TrainVariant(VariantLearning):
+    """What each variant sets for itself when it learns to continue image sets."""
+
+    start: str | None = Field(
+        description="folder of a trained model to train on from; null: Stable Diffusion's weights are the start"
     )
 
 
@@ -119,7 +127,7 @@ class TrainParams(Section):
     variant: TrainVariants
 
 
-class FinetuneVariant(TrainVariant):
+class FinetuneVariant(VariantLearning):
     frozen: tuple[FrozenPart, ...] = Field(description="parts of the U-Net that keep the parent's weights")
 
 

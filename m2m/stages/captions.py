@@ -27,20 +27,24 @@ def run(params: WorldCaptions | Cc12mCaptions, *, out: Path) -> int:
     Raises:
         UserError: the source cannot be read or has too many bad lines or too few captions, or the disk refuses.
     """
+    parts = (params.train, *params.more) if params.more else ()
     if isinstance(params, WorldCaptions):
-        write_captions(out, _world_captions(params), replace(WORLD, mix=_mix(params)))
+        write_captions(out, _world_captions(params), replace(WORLD, mix=_mix(params)), parts=parts)
         return 0
     selection = select_lines(params)
     if selection.bad:
         _log.warning("%s: left out %d bad lines: %s", params.path, selection.bad, "; ".join(selection.examples))
     if params.blocklist is not None:
         _log.warning("%s: left out %d captions for %s", params.path, selection.blocked, params.blocklist)
-    write_captions(out, selected_captions(params, selection), replace(CC12M, mix=selection.mix))
+    write_captions(out, selected_captions(params, selection), replace(CC12M, mix=selection.mix), parts=parts)
     return selection.bad + selection.blocked
 
 
 def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:
-    """Captions of each split in one shuffled order: of pictures, for training of rendered objects and steps as well."""
+    """Captions of each split in one shuffled order: of pictures, for training of rendered objects and steps as well.
+
+    Behind them come those by which training grew, of pictures, each extension in an order of its own.
+    """
     steps = tuple(chain.from_iterable(procedure_captions("train")))
     texts: dict[Split, list[str]] = {
         "train": [
@@ -55,6 +59,12 @@ def _world_captions(params: WorldCaptions) -> Iterator[CaptionRow]:
         Random(derive(params.seed, "order", split)).shuffle(of_split)
         for number, text in enumerate(of_split):
             yield CaptionRow(f"world-{split}-{number:06}", text, split)
+    number = params.train
+    for extension, count in enumerate(params.more):
+        seed = derive(params.seed, "more", extension)
+        for text in Random(derive(seed, "order")).sample(_picture_texts(seed, "train", count), count):
+            yield CaptionRow(f"world-train-{number:06}", text, "train")
+            number += 1
 
 
 def _picture_texts(seed: int, split: Split, count: int) -> list[str]:
@@ -74,6 +84,7 @@ def _mix(params: WorldCaptions) -> str:
         "combinations of training, and those that validation and test name in full are in no other split. "
         f"Of the {params.train} for training {params.views} tell of rendered objects and {params.steps} of steps of "
         "procedures, and leave nothing open"
+        + (f"; {sum(params.more)} more of pictures came later" if params.more else "")
     )
 
 

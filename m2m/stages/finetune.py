@@ -58,6 +58,7 @@ def run(
         own,
         stage="finetune",
         task=task,
+        starts_as="parent",
         parents=[model] if scratch is None else weights_of(model, variant),
         out=out,
         curve=curve,

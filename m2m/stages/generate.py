@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -13,10 +14,10 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from m2m.code import code_digest
-from m2m.data.captions import read_captions, read_origin, survey_captions
+from m2m.data.captions import read_captions, read_origin, read_parts, survey_captions
 from m2m.data.making import make_dataset
 from m2m.data.sets import ImageSet
-from m2m.data.shards import MadeSets, PlannedSet, blocks, shard_jobs
+from m2m.data.shards import Kept, MadeSets, PlannedSet, ShardJob, blocks, shard_jobs
 from m2m.diffusion.stable_diffusion import SAFETY_CHECKER, SafetyChecker, StableDiffusion
 from m2m.errors import UserError, made_again
 from m2m.files import check_digests, folder_digest
@@ -28,6 +29,9 @@ from m2m.runtime import Runtime
 from m2m.seeds import image_seed
 from m2m.workers import Once
 from m2m.world.grammar import ATTRIBUTES, SHAPES, STYLES, parse, split_of
+
+GROWTH = {"more_images", "extends"}
+"""Parameters that say what is added, not how it is drawn."""
 
 
 def run(
@@ -53,10 +57,14 @@ def run(
     weights = weights_of(stable_diffusion)
     made_by: dict[str, JsonValue] = {
         "stage": "generate",
-        "parameters": params.model_dump(mode="json"),
+        # As it was when it began: a dataset that grew tells by how much beside it.
+        "parameters": params.model_dump(mode="json", exclude=GROWTH),
         "captions": {**vars(origin), "sha256": told},
         "stable_diffusion": weights,
     }
+    parts = read_parts(captions)
+    grew: dict[str, JsonValue] = {"captions": list(parts), "more_images": list(params.more_images)}
+    made_by |= {"grew": grew} if any(grew.values()) else {}
     if _judge(inception) is not None:
         made_by["inception"] = {"sha256": folder_digest(inception)}
     if params.safety_checker:
@@ -73,24 +81,54 @@ def run(
         for row in read_captions(captions, split):
             yield PlannedSet(id=row.id, caption=row.text, count=params.images_per_set)
 
-    jobs = shard_jobs(
-        {split: planned(split) for split in get_args(Split)},
+    jobs = partial(
+        shard_jobs,
         depends=[
-            params.model_dump(mode="json", exclude={"max_bad_fraction"}),  # how many sets may lack changes none
+            # How many sets may lack changes none, nor does what is added to them.
+            params.model_dump(mode="json", exclude={"max_bad_fraction", *GROWTH}),
             *map(made_by.get, ("stable_diffusion", "inception")),
             code_digest(__name__),
         ],
         sets_per_shard=params.sets_per_shard,
+        parts=parts,
+        more_images=params.more_images,
         runtime=runtime,
     )
+
+    def all_jobs() -> Iterator[ShardJob]:
+        return jobs({split: planned(split) for split in get_args(Split)})
+
+    kept = Kept(Path(params.extends), runtime.store) if params.extends is not None else None
+    if kept:
+        _check_alike(kept.manifest, made_by, params)
+        kept.check(all_jobs())
+        made_by["extends"] = kept.manifest.digest
     draw = DrawSets(
         share(stable_diffusion), share(inception), params, generator=str(weights["sha256"]), device=runtime.device
     )
-    plan = Manifest(
-        schema_version=1, kind="mis", made_by=made_by, images_per_set=params.images_per_set, redrawn=0, shards=()
+    plan = Manifest(schema_version=1, kind="mis", made_by=made_by, images_per_set=params.images, redrawn=0, shards=())
+    images = sets * params.images
+    return make_dataset(
+        all_jobs(), draw, plan, params, sets=sets, images=images, before=kept, manifest=manifest, runtime=runtime
     )
-    images = sets * params.images_per_set
-    return make_dataset(jobs, draw, plan, params, sets=sets, images=images, manifest=manifest, runtime=runtime)
+
+
+def _check_alike(before: Manifest, made_by: Mapping[str, JsonValue], params: GenerateParams) -> None:
+    """Raises UserError where a dataset that grows would not be drawn as it was before."""
+
+    def said(manifest: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        drawn, weights = manifest.get("parameters"), ("stage", "stable_diffusion", "inception", "safety_checker")
+        of_drawing = {f"generate.{key}": value for key, value in drawn.items()} if isinstance(drawn, dict) else {}
+        of_drawing.pop("generate.max_bad_fraction", None)
+        return of_drawing | {key: manifest.get(key) for key in weights}
+
+    was, now = said(before.made_by), said(made_by)
+    for key in was | now:
+        if was.get(key) != now.get(key):
+            raise UserError(
+                f"generate.extends: {params.extends} cannot be extended: {key} was {was.get(key)} there, and is "
+                f"{now.get(key)} now; a dataset that is drawn in another way begins anew: set it to null"
+            )
 
 
 class DrawSets:
@@ -148,7 +186,7 @@ def draw_sets(
     Raises:
         UserError: an image is bad at every attempt, at the last one not by the safety checker; names its set.
     """
-    shape = (len(planned), params.images_per_set)
+    first, shape = planned[0].first, (len(planned), planned[0].count)
     latents = np.empty((*shape, *model.latent_shape), params.latents)
     images = np.empty((*shape, model.image_size, model.image_size, 3), np.uint8)
     seeds = np.empty(shape, np.int64)
@@ -163,7 +201,7 @@ def draw_sets(
         bad, refused = list[tuple[int, int]](), list[tuple[int, int]]()
         for batch in blocks(missing, params.batch_size):
             full = batch + batch[:1] * (params.batch_size - len(batch))
-            numbers = [image_seed(params.seed, planned[row].id, index, attempt) for row, index in full]
+            numbers = [image_seed(params.seed, planned[row].id, first + index, attempt) for row, index in full]
             noise = torch.stack([model.noise(number) for number in numbers])  # (batch_size, 4, h, w)
             drawn = model.denoise(noise, embeddings[[row for row, _ in full]])  # (batch_size, 4, h, w)
             decoded = model.decode(drawn)  # (batch_size, H, W, 3)
@@ -183,20 +221,26 @@ def draw_sets(
     tried = f"in all {params.max_redraws + 1} attempts"
     for row, index in bad:
         raise UserError(
-            f"set {planned[row].id}: image {index} is not finite, of one colour or in a held-out combination {tried}; "
-            "check the Stable Diffusion folder and generate.guidance_scale"
+            f"set {planned[row].id}: image {first + index} is not finite, of one colour or in a held-out combination "
+            f"{tried}; check the Stable Diffusion folder and generate.guidance_scale"
         )
     left_out = dict(reversed(refused))  # of each set its first image
     advance(len(refused))
     sets = [
         ImageSet(
-            id=one.id, caption=one.caption, images=x, latents=z, extras={"seeds": numbers.tolist()}, generator=generator
+            id=one.id,
+            caption=one.caption,
+            images=x,
+            latents=z,
+            extras={"seeds": numbers.tolist()},
+            generator=generator,
+            first_image=first,
         )
         for row, (one, x, z, numbers) in enumerate(zip(planned, images, latents, seeds, strict=True))
         if row not in left_out
     ]
     named = [
-        f"set {planned[row].id}: image {index} is rejected by the safety checker {tried}"
+        f"set {planned[row].id}: image {first + index} is rejected by the safety checker {tried}"
         for row, index in sorted(left_out.items())
     ]
     return MadeSets(sets=sets, redrawn=redrawn, rejected=rejected, bad=tuple(named))

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from m2m.data.dataset import ImageSets, TrainingOrder, choose_images
 from m2m.data.sets import StoredSet
 from m2m.errors import UserError
-from m2m.params import TrainVariant
+from m2m.params import VariantLearning
 from m2m.training.loss import Examples, SetLoss
 from m2m.training.ranks import Ranks
 from m2m.training.state import TrainState, learning_rate
@@ -43,7 +43,7 @@ class Batches:
     images_per_set: int
     """The most, where sets differ in length."""
     loss: SetLoss
-    variant: TrainVariant
+    variant: VariantLearning
     ordered: bool = False
     """The images of a set have an order, and are shown in it."""
 

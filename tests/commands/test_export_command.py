@@ -65,16 +65,38 @@ def image_set(kind: Kind, id_: str, number: int) -> ImageSet:
 
 
 def write_dataset(
-    folder: Path, kind: Kind, *, source: str = "world", store: Store | None = None, shards: tuple[Split, ...] = SHARDS
+    folder: Path,
+    kind: Kind,
+    *,
+    source: str = "world",
+    store: Store | None = None,
+    shards: tuple[Split, ...] = SHARDS,
+    grown: bool = False,
 ) -> Dataset:
-    """A manifest, and its shards of two sets each; the first of all has no caption."""
+    """A manifest, and its shards of two sets each; the first of all has no caption.
+
+    `grown`: the last image of each set was added to it.
+    """
     store = store or LocalStore(folder / "store")
     entries = []
     for place, split in enumerate(shards):
         sets = [image_set(kind, f"{split}-{number}", number) for number in (2 * place, 2 * place + 1)]
-        entries.append(write_shard(sets, folder / "draft.tar", split))
-        store.put(entries[-1].key, folder / "draft.tar", entries[-1].sha256)
+        for images in [slice(0, 3), slice(3, 4)] if grown else [slice(None)]:
+            some = [part_of(one, images) for one in sets]
+            entries.append(write_shard(some, folder / "draft.tar", split))
+            store.put(entries[-1].key, folder / "draft.tar", entries[-1].sha256)
     return write_manifest(folder, kind, entries, store, made_by(kind, source))
+
+
+def part_of(one: ImageSet, images: slice) -> ImageSet:
+    assert one.latents is not None
+    return replace(
+        one,
+        images=one.images[images],
+        latents=one.latents[images],
+        extras={name: values[images] for name, values in one.extras.items()},
+        first_image=images.start or 0,
+    )
 
 
 def write_manifest(
@@ -90,9 +112,25 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "grown"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+    if request.param == "grown":
+        return write_dataset(tmp_path, "mis", grown=True)
     return write_dataset(tmp_path, request.param)
+
+
+def test_images_that_were_added_lie_in_the_tar_of_their_set(tmp_path: Path) -> None:
+    whole, grown = (write_dataset(tmp_path / name, "mis", grown=name == "grown") for name in ("whole", "grown"))
+    told = export.run(grown.manifest, to=tmp_path / "out", store=grown.store)
+    assert told.startswith("6 shards, 12 sets, ")
+    tars = sorted((tmp_path / "out" / "data").iterdir())
+    assert {file_digest(tar) for tar in tars} == {shard.sha256 for shard in Manifest.read(whole.manifest).shards}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "each tar here joins all images of its sets" in card
+    assert "| train | 6 | 24 | 3 |" in card
+    before = {tar: tar.read_bytes() for tar in tars}
+    export.run(grown.manifest, to=tmp_path / "out", store=grown.store)
+    assert before == {tar: tar.read_bytes() for tar in tars}
 
 
 @pytest.fixture
@@ -128,7 +166,7 @@ def test_more_than_a_hundred_thousand_shards_still_sort_by_name() -> None:
     shard = ShardEntry(
         key=f"shards/{'a' * 64}.tar", sha256="a" * 64, size=1, first_set="a", last_set="a", count=1, split="train"
     )
-    names = [name for name, _ in export._named([shard] * 100_001)]
+    names = [name for name, _ in export._named([(shard,)] * 100_001)]
     assert names[0] == "data/train-000000-of-100001.tar"
     assert names == sorted(names)
 

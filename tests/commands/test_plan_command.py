@@ -87,6 +87,16 @@ def test_the_store(params: Params) -> None:
     assert planned(params).bytes_per_image.value == 1.75 * 64 * 64
 
 
+def test_a_dataset_that_grew(params: Params) -> None:
+    captions = params.captions.model_copy(update={"more": (5,)})
+    generate = params.generate.model_copy(update={"more_images": (2,)})
+    plan = planned(params.model_copy(update={"captions": captions, "generate": generate}), bytes_per_image=1000.0)
+    assert plan.store_bytes == 20 * 6 * 1000
+    assert plan.shards == 2 * (3 + 2 + 1 + 1)  # the five sets that came later are 4 + 1
+    lanes = params.train.variant.self_.sets_per_step
+    assert plan.reads == 3 * 14 + 2 * (3 + lanes) + 2 * 2
+
+
 def test_large_shards_go_in_parts(params: Params) -> None:
     plan = planned(params, bytes_per_image=PART / 8)  # 16, 16, 8, 8 and 12 images: 2, 2, 1, 1 and 2 parts
     assert plan.writes == 4 + 4 + 1 + 1 + 4

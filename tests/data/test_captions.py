@@ -208,7 +208,7 @@ TEXTS = ["a very <PERSON> day", "the cat's “mat”", "naïve  café", "a, b; c
 def params(path: Path, **changes: Any) -> Cc12mCaptions:
     fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 60}
     return Cc12mCaptions.model_validate(
-        {**fields, "validation": 10, "test": 20, "max_bad_fraction": 0.0, "blocklist": None, **changes}
+        {**fields, "validation": 10, "test": 20, "more": (), "max_bad_fraction": 0.0, "blocklist": None, **changes}
     )
 
 
@@ -251,6 +251,27 @@ def test_splits_have_the_sizes_asked_for_and_hang_on_the_seed_alone(tmp_path: Pa
     # nor do more for validation change the test
     test = [caption for caption in chosen if caption.split == "test"]
     assert [caption for caption in select(params(path, validation=20)) if caption.split == "test"] == test
+
+
+def test_more_captions_stand_behind_those_that_were_there(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "cc12m.tsv", TEXTS)
+    before, after = select(params(path, train=40)), select(params(path, train=40, more=(20, 7)))
+    assert after[: len(before)] == before
+    assert [row.split for row in after[len(before) :]] == ["train"] * 27
+    assert select(params(path, train=40, more=(20,))) == after[:-7]
+    assert {row.id for row in after} >= {row.id for row in select(params(path, train=60))}
+    assert len({row.id for row in after}) == 97
+    with pytest.raises(UserError, match=r"100 usable captions; .*captions\.test \+ captions\.more ask for 101"):
+        select(params(path, train=40, more=(31,)))
+
+
+def test_a_file_says_how_many_captions_came_at_a_time(tmp_path: Path) -> None:
+    captions.write_captions(tmp_path / "grown", CAPTIONS, ORIGIN, parts=[1, 1])
+    assert captions.read_parts(tmp_path / "grown") == (1, 1)
+    assert captions.read_origin(tmp_path / "grown") == ORIGIN
+    captions.write_captions(tmp_path / "whole", CAPTIONS, ORIGIN)
+    assert captions.read_parts(tmp_path / "whole") == ()
+    assert captions.survey_captions(tmp_path / "grown") == captions.survey_captions(tmp_path / "whole")
 
 
 def test_every_line_has_the_same_chance(tmp_path: Path) -> None:

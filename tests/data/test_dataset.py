@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2m.data import sets as module
-from m2m.data.dataset import ImageSets, TrainingOrder, choose_images
-from m2m.data.sets import ImageSet, shard_problems, write_shard
+from m2m.data.dataset import ImageSets, TrainingOrder, choose_images, shard_problems
+from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.manifest import Manifest, ShardEntry, Split
 from m2m.store import LocalStore

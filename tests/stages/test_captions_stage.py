@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from m2m.data.captions import CaptionRow, read_captions, read_origin
+from m2m.data.captions import CaptionRow, read_captions, read_origin, read_parts
 from m2m.errors import UserError
 from m2m.manifest import Split
 from m2m.params import Cc12mCaptions, WorldCaptions
@@ -17,13 +17,13 @@ from m2m.world.grammar import CONSTRUCTION, KINDS, RENDERED, captions_naming, pa
 
 def world(**changes: Any) -> WorldCaptions:
     fields = {"source": "world", "seed": 0, "train": 256, "views": 0, "steps": 0, "validation": 48, "test": 192}
-    return WorldCaptions.model_validate({**fields, **changes})
+    return WorldCaptions.model_validate({**fields, "more": (), **changes})
 
 
 def cc12m(path: Path, **changes: Any) -> Cc12mCaptions:
     fields = {"source": "cc12m", "seed": 0, "path": str(path), "format": "tsv", "train": 6}
     return Cc12mCaptions.model_validate(
-        {**fields, "validation": 1, "test": 2, "max_bad_fraction": 0.2, "blocklist": None, **changes}
+        {**fields, "validation": 1, "test": 2, "more": (), "max_bad_fraction": 0.2, "blocklist": None, **changes}
     )
 
 
@@ -151,3 +151,16 @@ def test_a_bad_source_leaves_everything_as_it_was(content: bytes, tmp_path: Path
     assert "\n" not in str(caught.value)
     assert out.read_bytes() == b"what was there"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_world_that_grows_keeps_its_captions_and_names_no_combination_of_another_split(tmp_path: Path) -> None:
+    before, after = written(world(), tmp_path), written(world(more=(70, 14)), tmp_path)
+    assert after[: len(before)] == before
+    assert read_parts(tmp_path / "captions.parquet") == (256, 70, 14)
+    added = after[len(before) :]
+    assert [row.id for row in added] == [f"world-train-{number:06}" for number in range(256, 340)]
+    assert len({row.text for row in added}) > 60
+    parsed = [parse(row.text) for row in added]
+    assert all(caption.open or caption.split == "train" for caption in parsed)
+    assert Counter(caption.named for caption in parsed[:70]) == dict.fromkeys(KINDS, 10)
+    assert written(world(more=(70,)), tmp_path) == after[:-14]

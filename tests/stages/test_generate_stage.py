@@ -16,7 +16,7 @@ from torch import Tensor
 from m2m.commands import verify
 from m2m.data.captions import CaptionRow, write_captions
 from m2m.data.dataset import ImageSets
-from m2m.data.sets import ImageSet
+from m2m.data.sets import ImageSet, read_shard
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.errors import UserError
 from m2m.files import folder_digest
@@ -41,6 +41,8 @@ ORIGIN = Origin(name="a test", licence="none", mix="as many of each kind")
 FIELDS = {
     "seed": 3,
     "images_per_set": 3,
+    "more_images": (),
+    "extends": None,
     "solver": "unipc",
     "num_inference_steps": 2,
     "guidance_scale": 3.0,
@@ -157,7 +159,7 @@ def test_an_image_can_be_drawn_again_from_what_the_set_says(made: Workplace) -> 
 
 def test_the_manifest_says_what_made_it_and_nothing_of_when_and_where(made: Workplace) -> None:
     made_by = Manifest.read(made.manifest).made_by
-    assert made_by["parameters"] == FIELDS
+    assert made_by["parameters"] == {key: value for key, value in FIELDS.items() if key not in generate.GROWTH}
     assert made_by["stable_diffusion"] == {"licence": "not stated", "sha256": folder_digest(made.stable_diffusion)}
     assert made_by["captions"].pop("sha256")
     assert made_by["captions"] == {"name": "a test", "licence": "none", "mix": "as many of each kind"}
@@ -610,6 +612,146 @@ def test_a_safety_checker_that_is_asked_for_must_be_there_and_whole(guarded: Gua
     refused("safety_checker: incomplete or damaged")
     shutil.rmtree(checker)
     refused(r"safety_checker: no such folder, but generate\.safety_checker is true; .* or set it to false")
+
+
+# A dataset that grows
+
+LATER = [CaptionRow(f"train-{n}", f"a {n}", "train") for n in range(5, 8)]
+
+
+def grown(place: Workplace, tmp_path: Path) -> Workplace:
+    """A copy of a place, in which three captions for training came later."""
+    shutil.copytree(place.manifest.parent.parent, tmp_path / "grown")
+    other = Workplace(tmp_path / "grown", place.stable_diffusion)
+    write_captions(other.captions, [*ROWS, *LATER], ORIGIN, parts=[5, 3])
+    return other
+
+
+def test_more_captions_come_in_shards_of_their_own(
+    made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, place = Manifest.read(made.manifest), grown(made, tmp_path)
+    batches = drawings(monkeypatch)
+    after = place.run()
+    assert len(batches) == 2 + 1, "nothing else is drawn"
+    assert after.sets == {"train": 8, "validation": 1, "test": 2}
+    assert after.split("train")[:3] == before.split("train"), "the short shard, too"
+    assert [shard.first_set for shard in after.split("train")[3:]] == ["train-5", "train-7"]
+    assert after.split("test") == before.split("test")
+    assert after.made_by["grew"] == {"captions": [5, 3], "more_images": []}
+    assert "captions for training came 5, then 3 at a time" in place.manifest.with_suffix(".md").read_text()
+    anew = Workplace(tmp_path / "anew", made.stable_diffusion)
+    write_captions(anew.captions, [*ROWS, *LATER], ORIGIN, parts=[5, 3])
+    anew.run()
+    assert anew.manifest.read_bytes() == place.manifest.read_bytes()
+
+
+def test_images_are_added_to_sets_in_shards_of_their_own(
+    made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, place = Manifest.read(made.manifest), grown(made, tmp_path)
+    batches = drawings(monkeypatch)
+    after = place.run(more_images=(2, 1))
+    assert len(batches) == (2 + 1) + 7 * 2, "of each block two shards, of a batch each"
+    assert after.images_per_set == 6
+    assert after.sets == {"train": 8, "validation": 1, "test": 2}
+    first, *more = after.shards[:3]
+    assert first == before.shards[0]
+    assert [(one.first_set, one.last_set, one.count, one.first_image) for one in more] == [
+        ("train-0", "train-1", 2, 3),
+        ("train-0", "train-1", 2, 5),
+    ]
+    assert {one.key for one in before.shards} < {one.key for one in after.shards}
+    assert Manifest.read(place.manifest) == after
+    old, sets = made.sets(), place.sets()
+    for one in sets.values():
+        assert one.images.shape == (6, 64, 64, 3)
+        assert one.latents is not None
+        assert one.latents.shape == (6, 4, 8, 8)
+        assert one.extras["seeds"] == [image_seed(3, one.id, index) for index in range(6)]
+        if one.id in old:
+            assert np.array_equal(one.images[:3], old[one.id].images)
+    stored = ImageSets(place.store, after, "train").stored(3)
+    assert np.array_equal(stored.pictures([4, 1]), sets["train-3"].images[[4, 1]])
+    *_, added = read_shard(place.store.get(after.shards[-1].key, after.shards[-1].sha256, after.shards[-1].size))
+    assert (added.id, added.first_image, added.count) == ("test-1", 5, 1)
+    assert verify.run(place.manifest, store=place.store).startswith("21 shards, 11 sets, 66 images, ")
+    content, count = place.manifest.read_bytes(), len(batches)
+    place.run(more_images=(2, 1))
+    assert place.manifest.read_bytes() == content
+    assert len(batches) == count
+
+
+def test_what_was_drawn_by_other_code_stays_where_the_dataset_is_extended(
+    made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, batches = grown(made, tmp_path), drawings(monkeypatch)
+    monkeypatch.setattr(generate, "code_digest", lambda *_: "of other code")
+    as_it_was = shutil.copy(place.manifest, tmp_path / "before.json")
+    shutil.copy(f"{place.manifest}.sha256", f"{as_it_was}.sha256")
+    after, before = place.run(extends=str(as_it_was), more_images=(1,)), Manifest.read(made.manifest)
+    assert len(batches) == (2 + 1) + 7
+    assert after.made_by["extends"] == before.digest
+    assert {one.key for one in before.shards} < {one.key for one in after.shards}
+    # And once more: what was added stays as well.
+    further = Path(shutil.copy(place.manifest, tmp_path / "further.json"))
+    shutil.copy(f"{place.manifest}.sha256", f"{further}.sha256")
+    monkeypatch.setattr(generate, "code_digest", lambda *_: "of still other code")
+    assert place.run(extends=str(further), more_images=(1,)).shards == after.shards
+    assert len(batches) == (2 + 1) + 7
+
+
+def test_what_does_not_go_on_from_a_dataset_is_refused_before_anything_is_drawn(
+    made: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, batches, before = grown(made, tmp_path), drawings(monkeypatch), str(made.manifest)
+
+    def refused(words: str, **changes: Any) -> None:
+        with pytest.raises(UserError, match=words) as caught:
+            place.run(extends=before, **changes)
+        assert "\n" not in str(caught.value)
+        assert not batches
+
+    refused("cannot be extended: generate.seed was 3 there, and is 4 now", seed=4)
+    refused("generate.images_per_set was 3 there", images_per_set=4)
+    write_captions(place.captions, [row for row in ROWS if row.id != "test-1"], ORIGIN, parts=[5])
+    refused("1 of its shards are not asked for, the first of the sets test-0 to test-1; leave captions")
+    write_captions(place.captions, [*ROWS[:2], CaptionRow("train-0", "another", "train"), *ROWS[3:]], ORIGIN)
+    refused("the caption of set train-0 was 'a 0' there, and is 'another' now")
+    write_captions(place.captions, ROWS, ORIGIN)
+    lost = Manifest.read(made.manifest).shards[0].key
+    (tmp_path / "grown/store" / lost).unlink()
+    refused(f"lacks {lost}, which .*mis.json names; bring it back")
+
+
+def test_a_set_that_lacks_an_image_that_was_to_be_added_is_left_out(made: Workplace, tmp_path: Path) -> None:
+    place = Workplace(tmp_path / "one", made.stable_diffusion)
+    place.run(more_images=(1,))
+    added = {one.id: one.images[3:] for one in place.sets().values()}
+    others = [drawn(made, "train-1", 3, attempt) for attempt in (1, 2)]
+    checked = with_safety_checker(
+        made.stable_diffusion,
+        tmp_path / "checked",
+        rejected=np.concatenate([added.pop("train-1"), *others]),
+        accepted=np.concatenate([*added.values(), *(one.images for one in made.sets().values())]),
+    )
+    place = Workplace(tmp_path / "two", checked)
+    place.run(safety_checker=True)
+    first = Manifest.read(place.manifest).shards[0]
+    after = place.run(safety_checker=True, max_bad_fraction=0.125, more_images=(1,))
+    assert after.sets == {"train": 4, "validation": 1, "test": 2}
+    assert after.shards[0] == first
+    assert [one.count for one in after.shards[:2]] == [2, 1]
+    assert place.sets().keys() == made.sets().keys() - {"train-1"}
+    assert verify.run(place.manifest, store=place.store).startswith("10 shards, 8 sets, ")
+    # The block keeps what it has when further images come, also where other code draws them.
+    shutil.copytree(place.manifest.parent, tmp_path / "before")
+    further = place.run(
+        safety_checker=True, max_bad_fraction=0.125, more_images=(1, 1), extends=str(tmp_path / "before/mis.json")
+    )
+    assert [one.count for one in further.shards[:3]] == [2, 1, 1]
+    assert [one for one in further.shards if one.first_image < 4] == list(after.shards)
+    assert all(one.count == 5 for one in place.sets().values())
 
 
 def spoil_weights(folder: Path) -> None:

@@ -94,7 +94,10 @@ def make_variant() -> Callable[..., TrainVariant]:
 
     def make(**changes: Any) -> TrainVariant:
         return TrainVariant.model_validate(
-            {"images": 192, "sets_per_step": 4, "learning_rate": 1e-3, "context_learning_rate": 3e-3, **changes}
+            {
+                **{"images": 192, "sets_per_step": 4, "learning_rate": 1e-3, "context_learning_rate": 3e-3},
+                **{"start": None, **changes},
+            }
         )
 
     return make

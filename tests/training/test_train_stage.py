@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import metadata_load
 from PIL import Image
 
@@ -122,6 +123,44 @@ def run(
         return train.run(make_common(**common or {}), variant, params, **arguments)
 
     return call
+
+
+@pytest.mark.parametrize("variant", ["self", "dino"])
+def test_it_trains_on_from_a_model(run: Run, foundation: Path, tmp_path: Path, variant: str) -> None:
+    run(tmp_path / "before", variant)
+    before = tmp_path / "before" / "model"
+    tracker, started = Remembering(), []
+
+    def watch(pipeline: M2MPipeline, *arguments: Any, **named: Any) -> Point:
+        started.append({name: value.clone() for name, value in pipeline.unet.state_dict().items()})
+        return train_model(pipeline, *arguments, **named)
+
+    train_model = train.train_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_model", watch)
+        patch.setattr(training_run, "start_from_captions", None)  # what reads already does not start anew
+        run(tmp_path / "after", variant, model=before, tracker=tracker)
+    kept = load_pipeline(before).unet.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in started[0].items())
+    assert tracker.parameters["parent"] == {"model": folder_digest(before)}
+    assert folder_digest(tmp_path / "after" / "model") != folder_digest(before)
+    card = (tmp_path / "after" / "model" / "README.md").read_text()
+    assert f"| `model` | unknown | `{folder_digest(before)}` |" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_model_of_another_make_is_not_trained_on(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "before")
+
+    def refused(words: str, **changes: Any) -> None:
+        with pytest.raises(UserError, match=words) as caught:
+            run(tmp_path / "after", model=tmp_path / "before" / "model", **changes)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "after" / "model").exists()
+
+    refused("its variant is self, and dino is asked for", variant="dino")
+    refused(r"its train\.common\.max_context is \d, and 2 is asked for", common={"max_context": 2})
+    refused("prediction_type is epsilon, and v_prediction is", common={"prediction_type": "v_prediction"})
 
 
 @pytest.mark.slow
