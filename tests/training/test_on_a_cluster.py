@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,10 @@ pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with two_nodes() as nodes:
-        yield nodes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+        with two_nodes() as nodes:
+            yield nodes
 
 
 @pytest.fixture
@@ -124,6 +127,49 @@ def test_two_nodes_train_what_two_processes_train_though_one_is_killed(
     assert folder_digest(tmp_path / "model") == folder_digest(here / "model")
     assert (tmp_path / "curve.csv").read_bytes() == (here / "curve.csv").read_bytes()
     assert not [*LocalStore(tmp_path / "store").objects("checkpoints/")]
+
+
+def warned(folder: Path, *arguments: Any, **named: Any) -> Point:
+    """The stage; in its fourth step the node of its second rank is said to leave, in the sixth it has left."""
+    import ray
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    steps = loop.train_steps
+
+    def counted(*given: Any) -> Iterator[int]:
+        state, rank = given[0], given[2].rank
+        with (folder / f"begins-{rank}").open("a") as file:
+            file.write(f"{state.images_seen}\n")
+        for step in steps(*given):
+            if rank == 1 and not (folder / "left").exists():
+                if step == 3:
+                    this = ray.get_runtime_context()
+                    asked = ["--address", this.gcs_address, "--node-id", this.get_node_id()]
+                    asked += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot node"]
+                    asked += ["--deadline-remaining-seconds", "300"]
+                    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *asked], check=True)
+                    began, told = time.monotonic(), get_train_context().preemption_context
+                    while told.preemption_info is None and time.monotonic() < began + 180:
+                        time.sleep(1)  # what looks for it is a process that may be starting still
+                    time.sleep(2)  # the first rank, which waits for this one, is told by then: it says so a step later
+                elif step == 5:
+                    (folder / "left").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            yield step
+
+    run.train_steps = counted
+    return train.run(*arguments, **named)
+
+
+def test_a_node_that_is_about_to_leave_has_a_checkpoint_saved_at_once(
+    cluster: Any, on_cluster: Callable[..., Point], here: Path, tmp_path: Path
+) -> None:
+    cluster.add_node(num_cpus=1)
+    point = on_cluster(partial(warned, tmp_path))
+    begun = [[int(line) for line in (tmp_path / f"begins-{rank}").read_text().split()] for rank in (0, 1)]
+    assert begun == [[0, 60], [0, 60]], "a checkpoint is due after 36 images and after 72"
+    assert point.images_seen == 96
+    assert folder_digest(tmp_path / "model") == folder_digest(here / "model")
 
 
 def refusing(*_: Any, **__: Any) -> Point:
