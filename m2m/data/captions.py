@@ -113,8 +113,8 @@ def read_captions(path: Path, split: Split | None = None) -> Iterator[CaptionRow
             _check(batch, str(path), AGAIN)
             if split:
                 batch = batch.filter(pc.equal(batch.column("split").cast(pa.string()), split))
-            for row in zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True):
-                yield CaptionRow(*row)
+            rows = zip(*(batch.column(name).to_pylist() for name in _COLUMNS), strict=True)
+            yield from map(CaptionRow._make, rows)
 
 
 def read_origin(path: Path) -> Origin:
