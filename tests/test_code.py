@@ -121,7 +121,8 @@ def test_it_stays_small() -> None:
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
     assert len(modules) <= 127
     # Of these some 180 are `m2m export`, 180 what may be published and on what terms, 120 failing nodes in plans, and
-    # 520 what a profile needs: its weights, where they come from, and whether a machine has it all; 250 datasets that grow.
-    assert sum(map(lines_of_code, modules)) <= 15_740
-    assert sum(map(lines_of_code, around)) <= 2_720
+    # 520 what a profile needs: its weights, where they come from, and whether a machine has it all; 260 are datasets
+    # that grow.
+    assert sum(map(lines_of_code, modules)) <= 15_750
+    assert sum(map(lines_of_code, around)) <= 2_760  # 40 of these measure what a cluster costs
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

@@ -134,6 +134,9 @@ def warned(folder: Path, *arguments: Any, **named: Any) -> Point:
     import ray
     from ray.train.v2._internal.execution.context import get_train_context
 
+    from m2m.engines import ranks
+
+    ranks.STEPS_BETWEEN = 1
     steps = loop.train_steps
 
     def counted(*given: Any) -> Iterator[int]:
