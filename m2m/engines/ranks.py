@@ -24,8 +24,8 @@ from m2m.store.shared import Shared
 SILENCE_SECONDS = 1800
 """Of a rank, after which the others give it up: they wait while the first one saves."""
 STEPS_BETWEEN = 16
-"""After which ranks ask whether a node is to leave. All wait for each other then: four on two busy cores took 30 ms, and
-more of them take longer."""
+"""After which ranks ask whether a node is to leave. All wait for each other then: four on two busy cores took 30 ms,
+and more take longer."""
 BEGINS, BEGINS_WITHIN = 6, 1800.0
 """So often within so many seconds training begins anew, then it is given up."""
 
