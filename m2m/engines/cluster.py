@@ -117,7 +117,12 @@ def _connect(address: str) -> None:
             ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"M2M_ENGINE is {address}, but no cluster of Ray can be used there ({reason})") from error
+        token = (
+            "; one that asks for a token needs RAY_AUTH_MODE=token here, too" if address.startswith("ray://") else ""
+        )
+        raise UserError(
+            f"M2M_ENGINE is {address}, but no cluster of Ray can be used there ({reason}{token})"
+        ) from error
 
 
 def _room(unit: str) -> int:
