@@ -64,7 +64,7 @@ class Row:
     def digest(self, *keys: str) -> str:
         """Of the dataset and of what these parameters say: rows that train alike share a model."""
         said = {key: self.params[key] for key in keys} | {"variant": self.variant, "task": self.task}
-        text = json.dumps(said, sort_keys=True) + Manifest.read(self.manifest).digest
+        text = json.dumps(_without(said, "start"), sort_keys=True) + Manifest.read(self.manifest).digest
         return hashlib.sha256(text.encode()).hexdigest()
 
     def commands(self, folder: Path) -> Iterator[list[str]]:
@@ -104,6 +104,13 @@ def with_changes(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
             raise KeyError(f"{key}: params.yaml has no such key")
         block[last] = value
     return copy
+
+
+def _without(block: Any, key: str) -> Any:
+    """Parameters without those of a name that say nothing: of what went before there was none."""
+    if not isinstance(block, dict):
+        return block
+    return {name: _without(value, key) for name, value in block.items() if name != key or value is not None}
 
 
 def make(row: Row) -> None:

@@ -124,5 +124,7 @@ def test_it_stays_small() -> None:
     # 520 what a profile needs: its weights, where they come from, and whether a machine has it all; 260 are datasets
     # that grow.
     assert sum(map(lines_of_code, modules)) <= 15_750
-    assert sum(map(lines_of_code, around)) <= 2_820  # 100 of these measure what a cluster costs, and what 100,000 shards do
+    assert (
+        sum(map(lines_of_code, around)) <= 2_820
+    )  # 100 of these measure what a cluster costs, and what 100,000 shards do
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from m2m.errors import UserError
 from m2m.manifest import Manifest, ShardEntry, Split, shard_key
@@ -47,6 +48,27 @@ def test_splits_and_their_sizes() -> None:
     assert manifest().split("test") == (entry(b"3", "test"),)
     assert manifest().split("validation") == (entry(b"4", "validation"),)
     assert manifest().sets == {"train": 3, "validation": 2, "test": 2}
+
+
+def test_added_images_belong_to_the_shard_before_them(tmp_path: Path) -> None:
+    shards = (
+        entry(b"a", "train", count=3),
+        entry(b"b", "train", count=2, first_image=4),
+        entry(b"c", "train", count=3),
+        entry(b"d", "test"),
+    )
+    grown = manifest(images_per_set=6, shards=shards)
+    assert [len(block) for block in grown.blocks("train")] == [2, 1]
+    assert grown.sets["train"] == 2 + 3
+    assert grown.sizes(shards[:2]) == [range(4, 5), range(2, 3)]
+    assert grown.sizes(shards[2:3]) == [range(6, 7)]
+    grown.write(tmp_path / "grown.json")
+    assert Manifest.read(tmp_path / "grown.json") == grown
+    for first, second in ((shards[3], shards[1]), (shards[1], shards[1]), (None, shards[1])):
+        with pytest.raises(ValidationError, match="adds images from 4 on, but not to the shard before it"):
+            manifest(images_per_set=6, shards=tuple(one for one in (first, second) if one))
+    with pytest.raises(ValidationError, match="adds images from 4 on"):
+        manifest(images_per_set=4, shards=shards)
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -144,11 +144,14 @@ def _metadata(path: Path) -> dict[str, str]:
         return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
 
 
-def survey_captions(path: Path) -> tuple[int, str]:
+def survey_captions(path: Path, rows: int | None = None) -> tuple[int, str]:
     """How many captions a file holds, and the SHA-256 of them in order, in hexadecimal: some seconds for 12M.
 
     It is not that of the file, whose bytes vary with the library that wrote it: of each column the lengths of all texts
     are hashed (int64, little-endian), and the texts one after the other, and then all of these digests.
+
+    Args:
+        rows: look at so many, the first ones.
 
     Raises:
         UserError: there is no such file, it is not what its maker wrote, a row is not filled, an id or split is none.
@@ -156,6 +159,7 @@ def survey_captions(path: Path) -> tuple[int, str]:
     count, hashed = 0, [(hashlib.sha256(), hashlib.sha256()) for _ in _COLUMNS]
     with _open(path) as file:
         for batch in file.iter_batches(batch_size=ROWS, columns=list(_COLUMNS)):
+            batch = batch if rows is None else batch.slice(0, rows - count)
             count += batch.num_rows
             _check(batch, str(path), AGAIN)
             for name, (lengths, texts) in zip(_COLUMNS, hashed, strict=True):

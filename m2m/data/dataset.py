@@ -37,7 +37,8 @@ class ImageSets:
 
     Args:
         cache_bytes: how much of what was decoded stays in memory.
-        shards_open: how many files stay open, and so on the disk, whatever a cache removes.
+        shards_open: how many files stay open, and so on the disk, whatever a cache removes; each with those that add
+            images to its sets.
     """
 
     def __init__(

@@ -91,9 +91,10 @@ def make_dataset(
         UserError: too much of the source is bad, the store cannot be used, or the disk refuses.
     """
     stage = str(plan.made_by["stage"])
-    left_out, kept, finished = [*bad], 0, list[FinishedShard]()
+    kept, finished, lost = 0, list[FinishedShard](), dict[str, str]()
 
     def check_bad() -> None:
+        left_out = [*bad, *lost.values()]
         allowed = params.max_bad_fraction if isinstance(params, FolderSets | GenerateParams) else 0.0
         if len(left_out) > allowed * sets:
             more = f"more than {stage}.max_bad_fraction {allowed:g} allows of {sets}"
@@ -116,19 +117,21 @@ def make_dataset(
         with closing(runtime.engine.make(maker, map(recorded, jobs), advance)) as shards:
             for shard in shards:
                 finished.append(shard)
-                left_out += shard.bad
+                lost |= shard.bad
                 check_bad()
         seconds = time.perf_counter() - started
         rejected, redrawn = (sum(getattr(one, name) for one in finished) for name in ("rejected", "redrawn"))
         if before:
             redrawn += before.manifest.redrawn
             rejected += int(str(before.manifest.made_by.get("rejected", 0)))
+        left_out = [*bad, *lost.values()]
         counts = {"left_out": len(left_out), "rejected": rejected}
         counted = {name: count for name, count in counts.items() if count}
         if left_out:
             _log.warning("%s: left out %d of %d sets: %s", stage, len(left_out), sets, _some(left_out))
         entries = tuple(FinishedShard.entries(finished))
-        changed = {"made_by": {**plan.made_by, **counted}, "redrawn": redrawn, "shards": entries}
+        named = {"left_out_ids": sorted(lost)} if lost else {}
+        changed = {"made_by": {**plan.made_by, **counted, **named}, "redrawn": redrawn, "shards": entries}
         result = plan.model_copy(update=changed)
         if not result.shards:
             raise UserError(f"{stage}: all {sets} sets are bad: {_some(left_out)}")
@@ -269,12 +272,12 @@ def make_with_latents(
     Every batch has `params.batch_size` rows, what is missing in the last one filled with its first row, so that the
     bytes are the same whatever else is made at the same time.
     """
-    good, bad = list[tuple[PlannedSet, DrawnSet]](), list[str]()
+    good, bad = list[tuple[PlannedSet, DrawnSet]](), dict[str, str]()
     for one, drawing in [(one, pool().submit(one.draw)) for one in planned if one.draw]:
         try:
             good.append((one, drawing.result()))
         except UserError as error:
-            bad.append(str(error))
+            bad[one.id] = str(error)
         except BrokenExecutor as error:
             raise UserError("a process that draws was ended, perhaps for want of memory; run it again") from error
         advance(one.count)
@@ -286,4 +289,4 @@ def make_with_latents(
     for one, (images, extras) in good:
         z = np.stack([*islice(of_each, len(images))], dtype=params.latents, casting="same_kind")  # (N, 4, h, w)
         sets.append(ImageSet(id=one.id, caption=one.caption, images=images, latents=z, extras=extras))
-    return MadeSets(sets=sets, bad=tuple(bad))
+    return MadeSets(sets=sets, bad=bad)

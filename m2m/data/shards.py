@@ -1,7 +1,7 @@
 """Shard after shard: what is planned for each, how it is made wherever that happens, and how it is known again.
 
 `shard_jobs` plans, a `ShardJob` is all there is to one shard, a `ShardMaker` makes it and records it in the store that
-holds it, `Records` tells what was made, by whatever machine.
+holds it, `Records` tells what was made, by whatever machine, and `Kept` what a dataset had before it grew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from m2m.data.sets import ImageSet, Shard, write_shard
+from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.files import file_digest, scratch_folder, write_atomically
 from m2m.manifest import Manifest, ShardEntry, Split, shard_key
@@ -68,8 +68,8 @@ class MadeSets:
     """Images that came out bad and were drawn again."""
     rejected: int = 0
     """Images that the safety checker rejected."""
-    bad: tuple[str, ...] = ()
-    """What was left out because its source is bad, or its images are: one line each."""
+    bad: Mapping[str, str] = field(default_factory=dict)
+    """By id why a set was left out: its source is bad, or its images are."""
 
 
 MakeSets: TypeAlias = Callable[[Sequence[PlannedSet], Advance], MadeSets]
@@ -85,9 +85,9 @@ class FinishedShard(BaseModel):
     """None if all of its sets were left out."""
     redrawn: int
     rejected: int = 0
-    bad: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    """Ids of the sets that are bad."""
+    bad: dict[str, str] = {}
+    sets: int = 0
+    """That were planned for it."""
     first_image: int = 0
 
     @staticmethod
@@ -96,17 +96,17 @@ class FinishedShard(BaseModel):
 
         A block of which none is left is left out.
         """
-        blocks = list[list[FinishedShard]]()
+        grouped = list[list[FinishedShard]]()
         for one in finished:
             if not one.first_image:
-                blocks.append([])
-            blocks[-1].append(one)
-        for block in blocks:
+                grouped.append([])
+            grouped[-1].append(one)
+        for block in grouped:
             entries = [one.entry for one in block if one.entry]
-            sets = entries[0].count + len(block[0].left_out) if block[0].entry else 0
-            left = [sets - len({id_ for one in block[: end + 1] for id_ in one.left_out}) for end in range(len(block))]
-            if len(entries) == len(block) and left[-1] > 0:
-                yield from (replace(entry, count=count) for entry, count in zip(entries, left, strict=True))
+            left = block[0].sets - len({id_ for one in block for id_ in one.bad})
+            if len(entries) == len(block) and (left or len(block) == 1):
+                first, *added = entries
+                yield from (first, *(replace(entry, count=left) for entry in added))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +150,12 @@ class ShardMaker:
             if made.sets:
                 entry = write_shard(made.sets, shard, job.split)
                 self.store.put(entry.key, shard, entry.sha256)
-            there = {one.id for one in made.sets}
             done = FinishedShard(
                 entry=entry,
                 redrawn=made.redrawn,
                 rejected=made.rejected,
-                bad=made.bad,
-                left_out=tuple(one.id for one in job.planned if one.id not in there),
+                bad=dict(made.bad),
+                sets=len(job.planned),
                 first_image=job.first_image,
             )
             write_atomically(record, done.model_dump_json().encode())
@@ -220,8 +219,13 @@ class Records:
                 split=job.split,
                 first_image=job.first_image,
             )
-            redrawn, rejected = int(found["redrawn"]), int(found["rejected"] or 0)
-            done = FinishedShard(entry=entry, redrawn=redrawn, rejected=rejected, first_image=job.first_image)
+            done = FinishedShard(
+                entry=entry,
+                redrawn=int(found["redrawn"]),
+                rejected=int(found["rejected"] or 0),
+                sets=len(job.planned),
+                first_image=job.first_image,
+            )
         if entry and self._shards.get(entry.key) != entry.size:
             return None
         return done.model_copy(update={"entry": entry})
@@ -241,6 +245,7 @@ class Kept:
         self.manifest = Manifest.read(path)
         self._path, self._store, self._there = path, store, dict(store.objects("shards/"))
         self._entries = {(one.split, one.first_image, one.first_set): one for one in self.manifest.shards}
+        self._left_out = {str(id_) for id_ in _list(self.manifest.made_by.get("left_out_ids"))}
 
     def check(self, jobs: Iterable[ShardJob]) -> None:
         """Looks before anything is made whether jobs ask for each of its shards.
@@ -248,14 +253,10 @@ class Kept:
         Raises:
             UserError: they do not.
         """
-        left, looked = dict(self._entries), set[Split]()
+        left = dict(self._entries)
         for job in jobs:
-            if not (done := self.of(job)) or not (entry := done.entry):
-                continue
-            del left[entry.split, entry.first_image, entry.first_set]
-            if entry.split not in looked:  # of other captions a first shard tells: their ids may be the same
-                looked.add(entry.split)
-                self._check_captions(job, entry)
+            if (done := self.of(job)) and done.entry:
+                del left[done.entry.split, done.entry.first_image, done.entry.first_set]
         if left:
             first = next(iter(left.values()))
             raise UserError(
@@ -264,36 +265,28 @@ class Kept:
                 "were, and add to captions.more or generate.more_images"
             )
 
-    def _check_captions(self, job: ShardJob, entry: ShardEntry) -> None:
-        shard = Shard(self._store.get(entry.key, entry.sha256, entry.size))
-        captions = {id_: shard.open_set(id_).caption for id_ in shard}
-        for one in job.planned:
-            if (was := captions.get(one.id, one.caption)) != one.caption:
-                raise UserError(
-                    f"{self._path} cannot be extended: the caption of set {one.id} was {was!r} there, and is "
-                    f"{one.caption!r} now; leave captions as they were, but for captions.more"
-                )
-
     def of(self, job: ShardJob) -> FinishedShard | None:
         """A job's shard, if it was in the dataset.
 
         Raises:
             UserError: the store does not hold it any more.
         """
-        places = ((job.split, job.first_image, one.id) for one in job.planned)
-        entry = next((self._entries[place] for place in places if place in self._entries), None)
         ids = [one.id for one in job.planned]
+        places = ((job.split, job.first_image, id_) for id_ in ids)
+        entry = next((self._entries[place] for place in places if place in self._entries), None)
         if entry is None or entry.last_set not in ids:
+            return None
+        around = ids[: ids.index(entry.first_set)] + ids[ids.index(entry.last_set) + 1 :]
+        if not self._left_out.issuperset(around):
             return None
         if self._there.get(entry.key) != entry.size:
             raise UserError(f"the store {self._store.uri} lacks {entry.key}, which {self._path} names; bring it back")
-        left_out: list[str] = []
-        if entry.count < len(ids):
-            there = {*Shard(self._store.get(entry.key, entry.sha256, entry.size))}
-            left_out = [id_ for id_ in ids if id_ not in there]
-            entry = replace(entry, count=len(there))
-        bad = tuple(f"set {id_} was left out before" for id_ in left_out)
-        return FinishedShard(entry=entry, redrawn=0, bad=bad, left_out=tuple(left_out), first_image=job.first_image)
+        bad = {id_: f"set {id_} was left out before" for id_ in ids if id_ in self._left_out}
+        return FinishedShard(entry=entry, redrawn=0, bad=bad, sets=len(ids), first_image=job.first_image)
+
+
+def _list(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else []
 
 
 def shard_jobs(

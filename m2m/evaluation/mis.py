@@ -37,7 +37,7 @@ def require(subject: Subject[EvaluateMis]) -> None:
     if most + params.generated > there:
         raise UserError(
             f"evaluate.mis.given + evaluate.mis.generated is up to {most + params.generated}, more than the "
-            f"{there} images of a set; lower one of them, or raise generate.images_per_set"
+            f"{there} images of a set; lower one of them, or add some by generate.more_images"
         )
     if min(params.generated, params.long.generated) < 2:
         raise UserError("evaluate.mis.generated or long.generated is 1; distances within a set take at least 2")

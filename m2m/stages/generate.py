@@ -100,7 +100,7 @@ def run(
 
     kept = Kept(Path(params.extends), runtime.store) if params.extends is not None else None
     if kept:
-        _check_alike(kept.manifest, made_by, params)
+        _check_alike(kept.manifest, made_by, captions, params)
         kept.check(all_jobs())
         made_by["extends"] = kept.manifest.digest
     draw = DrawSets(
@@ -113,22 +113,41 @@ def run(
     )
 
 
-def _check_alike(before: Manifest, made_by: Mapping[str, JsonValue], params: GenerateParams) -> None:
-    """Raises UserError where a dataset that grows would not be drawn as it was before."""
+def _check_alike(before: Manifest, made_by: Mapping[str, JsonValue], captions: Path, params: GenerateParams) -> None:
+    """Raises UserError where a dataset that grows would not go on from what it was."""
 
-    def said(manifest: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        drawn, weights = manifest.get("parameters"), ("stage", "stable_diffusion", "inception", "safety_checker")
-        of_drawing = {f"generate.{key}": value for key, value in drawn.items()} if isinstance(drawn, dict) else {}
-        of_drawing.pop("generate.max_bad_fraction", None)
-        return of_drawing | {key: manifest.get(key) for key in weights}
+    def refused(text: str) -> UserError:
+        return UserError(f"generate.extends: {params.extends} cannot be extended: {text}")
 
-    was, now = said(before.made_by), said(made_by)
+    was, now = _of_drawing(before.made_by), _of_drawing(made_by)
     for key in was | now:
         if was.get(key) != now.get(key):
-            raise UserError(
-                f"generate.extends: {params.extends} cannot be extended: {key} was {was.get(key)} there, and is "
-                f"{now.get(key)} now; a dataset that is drawn in another way begins anew: set it to null"
-            )
+            anew = "a dataset that is drawn in another way begins anew: set it to null"
+            raise refused(f"{key} was {was.get(key)} there, and is {now.get(key)} now; {anew}")
+    grew, grows = (_growth(one) for one in (before.made_by, made_by))
+    for key, was_there in grew.items():
+        if grows[key][: len(was_there)] != was_there:
+            raise refused(f"{key} came {was_there} at a time, and are {grows[key]} now; add a number behind them")
+    # New captions stand behind the old ones, so the file began as it was.
+    sets = sum(before.sets.values()) + int(str(before.made_by.get("left_out", 0)))
+    source = before.made_by.get("captions")
+    if not isinstance(source, dict) or survey_captions(captions, rows=sets) != (sets, source.get("sha256")):
+        raise refused(f"{captions} does not begin with its {sets} captions; leave captions as they were, but for more")
+
+
+def _of_drawing(made_by: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """How a dataset is drawn, by the names of parameters and of weights."""
+    drawn, weights = made_by.get("parameters"), ("stage", "stable_diffusion", "inception", "safety_checker")
+    found = {f"generate.{key}": value for key, value in drawn.items()} if isinstance(drawn, dict) else {}
+    found.pop("generate.max_bad_fraction", None)
+    return found | {key: made_by.get(key) for key in weights}
+
+
+def _growth(made_by: Mapping[str, JsonValue]) -> dict[str, list[JsonValue]]:
+    """How many captions and images came at a time; nothing where all came at once."""
+    grew = made_by.get("grew")
+    told = {key: grew[key] for key in ("captions", "more_images")} if isinstance(grew, dict) else {}
+    return {key: value if isinstance(value := told.get(key), list) else [] for key in ("captions", "more_images")}
 
 
 class DrawSets:
@@ -239,11 +258,11 @@ def draw_sets(
         for row, (one, x, z, numbers) in enumerate(zip(planned, images, latents, seeds, strict=True))
         if row not in left_out
     ]
-    named = [
-        f"set {planned[row].id}: image {first + index} is rejected by the safety checker {tried}"
+    named = {
+        planned[row].id: f"set {planned[row].id}: image {first + index} is rejected by the safety checker {tried}"
         for row, index in sorted(left_out.items())
-    ]
-    return MadeSets(sets=sets, redrawn=redrawn, rejected=rejected, bad=tuple(named))
+    }
+    return MadeSets(sets=sets, redrawn=redrawn, rejected=rejected, bad=named)
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ MAKERS = ("generate", "views", "procedures", "train", "finetune")
 FOUNDATION = "foundation."
 """Prefix of the parameters that name what a model started from."""
 PARENT_MODEL = "parent."
-"""Prefix of the parameter that names the model which fine-tuning started from."""
+"""Prefix of the parameter that names the model which fine-tuning started from, or training, where it was trained on."""
 
 
 def page(path: str, **query: object) -> str:
@@ -288,13 +288,25 @@ class History:
         first = (training or [seed])[0]
         return Chain(
             dataset=_dataset((finetuning or [first])[0]),
-            foundation=_with_prefix(FOUNDATION, first),
+            foundation=_with_prefix(FOUNDATION, self._origin(first)),
             model=model,
             training=self._past(training[0]) if training else None,
             finetuning=self._past(finetuning[0]) if finetuning else None,
             evaluations=evaluations,
             versions=list(self._versions(evaluations)),
         )
+
+    def _origin(self, training: Run) -> Run:
+        """The training that began with the foundation: of a model that was trained on, one before."""
+        seen = {training.info.run_id}
+        while before := self._of(
+            "train", self._tagged("model", next(iter(_with_prefix(PARENT_MODEL, training).values()), ""))
+        ):
+            if before[0].info.run_id in seen:
+                break
+            training = before[0]
+            seen.add(training.info.run_id)
+        return training
 
     def _versions(self, evaluations: Sequence[PastRun]) -> Iterator[Version]:
         aliases = self._aliases()

@@ -20,7 +20,7 @@ from m2m.errors import MADE_AGAIN, UserError
 from m2m.files import folder_digest, new_folder, write_atomically, write_digests
 from m2m.manifest import Manifest
 from m2m.models.unet import ImageSetUNet
-from m2m.params import Task, TrainCommon, VariantLearning
+from m2m.params import Task, TrainCommon, TrainDino, VariantLearning
 from m2m.pipeline import M2MPipeline
 from m2m.progress import progress
 from m2m.runtime import Runtime
@@ -52,7 +52,6 @@ def train_model(
     stage: Literal["train", "finetune"],
     starts_as: Literal["foundation", "parent"],
     parents: Sequence[Path],
-    captions_read: int = 0,
     task: Task | None = None,
     out: Path,
     curve: Path,
@@ -65,10 +64,9 @@ def train_model(
 
     Args:
         pipeline: before the first step, on the CPU: a pure function of the parameters and of the parents.
-        params: of the variant.
+        params: of the variant. Where they say so, M2M-DINO starts to read at what captions said to the first parent.
         starts_as: what the folders are that it starts from: the foundation's, or a trained model's.
         parents: the folders of weights that went in.
-        captions_read: of so many sets what captions said to the first parent is where M2M-DINO starts to read.
 
     Returns:
         the last point of the curve.
@@ -80,7 +78,7 @@ def train_model(
     variant, digests = pipeline.unet.variant, {folder: folder_digest(folder) for folder in parents}
     tags = {"variant": variant, **({"task": task} if task else {})}
     name = "-".join([stage, *tags.values()])
-    # Where a parent lay is no content, what it was is.
+    # Where a model lay that it starts from is no content; that it was this one, the digest says.
     parameters = {**common.model_dump(mode="json"), **params.model_dump(mode="json", exclude={"start"})}
     made_from: dict[str, object] = {starts_as: {folder.name: digest for folder, digest in digests.items()}}
     key = {"run": name, "parameters": parameters, "manifest": data.digest, "made from": made_from}
@@ -103,8 +101,8 @@ def train_model(
         held_out = None
         if ranks.is_first:
             held_out = HeldOut(pipeline, batches.loss, ImageSets(runtime.store, data, "validation"))
-        if captions_read and checkpoints.latest() is None:
-            start_from_captions(pipeline, parents[0], batches.sets, count=captions_read, seed=common.seed)
+        if isinstance(params, TrainDino) and params.caption_start and checkpoints.latest() is None:
+            start_from_captions(pipeline, parents[0], batches.sets, count=params.caption_start, seed=common.seed)
         state = start_or_resume(pipeline.unet, batches, checkpoints)
         with (runtime.tracker if ranks.is_first else NullTracker()).run(
             name, stage=stage, tags={**tags, "manifest": data.digest}, resume_key=checkpoints.tracking_key

@@ -23,10 +23,12 @@ MANIFEST, MODEL, FOUNDATION, COMMIT = "a" * 64, "b" * 64, "c" * 64, "d" * 40
 FLOW = Caller(flow_run="flow-1", flow_run_url="http://127.0.0.1:4200/runs/flow-run/flow-1", experiment="more")
 
 
-def record(database: str, spool: Path, stage: str, caller: Caller, *, dirty: bool = False) -> str:
+def record(
+    database: str, spool: Path, stage: str, caller: Caller, *, dirty: bool = False, model: str = MODEL, parent: str = ""
+) -> str:
     """A run as the stage records it, registration apart; gives MLflow's id."""
     tags = {**origin_tags(caller, Revision(COMMIT, dirty=dirty)), "dvc.stage": f"{stage}@dino"}
-    made = {"manifest": MANIFEST, **({"model": MODEL} if stage == "evaluate" else {})}
+    made = {"manifest": MANIFEST, **({"model": model} if stage == "evaluate" else {})}
     tracker = open_tracker(database, spool=spool, tags=tags)
     with tracker.run(f"{stage}-dino", stage=stage, tags=made) as run:
         run.dataset(
@@ -37,8 +39,9 @@ def record(database: str, spool: Path, stage: str, caller: Caller, *, dirty: boo
             sets={"train": 256, "validation": 48, "test": 192},
         )
         if stage == "train":
-            run.params({"foundation": {"stable-diffusion": FOUNDATION}, "seed": 0})
-            run.tags({"model": MODEL})
+            made_from = {"parent": {"before": parent}} if parent else {"foundation": {"stable-diffusion": FOUNDATION}}
+            run.params({**made_from, "seed": 0})
+            run.tags({"model": model})
         if stage == "evaluate":
             run.metrics({"content_agreement/mean": 0.91, "fid/position/01": 3.0, "baseline/mis/fid/mean": 1.0})
         return run.server_id(patience=60) or ""
@@ -93,6 +96,18 @@ SETS = ["256", "train,", "48", "validation,", "192", "test", "sets"]
 def one_line(result: Result) -> str:
     (line,) = result.stderr.splitlines()
     return line
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_on_leads_to_the_foundation_of_the_first(
+    m2m: Any, recorded: Recorded, tmp_path: Path
+) -> None:
+    second = record(recorded.database, tmp_path, "train", Caller(), model="e" * 64, parent=MODEL)
+    third = record(recorded.database, tmp_path, "train", Caller(), model="f" * 64, parent="e" * 64)
+    lines = [line.split() for line in m2m(third).stdout.splitlines()]
+    assert ["foundation", "stable-diffusion", FOUNDATION[:12]] in lines
+    assert [line[2].rstrip(",") for line in lines if line[:1] == ["training"]] == [third]
+    assert second
 
 
 @pytest.mark.slow

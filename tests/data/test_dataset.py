@@ -57,6 +57,52 @@ def test_sets_come_in_the_order_of_the_manifest(store: LocalStore, manifest: Man
             train[index]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"caption": "another"}, "the images that were added to it are not of that set, or do not follow it"),
+        ({"latents": None}, "the images that were added to it are not of that set"),
+        ({"first_image": N + 1}, f"set set-0 begins with image {N + 1}; the manifest says {N}"),
+        (
+            {"images": np.zeros((2, 8, 8, 3), np.uint8), "latents": np.ones((2, 4, 1, 1), np.float32)},
+            "has 2 images; the manifest",
+        ),
+        ({"id": "set-9"}, "1 sets are in all shards of it; the manifest says 2"),
+        ({"images": np.zeros((1, 4, 4, 3), np.uint8)}, "the images that were added to it are of another size"),
+    ],
+)
+def test_images_that_were_added_are_their_set_s_own(
+    changes: dict[str, Any], said: str | None, store: LocalStore, tmp_path: Path
+) -> None:
+    first = add(store, range(2), "train", tmp_path)
+    added = [
+        replace(
+            numbered(n), images=numbered(n).images[:1] + 9, latents=np.full((1, 4, 1, 1), 2, np.float32), first_image=N
+        )
+        for n in range(2)
+    ]
+    if first_set := changes.get("id"):
+        added[1] = replace(added[1], id=first_set)
+    else:
+        added[0] = replace(added[0], **changes)
+    entry = write_shard(added, tmp_path / "shard.tar", "train")
+    store.put(entry.key, tmp_path / "shard.tar", entry.sha256)
+    shards = (first, replace(entry, first_image=N))
+    grown = Manifest(schema_version=1, kind="mis", made_by={}, images_per_set=N + 1, redrawn=0, shards=shards)
+    sets = ImageSets(store, grown, "train")
+    assert (len(sets), grown.sets) == (2, {"train": 2})
+    if said is None:
+        one = sets[1]
+        assert one.images.reshape(N + 1, -1)[:, 0].tolist() == [1, 1, 1, 10]
+        assert one.latents is not None
+        assert one.latents[:, 0, 0, 0].tolist() == [1, 1, 1, 2]
+        assert sets.stored(0).pictures([3, 0]).reshape(2, -1)[:, 0].tolist() == [9, 0]
+        return
+    with pytest.raises(UserError, match=said):
+        sets[0]
+
+
 @pytest.fixture
 def fetched(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys that are asked of the store, as they are."""

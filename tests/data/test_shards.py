@@ -89,13 +89,13 @@ def test_how_many_images_were_rejected_is_known_everywhere(rejected: int, tmp_pa
 def test_what_was_left_out_of_a_shard_is_known_everywhere(some_are_good: bool, tmp_path: Path) -> None:
     def make_some(planned: Sequence[PlannedSet], advance: Advance) -> MadeSets:
         return MadeSets(
-            sets=make_sets(planned[1:], advance).sets if some_are_good else [], rejected=2, bad=("set-0: no picture",)
+            sets=make_sets(planned[1:], advance).sets if some_are_good else [], rejected=2, bad={"set-0": "no picture"}
         )
 
     first, _ = jobs(tmp_path)
     there, store = maker(tmp_path, make_some), runtime(tmp_path).store
     made = there.finish(first, there.begin(first, lambda *_, **__: None))
-    assert (made.bad, made.rejected) == (("set-0: no picture",), 2)
+    assert (made.bad, made.rejected) == ({"set-0": "no picture"}, 2)
     assert (made.entry is not None) == some_are_good
     assert Records(store, "views").of(first) == made
     (key,) = (key for key, _ in store.objects("records/"))

@@ -693,11 +693,17 @@ def test_what_was_drawn_by_other_code_stays_where_the_dataset_is_extended(
     assert len(batches) == (2 + 1) + 7
     assert after.made_by["extends"] == before.digest
     assert {one.key for one in before.shards} < {one.key for one in after.shards}
-    # And once more: what was added stays as well.
+    # And once more: what was added stays as well, and may not be changed.
     further = Path(shutil.copy(place.manifest, tmp_path / "further.json"))
     shutil.copy(f"{place.manifest}.sha256", f"{further}.sha256")
     monkeypatch.setattr(generate, "code_digest", lambda *_: "of still other code")
     assert place.run(extends=str(further), more_images=(1,)).shards == after.shards
+    for changed in ((), (2,), (2, 1)):
+        with pytest.raises(UserError, match=r"more_images came \[1\] at a time, and are .* add a number behind them"):
+            place.run(extends=str(further), more_images=changed)
+    write_captions(place.captions, [*ROWS, *LATER[:2]], ORIGIN, parts=[5, 2])
+    with pytest.raises(UserError, match=r"captions came \[5, 3\] at a time, and are \[5, 2\] now"):
+        place.run(extends=str(further), more_images=(1,))
     assert len(batches) == (2 + 1) + 7
 
 
@@ -715,9 +721,11 @@ def test_what_does_not_go_on_from_a_dataset_is_refused_before_anything_is_drawn(
     refused("cannot be extended: generate.seed was 3 there, and is 4 now", seed=4)
     refused("generate.images_per_set was 3 there", images_per_set=4)
     write_captions(place.captions, [row for row in ROWS if row.id != "test-1"], ORIGIN, parts=[5])
-    refused("1 of its shards are not asked for, the first of the sets test-0 to test-1; leave captions")
+    refused("captions.parquet does not begin with its 8 captions; leave captions as they were, but for more")
     write_captions(place.captions, [*ROWS[:2], CaptionRow("train-0", "another", "train"), *ROWS[3:]], ORIGIN)
-    refused("the caption of set train-0 was 'a 0' there, and is 'another' now")
+    refused("captions.parquet does not begin with its 8 captions")
+    write_captions(place.captions, [*ROWS, *LATER], ORIGIN)  # as if all had come at once
+    refused("1 of its shards are not asked for, the first of the sets train-4 to train-4; leave captions")
     write_captions(place.captions, ROWS, ORIGIN)
     lost = Manifest.read(made.manifest).shards[0].key
     (tmp_path / "grown/store" / lost).unlink()
@@ -743,7 +751,7 @@ def test_a_set_that_lacks_an_image_that_was_to_be_added_is_left_out(made: Workpl
     assert after.shards[0] == first
     assert [one.count for one in after.shards[:2]] == [2, 1]
     assert place.sets().keys() == made.sets().keys() - {"train-1"}
-    assert verify.run(place.manifest, store=place.store).startswith("10 shards, 8 sets, ")
+    assert verify.run(place.manifest, store=place.store).startswith("10 shards, 7 sets, ")
     # The block keeps what it has when further images come, also where other code draws them.
     shutil.copytree(place.manifest.parent, tmp_path / "before")
     further = place.run(
@@ -751,6 +759,7 @@ def test_a_set_that_lacks_an_image_that_was_to_be_added_is_left_out(made: Workpl
     )
     assert [one.count for one in further.shards[:3]] == [2, 1, 1]
     assert [one for one in further.shards if one.first_image < 4] == list(after.shards)
+    assert further.made_by["left_out"] == 1, "though two shards lack it"
     assert all(one.count == 5 for one in place.sets().values())
 
 

@@ -175,6 +175,22 @@ def test_a_node_that_is_about_to_leave_has_a_checkpoint_saved_at_once(
     assert folder_digest(tmp_path / "model") == folder_digest(here / "model")
 
 
+def test_ranks_seldom_ask_whether_a_node_leaves_and_it_is_said_once() -> None:
+    from m2m.engines.ranks import STEPS_BETWEEN, _Leaving
+
+    asked: list[int] = []
+
+    def notice() -> object | None:
+        asked.append(step)
+        return "a node" if step > 2 * STEPS_BETWEEN else None
+
+    leaving, said = _Leaving(notice), []
+    for step in range(1, 5 * STEPS_BETWEEN + 1):
+        said += [step] * leaving()
+    assert asked == [STEPS_BETWEEN * turn for turn in range(1, 6)]
+    assert said == [3 * STEPS_BETWEEN]
+
+
 def refusing(*_: Any, **__: Any) -> Point:
     raise UserError("the sets cannot be divided")
 

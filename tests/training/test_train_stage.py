@@ -161,6 +161,18 @@ def test_a_model_of_another_make_is_not_trained_on(run: Run, tmp_path: Path) -> 
     refused("its variant is self, and dino is asked for", variant="dino")
     refused(r"its train\.common\.max_context is \d, and 2 is asked for", common={"max_context": 2})
     refused("prediction_type is epsilon, and v_prediction is", common={"prediction_type": "v_prediction"})
+    model = load_pipeline(tmp_path / "before" / "model")
+    with torch.no_grad():
+        for block in model.unet.attentions().values():
+            block.slot_embedding += 1
+    model.save_pretrained(tmp_path / "before" / "model")
+    refused("its order of images is True, and False is asked for")
+    with torch.no_grad():
+        for block in model.unet.attentions().values():
+            block.slot_embedding.zero_()
+        next(model.vae.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "before" / "model")
+    refused("its VAE is not that of the foundation, which the sets' latents are of")
 
 
 @pytest.mark.slow
