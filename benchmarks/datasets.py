@@ -1,4 +1,4 @@
-"""Datasets: sets drawn into shards against a loop over diffusers' pipeline, and shards read against `webdataset`."""
+"""Datasets: sets drawn into shards against a loop over diffusers' pipeline, and shards read against other readers."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 import webdataset
 from PIL import Image
 
+from benchmarks.loading import Loading
 from benchmarks.rows import Row
 from benchmarks.sampling import GUIDANCE_SCALE, arguments, text_pipeline
 from benchmarks.setting import Setting
-from m2m.data.dataset import ImageSets, TrainingOrder
-from m2m.data.sets import ImageSet, read_shard, write_shard
+from m2m.data.sets import read_shard, write_shard
 from m2m.data.shards import PlannedSet
 from m2m.diffusion.stable_diffusion import StableDiffusion
 from m2m.files import file_digest
-from m2m.manifest import Manifest, ShardEntry
-from m2m.params import GenerateParams, Variant
+from m2m.params import GenerateParams
 from m2m.stages.generate import draw_sets
-from m2m.store import LocalStore
 
 IMAGES_PER_SET = 6
-PAPER_SHARD = 64, 25
-"""Sets, and images of each, in a shard of the paper's profile."""
-TRAINED_ON, SHARDS_LOADED = 9, 3
 
 
 def rows(setting: Setting) -> Iterator[Row]:
@@ -42,7 +36,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         yield from generation(setting, folder)
         setting.free()
         yield reading(replace(setting, repeats=8 * setting.repeats), folder / "0.tar")
-        yield from loading(setting, folder)
+        yield from Loading(pixels=setting.pixels, sets_per_step=setting.sets, repeats=setting.repeats).rows(folder)
 
 
 def generation(setting: Setting, folder: Path) -> Iterator[Row]:
@@ -145,58 +139,6 @@ def reading(setting: Setting, shard: Path) -> Row:
     return setting.faster(
         f"reading/{setting.pixels}px", setting.seconds(ours, other), amounts=(amount, amount), unit="images/s"
     )
-
-
-def loading(setting: Setting, folder: Path) -> Iterator[Row]:
-    """Sets a second as training takes them, out of shards of the paper's make-up; their images are noise.
-
-    Both decode what is trained on alone: of a set's 25 images 9 in random order, M2M-Self their latents, M2M-DINO the
-    pictures of its context, too. Ours hashes each shard before, and mixes the sets of as many shards as a step has
-    sets; webdataset shuffles in a buffer of one shard's sets.
-    """
-    draws, size, (sets, images) = np.random.default_rng(0), setting.pixels, PAPER_SHARD
-    store, entries = LocalStore(folder / "store"), list[ShardEntry]()
-    for shard in range(SHARDS_LOADED):
-        noise = (
-            ImageSet(
-                id=f"set-{shard}-{number:02}",
-                caption="noise",
-                images=draws.integers(256, size=(images, size, size, 3), dtype=np.uint8),
-                latents=draws.standard_normal((images, 4, size // 8, size // 8), np.float32).astype(np.float16),
-            )
-            for number in range(sets)
-        )
-        entries.append(write_shard(noise, folder / "noise.tar", "train"))
-        store.put(entries[-1].key, folder / "noise.tar", entries[-1].sha256)
-    manifest = Manifest(
-        schema_version=1, kind="mis", made_by={}, images_per_set=images, redrawn=0, shards=tuple(entries)
-    )
-    paths, amount = [str(folder / "store" / one.key) for one in entries], float(SHARDS_LOADED * sets)
-
-    def ours(variant: Variant) -> None:
-        dataset = ImageSets(store, manifest, "train")
-        order = TrainingOrder(dataset.counts, seed=0, sets_per_step=setting.sets)
-        for step in range(len(dataset) // setting.sets):
-            for index, _ in order.step(step):
-                one, chosen = dataset.stored(index), draws.permutation(images)[:TRAINED_ON]
-                assert one.latents is not None
-                one.latents[chosen]
-                if variant == "dino":
-                    one.pictures(chosen[:-1])
-
-    def other(variant: Variant) -> None:
-        def take(sample: dict[str, Any]) -> None:
-            chosen = draws.permutation(images)[:TRAINED_ON]
-            np.load(io.BytesIO(sample["latents.npy"]))[chosen]
-            for place in chosen[:-1] if variant == "dino" else ():
-                np.array(Image.open(io.BytesIO(sample[f"{place:03}.png"])))
-
-        for sample in webdataset.WebDataset(paths, shardshuffle=SHARDS_LOADED).shuffle(sets):
-            take(sample)
-
-    for variant in get_args(Variant):
-        seconds = setting.seconds(partial(ours, variant), partial(other, variant))
-        yield setting.faster(f"loading/{size}px/{variant}", seconds, amounts=(amount, amount), unit="sets/s")
 
 
 def _decoded(sample: dict[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[str, Any]]:

@@ -52,7 +52,7 @@ GOALS = {
     r"generation/\d+px": Goal(1.3, least=True),
     r"generation/\d+px/beside-the-network": Goal(0.05),
     r"reading/\d+px": Goal(1.0, least=True),
-    r"loading/\d+px/(self|dino)": Goal(1.0, least=True),
+    r"loading/\d+px/(self|dino)(/s3)?": Goal(1.0, least=True),
     r"start/import": Goal(0.3, absolute=True),
     r"start/help": Goal(1.0, absolute=True),
     r"start/repro": Goal(5.0, absolute=True),

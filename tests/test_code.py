@@ -121,10 +121,10 @@ def test_it_stays_small() -> None:
     around = [path for name in ("flows", "infra", "benchmarks", "ablations") for path in (ROOT / name).rglob("*.py")]
     assert len(modules) <= 127
     # Of these some 180 are `m2m export`, 180 what may be published and on what terms, 120 failing nodes in plans, and
-    # 520 what a profile needs: its weights, where they come from, and whether a machine has it all; 260 are datasets
+    # 520 what a profile needs: its weights, where they come from, and whether a machine has it all; 300 are datasets
     # that grow.
-    assert sum(map(lines_of_code, modules)) <= 15_750
-    assert (
-        sum(map(lines_of_code, around)) <= 2_820
-    )  # 100 of these measure what a cluster costs, and what 100,000 shards do
+    assert sum(map(lines_of_code, modules)) <= 15_780
+    # Of these 220 are three readers of sets side by side, from files and over S3, each in a process of its own, and 100
+    # measure what a cluster costs, and what 100,000 shards do.
+    assert sum(map(lines_of_code, around)) <= 3_000
     assert [str(path) for path in (*modules, *around) if len(path.read_text().splitlines()) > 400] == []

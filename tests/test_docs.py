@@ -23,6 +23,7 @@ ELSEWHERE = {
     "ci": "CI runs it by itself",
     "docker": "needs Docker",
     "gpu": "needs GPUs, or data of hundreds of gigabytes",
+    "index": "makes another environment, of a gigabyte, from a package index",
 }
 """What a block that does not run here says after ``sh``."""
 
