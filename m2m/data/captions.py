@@ -131,11 +131,7 @@ def read_origin(path: Path) -> Origin:
 
 
 def read_parts(path: Path) -> tuple[int, ...]:
-    """How many captions for training came at a time, in order; empty if all did.
-
-    Raises:
-        UserError: there is no such file, or it is no caption file.
-    """
+    """How many captions for training came at a time, in order; empty if all did. Raises what `read_origin` does."""
     return tuple(json.loads(_metadata(path).get("parts", "[]")))
 
 

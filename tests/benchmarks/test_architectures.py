@@ -75,7 +75,7 @@ def test_they_draw_in_half_the_precision(setting: Setting, variant: Variant) -> 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
 def test_datasets_are_made_and_read_by_both_sides(setting: Setting) -> None:
     names = [row.name for row in rows(setting)]
-    of_both = [f"loading/64px/{variant}" for variant in ("self", "dino")]
+    of_both = [f"loading/64px/{variant}{what}" for variant in ("self", "dino") for what in ("", "/cpu")]
     assert names == ["generation/64px", "generation/64px/beside-the-network", "reading/64px", *of_both]
 
 
