@@ -112,7 +112,8 @@ def _connect(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address == HERE:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR)
+            # Never one that runs here already, or a file says has run.
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
         else:
             ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
