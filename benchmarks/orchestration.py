@@ -2,8 +2,7 @@
 
 ``python -m benchmarks.orchestration`` works in clones of the last commit and writes ``results/orchestration.json``. The
 time of the stages' own commands is taken by a program named python that stands before the real one on the PATH; what is
-left of a run's time, when no command runs, is the orchestration's. And what a cluster of Ray costs on top of drawing:
-``--cluster`` measures that alone.
+left of a run's time, when no command runs, is the orchestration's.
 """
 
 from __future__ import annotations
@@ -23,15 +22,11 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from benchmarks.rows import RESULTS, Row, renewed, write
+from benchmarks.rows import RESULTS, Row, write
 from infra import local, state
 from infra.servers import PORTS, Stack, servers
-from m2m.data.shards import PlannedSet, ShardMaker, shard_jobs
 from m2m.evaluation.efficiency import hardware
-from m2m.params_file import load_params
-from m2m.runtime import Machine
-from m2m.settings import TELEMETRY_OFF, Settings
-from m2m.stages.generate import DrawSets
+from m2m.settings import TELEMETRY_OFF
 
 ROOT = Path(__file__).parents[1]
 KEY = "m2m:bench"
@@ -47,15 +42,11 @@ exit $code
 
 
 def main() -> None:
-    results = RESULTS / "orchestration.json"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        rows = [] if "--cluster" in sys.argv else measure(Path(folder))
-        if rows:
-            write(rows, results)
-        rows.append(on_a_cluster(Path(folder)))
-    write(renewed(results, rows), results)
+        rows = measure(Path(folder))
+    write(rows, RESULTS / "orchestration.json")
     for row in rows:
-        print(f"{row.name}: {row.ours:g} {row.unit}, without {row.other:g}")
+        print(f"{row.name}: {row.ours:g} {row.unit}, by dvc repro {row.other:g}")
 
 
 def measure(folder: Path) -> list[Row]:
@@ -81,38 +72,6 @@ def measure(folder: Path) -> list[Row]:
         row(f"flow over an up-to-date pipeline of {stages} stages", nothing, repro[1][0]),
         row(f"experiment, whose {stages} stages all come from DVC's cache", experiment, repro[1][0]),
     ]
-
-
-def on_a_cluster(folder: Path) -> Row:
-    """Seconds a shard of the embedded profile's size: by workers of a cluster on this machine, and by as many here."""
-    params = load_params(ROOT / "profiles" / "embedded.yaml").generate
-    weights, judge = (ROOT / "models" / "foundation" / name for name in ("stable-diffusion", "inception"))
-    seconds = dict.fromkeys(("ray", "local"), 0.0)
-    cores = os.cpu_count() or 1
-    shards = 2 * cores
-    for engine in seconds:
-        environment = {"M2M_ENGINE": engine, "M2M_STORE": str(folder / engine)}
-        settings = Settings.from_environment({**environment, "MLFLOW_TRACKING_URI": "none"}, checkout=folder)
-        runtime = Machine("bench", settings=settings).runtime(on_cluster=True)
-        share = runtime.engine.share
-        draw = DrawSets(share(weights), share(judge), params, generator="0" * 64, device=runtime.device)
-        maker = ShardMaker(make_sets=draw, store=runtime.store, stage="generate", work=runtime.work)
-        sets = [
-            PlannedSet(id=f"set-{number}", caption="a star", count=params.images_per_set)
-            for number in range(shards * params.sets_per_shard)
-        ]
-        jobs = shard_jobs(
-            {"train": sets, "validation": [], "test": []},
-            depends=[],
-            sets_per_shard=params.sets_per_shard,
-            runtime=runtime,
-        )
-        made = [
-            time.monotonic() for _ in runtime.engine.make(maker, ((job, None) for job in jobs), lambda *_, **__: None)
-        ]
-        # Networks are loaded with the first shard of each worker.
-        seconds[engine] = (made[-1] - made[cores - 1]) / (shards - cores)
-    return row(f"a shard of {params.sets_per_shard} sets, on a cluster", *seconds.values())
 
 
 def clone(folder: Path) -> Path:
