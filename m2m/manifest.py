@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeAlias
+from typing import Annotated, Final, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -229,9 +229,19 @@ class Manifest(BaseModel):
         return dict(counts)
 
 
-def grouped(shards: Iterable[ShardEntry]) -> Iterator[Block]:
+class _Ordered(Protocol):
+    """An entry, or whatever else is said of a shard."""
+
+    @property
+    def first_image(self) -> int: ...
+
+
+OfShard = TypeVar("OfShard", bound=_Ordered)
+
+
+def grouped(shards: Iterable[OfShard]) -> Iterator[tuple[OfShard, ...]]:
     """Shards in a manifest's order, each with those that add images to its sets."""
-    block: list[ShardEntry] = []
+    block: list[OfShard] = []
     for shard in shards:
         if block and not shard.first_image:
             yield tuple(block)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from m2m.data.sets import ImageSet, write_shard
 from m2m.errors import UserError
 from m2m.files import file_digest, scratch_folder, write_atomically
-from m2m.manifest import Manifest, ShardEntry, Split, shard_key
+from m2m.manifest import Manifest, ShardEntry, Split, grouped, shard_key
 from m2m.progress import Advance
 from m2m.runtime import Runtime
 from m2m.store import Store
@@ -96,12 +96,7 @@ class FinishedShard(BaseModel):
 
         A block of which none is left is left out.
         """
-        grouped = list[list[FinishedShard]]()
-        for one in finished:
-            if not one.first_image:
-                grouped.append([])
-            grouped[-1].append(one)
-        for block in grouped:
+        for block in grouped(finished):
             entries = [one.entry for one in block if one.entry]
             left = block[0].sets - len({id_ for one in block for id_ in one.bad})
             if len(entries) == len(block) and (left or len(block) == 1):

@@ -298,14 +298,10 @@ class History:
 
     def _origin(self, training: Run) -> Run:
         """The training that began with the foundation: of a model that was trained on, one before."""
-        seen = {training.info.run_id}
-        while before := self._of(
-            "train", self._tagged("model", next(iter(_with_prefix(PARENT_MODEL, training).values()), ""))
-        ):
-            if before[0].info.run_id in seen:
-                break
-            training = before[0]
+        seen: set[str] = set()
+        while training.info.run_id not in seen:  # without a parent it leads to itself
             seen.add(training.info.run_id)
+            training = (self._of("train", self._tagged("model", _parent(training))) or [training])[0]
         return training
 
     def _versions(self, evaluations: Sequence[PastRun]) -> Iterator[Version]:
@@ -378,9 +374,9 @@ def _with_prefix(prefix: str, run: Run) -> dict[str, str]:
     return {key.removeprefix(prefix): one for key, one in run.data.params.items() if key.startswith(prefix)}
 
 
-def _parent(finetuning: Run) -> str:
-    """The hash of the model that fine-tuning started from; its own, which no training made, if it was none."""
-    return next(iter(_with_prefix(PARENT_MODEL, finetuning).values()), finetuning.data.tags.get("model", ""))
+def _parent(run: Run) -> str:
+    """The hash of the model that a run started from; its own if it was none."""
+    return next(iter(_with_prefix(PARENT_MODEL, run).values()), run.data.tags.get("model", ""))
 
 
 def _dataset(run: Run) -> Dataset | None:
